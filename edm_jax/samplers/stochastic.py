@@ -1,0 +1,168 @@
+"""Stochastic sampling: Heun steps with churn (EDM Algorithm 2)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from edm_jax import seeds
+from edm_jax.samplers import heun, loop
+from edm_jax.typing import Array, ArrayLike, DenoiseFn, Key
+
+MAX_GAMMA = math.sqrt(2) - 1  # EDM Algorithm 2, line 2: never more new noise than old
+NoiseFn = Callable[[Array], Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Churn:
+    """How much noise each step adds before it denoises (EDM Algorithm 2).
+
+    All four are traced numbers: a sweep over them costs one compilation.
+
+    Attributes:
+      s_churn: total amount; gamma = min(s_churn / N, sqrt(2) - 1) per step.
+      s_tmin, s_tmax: the range of noise levels that churn, both ends inclusive.
+      s_noise: standard deviation of the added noise, relative to the exact value.
+    """
+
+    s_churn: ArrayLike = 0.0
+    s_tmin: ArrayLike = 0.0
+    s_tmax: ArrayLike = math.inf
+    s_noise: ArrayLike = 1.0
+
+    def gamma(self, sigma: ArrayLike, num_steps: int) -> Array:
+        """Relative increase of the noise level, of the shape of sigma."""
+        active = (self.s_tmin <= sigma) & (sigma <= self.s_tmax)
+        gamma = jnp.minimum(jnp.asarray(self.s_churn, sigma.dtype) / num_steps, MAX_GAMMA)
+        return jnp.where(active, gamma, 0).astype(sigma.dtype)
+
+
+def add_noise(
+    x: Array,
+    sigma: ArrayLike,
+    gamma: ArrayLike,
+    s_noise: ArrayLike,
+    noise: Array,
+    round_sigma: Callable[[Array], Array] | None = None,
+) -> tuple[Array, Array]:
+    """Raise the noise level from sigma to (1 + gamma) sigma (Algorithm 2, lines 4-6).
+
+    Args:
+      x: state at noise level sigma, any shape.
+      sigma, gamma, s_noise: scalars.
+      noise: standard normal, of the shape of x.
+      round_sigma: rounding to levels the network knows; None for none.
+
+    Returns:
+      The noisier state and its noise level sigma_hat.
+    """
+    # sqrt(sigma_hat^2 - sigma^2), factored: the difference of squares cancels, and
+    # fused into one kernel it can be negative at gamma = 0.
+    if round_sigma is None:
+        sigma_hat = sigma + gamma * sigma
+        std = sigma * jnp.sqrt(gamma * (gamma + 2))
+    else:
+        sigma_hat = round_sigma(sigma + gamma * sigma).astype(x.dtype)
+        std = jnp.sqrt(jnp.maximum((sigma_hat - sigma) * (sigma_hat + sigma), 0))
+    return x + std * s_noise * noise, sigma_hat
+
+
+def stochastic_step(
+    denoise: DenoiseFn,
+    x: Array,
+    sigma: ArrayLike,
+    sigma_next: ArrayLike,
+    gamma: ArrayLike,
+    s_noise: ArrayLike,
+    noise: Array,
+    *,
+    round_sigma: Callable[[Array], Array] | None = None,
+) -> tuple[Array, Array]:
+    """Add noise, then one Heun step (EDM Algorithm 2, lines 4-11); 2 network calls.
+
+    Args:
+      denoise: D(x; sigma).
+      x: state at noise level sigma, any shape.
+      sigma, sigma_next: scalars; sigma_next > 0.
+      gamma: relative increase of the noise level, `Churn.gamma`.
+      s_noise: `Churn.s_noise`.
+      noise: standard normal, of the shape of x.
+      round_sigma: rounding to levels the network knows; None for none.
+
+    Returns:
+      The state at sigma_next and D(x_hat; sigma_hat); both of the shape of x.
+    """
+    x_hat, sigma_hat = add_noise(x, sigma, gamma, s_noise, noise, round_sigma)
+    return heun.heun_step(denoise, x_hat, sigma_hat, sigma_next)
+
+
+def sample_stochastic(
+    denoise: DenoiseFn,
+    x: Array,
+    sigmas: ArrayLike,
+    key: Key | None = None,
+    churn: Churn = Churn(),
+    *,
+    noise_fn: NoiseFn | None = None,
+    round_sigma: Callable[[Array], Array] | None = None,
+    trajectory: bool = False,
+) -> Array | loop.Trajectory:
+    """Stochastic sampling (EDM Algorithm 2); 2N - 1 network calls, churn or not.
+
+    With ``churn.s_churn == 0`` it equals sample_heun.
+
+    Args:
+      denoise: D(x; sigma); sigma arrives as a scalar of the dtype of the state.
+      x: state at noise level sigmas[0], that is sigmas[0] times standard normal
+        noise; any shape.
+      sigmas: ``(N+1,)`` strictly decreasing levels ending in 0; may be traced.
+      key: ``(B,)`` keys, one per image (`seeds.image_keys`), or one key for all.
+      churn: the constants of the method; numbers or traced scalars.
+      noise_fn: step index -> standard normal noise of the shape of x, to replay
+        recorded draws; by default drawn from ``key``.
+      round_sigma: rounding of raised levels to those the network knows
+        (`Preconditioning.round_sigma`); None for none.
+      trajectory: return every state instead of the last.
+
+    Returns:
+      The sample, of the shape of x, or a Trajectory whose ``denoised`` is
+      D(x_hat_i; sigma_hat_i).
+
+    Raises:
+      ValueError: for a bad grid, or if neither key nor noise_fn is given.
+    """
+    loop.check_sigmas(sigmas)
+    x = jnp.asarray(x, loop.state_dtype(x))
+    sigmas = jnp.asarray(sigmas, x.dtype)
+    num_steps = sigmas.shape[0] - 1
+    if noise_fn is None:
+        if key is None:
+            raise ValueError("sample_stochastic needs a key (or a noise_fn); sample_heun needs none")
+        shape, dtype = x.shape, x.dtype
+
+        def noise_fn(step: Array) -> Array:
+            return seeds.churn_noise(key, step, shape, dtype)
+
+    gammas = churn.gamma(sigmas[:-1], num_steps)
+    s_noise = jnp.asarray(churn.s_noise, x.dtype)
+    steps = jnp.arange(num_steps)
+
+    def step(x: Array, i: Array, sigma: Array, sigma_next: Array, gamma: Array) -> tuple:
+        noise = noise_fn(i).astype(x.dtype)
+        return stochastic_step(
+            denoise, x, sigma, sigma_next, gamma, s_noise, noise, round_sigma=round_sigma
+        )
+
+    def last_step(x: Array, i: Array, sigma: Array, gamma: Array) -> tuple[Array, Array]:
+        noise = noise_fn(i).astype(x.dtype)
+        x_hat, sigma_hat = add_noise(x, sigma, gamma, s_noise, noise, round_sigma)
+        return heun.euler_step(denoise, x_hat, sigma_hat, jnp.zeros_like(sigma))
+
+    inputs = (steps[:-1], sigmas[:-2], sigmas[1:-1], gammas[:-1])
+    last_inputs = (steps[-1], sigmas[-2], gammas[-1])
+    return loop.scan_steps(step, last_step, x, inputs, last_inputs, trajectory=trajectory)

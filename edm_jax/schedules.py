@@ -1,0 +1,191 @@
+"""Noise schedules sigma(t), signal scalings s(t), and grids of noise levels.
+
+A schedule and a scaling are each one small value, independent of the other
+(EDM Table 1, rows "Schedule" and "Scaling").  Grids are computed with NumPy in
+float64 and cast where they enter a sampler: the rho = 7 warp costs a digit in
+float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from edm_jax.typing import Array, ArrayLike
+
+# EDM Table 1, "Parameters".
+VP_BETA_D = 19.9
+VP_BETA_MIN = 0.1
+VP_EPS_S = 1e-3
+IDDPM_C_1 = 0.001
+IDDPM_C_2 = 0.008
+IDDPM_NUM_LEVELS = 1000
+
+
+class Schedule(Protocol):
+    """sigma(t) with its derivative and inverse."""
+
+    def sigma(self, t: ArrayLike) -> Array: ...
+
+    def sigma_dot(self, t: ArrayLike) -> Array: ...
+
+    def inverse(self, sigma: ArrayLike) -> Array: ...
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class VPSchedule:
+    """sigma(t) = sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1) (EDM Table 1, VP).
+
+    Attributes:
+      beta_d, beta_min: slope and offset of the rate beta(t) = beta_min + beta_d t.
+    """
+
+    beta_d: ArrayLike = VP_BETA_D
+    beta_min: ArrayLike = VP_BETA_MIN
+
+    def sigma(self, t: ArrayLike) -> Array:
+        """Noise level at time ``t``; expm1 keeps the digits that exp - 1 loses."""
+        return jnp.sqrt(jnp.expm1(0.5 * self.beta_d * t**2 + self.beta_min * t))
+
+    def sigma_dot(self, t: ArrayLike) -> Array:
+        """dsigma/dt = (beta_min + beta_d t) (sigma + 1/sigma) / 2."""
+        sigma = self.sigma(t)
+        return 0.5 * (self.beta_min + self.beta_d * t) * (sigma + 1 / sigma)
+
+    def inverse(self, sigma: ArrayLike) -> Array:
+        """Time t with sigma(t) = ``sigma``."""
+        # (sqrt(b^2 + 2 d L) - b) / d, rationalised: no cancellation at small sigma.
+        log_term = 2 * jnp.log1p(jnp.square(sigma))
+        return log_term / (
+            jnp.sqrt(self.beta_min**2 + self.beta_d * log_term) + self.beta_min
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class VESchedule:
+    """sigma(t) = sqrt(t) (EDM Table 1, VE)."""
+
+    def sigma(self, t: ArrayLike) -> Array:
+        """Noise level at time ``t``."""
+        return jnp.sqrt(t)
+
+    def sigma_dot(self, t: ArrayLike) -> Array:
+        """dsigma/dt = 1 / (2 sqrt(t))."""
+        return 0.5 / jnp.sqrt(t)
+
+    def inverse(self, sigma: ArrayLike) -> Array:
+        """t = sigma^2."""
+        return jnp.square(sigma)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LinearSchedule:
+    """sigma(t) = t (EDM Table 1, EDM and DDIM)."""
+
+    def sigma(self, t: ArrayLike) -> Array:
+        """Noise level at time ``t``."""
+        return jnp.asarray(t)
+
+    def sigma_dot(self, t: ArrayLike) -> Array:
+        """dsigma/dt = 1."""
+        return jnp.ones_like(t)
+
+    def inverse(self, sigma: ArrayLike) -> Array:
+        """t = sigma."""
+        return jnp.asarray(sigma)
+
+
+# ---------------------------------------------------------------- noise-level grids
+
+
+def check_range(num_steps: int, sigma_min: float, sigma_max: float) -> None:
+    """Raise ValueError unless N >= 1 and 0 < sigma_min < sigma_max < inf."""
+    if isinstance(num_steps, bool) or int(num_steps) != num_steps or num_steps < 1:
+        raise ValueError(f"num_steps must be an integer >= 1, got {num_steps!r}")
+    if not 0 < sigma_min < sigma_max < np.inf:
+        raise ValueError(
+            "need 0 < sigma_min < sigma_max < inf, got "
+            f"sigma_min={sigma_min}, sigma_max={sigma_max}"
+        )
+
+
+def _ramp(num_steps: int) -> np.ndarray:
+    """i / (N - 1) for i = 0..N-1; [0] for N = 1, where the formula divides 0 by 0."""
+    return np.arange(num_steps, dtype=np.float64) / max(num_steps - 1, 1)
+
+
+def append_zero(sigmas: np.ndarray) -> np.ndarray:
+    """Add the final level 0 to a grid: ``(N,)`` -> ``(N+1,)``."""
+    return np.append(sigmas, 0.0)
+
+
+def karras_sigmas(
+    num_steps: int,
+    *,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    rho: float = 7.0,
+) -> np.ndarray:
+    """Noise levels visited by the EDM samplers (EDM Eq. 5).
+
+        sigma_i = (sigma_max^(1/rho) + i/(N-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho
+
+    Args:
+      num_steps: N, at least 1; N = 1 gives the single level sigma_max.
+      sigma_min, sigma_max: ends of the range, in data units (images span [-1, 1]).
+      rho: warp; larger crowds the levels towards sigma_min.
+
+    Returns:
+      ``(N+1,)`` float64, strictly decreasing, last entry 0.
+
+    Raises:
+      ValueError: unless N >= 1, 0 < sigma_min < sigma_max and rho > 0.
+    """
+    check_range(num_steps, sigma_min, sigma_max)
+    if not rho > 0:
+        raise ValueError(f"rho must be positive, got {rho}")
+    top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    sigmas = (top + _ramp(num_steps) * (bottom - top)) ** rho
+    # The ends are exact by definition; the power may miss them by one ulp.
+    sigmas[0] = sigma_max
+    if num_steps > 1:
+        sigmas[-1] = sigma_min
+    return append_zero(sigmas)
+
+
+def iddpm_levels(
+    num_levels: int = IDDPM_NUM_LEVELS,
+    *,
+    c_1: float = IDDPM_C_1,
+    c_2: float = IDDPM_C_2,
+    dtype: np.typing.DTypeLike = np.float64,
+) -> np.ndarray:
+    """The discrete noise levels u_j of iDDPM (EDM Table 1, section C.3).
+
+        abar_j = sin^2(pi/2 * j / (M (C_2 + 1))),   u_M = 0
+        u_{j-1} = sqrt((u_j^2 + 1) / max(abar_{j-1} / abar_j, C_1) - 1)
+
+    Args:
+      num_levels: M.
+      c_1, c_2: the constants of Table 1.
+      dtype: precision of the recursion.  The published networks carry a float32
+        table, up to 5e-4 away from exact arithmetic at the small end.
+
+    Returns:
+      ``(M+1,)`` of ``dtype``, strictly decreasing in j; u_0 is the largest, u_M = 0.
+    """
+    dtype = np.dtype(dtype).type
+    j = np.arange(num_levels + 1).astype(dtype)
+    abar = np.sin(dtype(0.5 * np.pi) * j / dtype(num_levels) / dtype(c_2 + 1)) ** 2
+    u = np.zeros(num_levels + 1, dtype)
+    for k in range(num_levels, 0, -1):
+        ratio = max(abar[k - 1] / abar[k], dtype(c_1))
+        u[k - 1] = np.sqrt((u[k] ** 2 + dtype(1)) / ratio - dtype(1))
+    return u

@@ -1,0 +1,39 @@
+"""Package definition; the command-line programs live in experiments/, outside it."""
+
+from setuptools import find_packages, setup
+
+# Lower bounds are the oldest releases that work together with JAX 0.10 and 0.11.
+CORE = ["jax>=0.10.0", "flax>=0.12.0", "numpy>=2.0"]
+TRAIN = [
+    "absl-py>=2.1",
+    "clu>=0.0.12",
+    "grain>=0.2.14",
+    "matplotlib>=3.9",
+    "ml-collections>=1.0",
+    "optax>=0.2.5",
+    "orbax-checkpoint>=0.11.30",
+    "pillow>=11.0",
+    "scikit-learn>=1.5",
+    "scipy>=1.14",
+    "tensorflow-datasets>=4.9.8",
+    "tqdm>=4.66",
+]
+TENSORBOARD = ["tensorflow>=2.18", "tensorboard>=2.18"]
+DIFFRAX = ["diffrax>=0.7"]
+TEST = ["hypothesis>=6.100", "pytest>=8.0", "ruff>=0.9"]
+
+setup(
+    name="edm_jax",
+    version="0.1.0",
+    description="EDM diffusion models (Karras et al. 2022) in JAX and Flax.",
+    license="Apache-2.0",
+    packages=find_packages(include=["edm_jax", "edm_jax.*"]),
+    python_requires=">=3.11",
+    install_requires=CORE,
+    extras_require={
+        "train": TRAIN,
+        "tensorboard": TENSORBOARD,
+        "diffrax": DIFFRAX,
+        "dev": TRAIN + TENSORBOARD + DIFFRAX + TEST,
+    },
+)

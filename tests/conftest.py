@@ -1,0 +1,39 @@
+"""Shared test settings: 8 fake CPU devices, strict ranks, golden arrays."""
+
+import os
+
+# Read by the XLA client when it starts, so it must be set before jax is used.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Loads tests/golden/<name>.npz (origin: tests/golden/README.md)."""
+    return lambda name: np.load(GOLDEN / f"{name}.npz")
+
+
+@pytest.fixture(scope="session")
+def golden_json():
+    """Reads a 0-d string entry holding JSON."""
+    return lambda archive, name: json.loads(str(archive[name]))
+
+
+@pytest.fixture
+def x64():
+    """64-bit mode for the length of a test."""
+    with jax.enable_x64(True):
+        yield
