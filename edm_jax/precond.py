@@ -222,9 +222,7 @@ def vp_preconditioning(
     eps_t: float = 1e-5,
 ) -> Preconditioning:
     """VP preconditioning; its range is sigma(eps_t)..sigma(1) (EDM Table 1)."""
-    coefs = functools.partial(
-        vp_coefs, beta_d=beta_d, beta_min=beta_min, num_levels=num_levels
-    )
+    coefs = functools.partial(vp_coefs, beta_d=beta_d, beta_min=beta_min, num_levels=num_levels)
     ends = [math.sqrt(math.expm1(0.5 * beta_d * t**2 + beta_min * t)) for t in (eps_t, 1)]
     return Preconditioning("vp", coefs, *ends)
 

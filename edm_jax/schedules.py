@@ -61,9 +61,7 @@ class VPSchedule:
         """Time t with sigma(t) = ``sigma``."""
         # (sqrt(b^2 + 2 d L) - b) / d, rationalised: no cancellation at small sigma.
         log_term = 2 * jnp.log1p(jnp.square(sigma))
-        return log_term / (
-            jnp.sqrt(self.beta_min**2 + self.beta_d * log_term) + self.beta_min
-        )
+        return log_term / (jnp.sqrt(self.beta_min**2 + self.beta_d * log_term) + self.beta_min)
 
 
 @jax.tree_util.register_dataclass

@@ -142,7 +142,9 @@ def sample_stochastic(
     num_steps = sigmas.shape[0] - 1
     if noise_fn is None:
         if key is None:
-            raise ValueError("sample_stochastic needs a key (or a noise_fn); sample_heun needs none")
+            raise ValueError(
+                "sample_stochastic needs a key (or a noise_fn); sample_heun needs none"
+            )
         shape, dtype = x.shape, x.dtype
 
         def noise_fn(step: Array) -> Array:
