@@ -1,0 +1,118 @@
+r"""Defaults of every option; other files state their differences.
+
+    python experiments/main.py --config=configs/<file>.py --workdir=runs/<name> \
+        --config.train.lr=1e-4
+
+Values are those of EDM Table 1 and of the published training runs for CIFAR-10.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The default configuration."""
+    d = ml_collections.ConfigDict
+    config = d()
+    config.seed = 0
+
+    # Where images come from: digits | images (folder or zip) | tfds.
+    config.data = d(
+        dict(
+            source="digits",
+            path="",  # images: folder or zip; tfds: "name" or "name:split"
+            conditional=True,  # use the labels, if there are any
+            mirror=False,  # random left-right flips; not together with augmentation
+            num_threads=8,
+            num_workers=0,  # reading processes; 0 reads in threads
+        )
+    )
+
+    # The raw network; sizes that follow from the data are filled in.
+    config.model = d(
+        dict(
+            name="SongUNet",
+            model_channels=128,
+            channel_mult=(2, 2, 2),
+            channel_mult_emb=4,
+            num_blocks=4,
+            attn_resolutions=(16,),
+            dropout=0.13,
+            label_dropout=0.0,
+            # SongUNet only (DDPM++ values)
+            embedding_type="positional",
+            channel_mult_noise=1,
+            encoder_type="standard",
+            decoder_type="standard",
+            resample_filter=(1, 1),
+            # how it is computed, not what
+            dtype="float32",
+            remat="none",
+        )
+    )
+
+    # Each choice has a name and its constants for every name (EDM Table 1).
+    config.precond = d(
+        dict(
+            name="edm",
+            edm=d(dict(sigma_data=0.5)),
+            vp=d(dict(beta_d=19.9, beta_min=0.1, num_levels=1000, eps_t=1e-5)),
+            ve=d(dict(sigma_min=0.02, sigma_max=100.0)),
+            iddpm=d(dict(num_levels=1000, c_1=0.001, c_2=0.008)),
+        )
+    )
+    config.noise = d(
+        dict(
+            name="lognormal",
+            lognormal=d(dict(p_mean=-1.2, p_std=1.2)),
+            uniform_time=d(dict(beta_d=19.9, beta_min=0.1, eps_t=1e-5)),
+            loguniform=d(dict(sigma_min=0.02, sigma_max=100.0)),
+            discrete=d(dict()),
+        )
+    )
+    config.weight = d(dict(name="edm", edm=d(dict(sigma_data=0.5)), inverse_square=d(dict())))
+
+    config.train = d(
+        dict(
+            total_kimg=200_000.0,
+            batch_size=512,
+            lr=1e-3,
+            lr_rampup_kimg=10_000.0,
+            adam_b1=0.9,
+            adam_b2=0.999,
+            adam_eps=1e-8,
+            ema_halflife_kimg=(500.0,),  # several give several averages; sampling uses the first
+            ema_rampup_ratio=0.05,
+            loss_scaling=1.0,
+            log_kimg=50.0,
+            sample_kimg=2_500.0,  # 0: only at the start and at the end
+            checkpoint_kimg=2_500.0,
+            keep_last=3,
+            keep_every_kimg=0.0,  # also keep one checkpoint per this many; 0: none
+        )
+    )
+
+    # Sampling: EDM Table 1 and Algorithm 2.
+    config.sampler = d(
+        dict(
+            num_steps=18,
+            sigma_min=0.002,
+            sigma_max=80.0,
+            rho=7.0,
+            s_churn=0.0,
+            s_tmin=0.0,
+            s_tmax=float("inf"),
+            s_noise=1.0,
+            batch_size=64,
+        )
+    )
+
+    # What is measured when training ends, and by --mode=evaluate.
+    config.evaluation = d(
+        dict(
+            num_images=0,  # 0: no evaluation
+            first_seed=100_000_000,  # far from the seeds of the sample grids
+            metrics=("frechet_pixels", "classifier"),
+            trajectory_seeds=6,
+        )
+    )
+    return config

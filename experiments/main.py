@@ -1,0 +1,232 @@
+r"""Train, sample and evaluate EDM diffusion models.
+
+Train (and evaluate at the end), or resume; the same command does both:
+
+    python experiments/main.py --config=configs/digits.py --workdir=runs/digits
+
+Any option of the configuration can be set: --config.train.lr=1e-3 (configs/base.py lists
+and explains them).  Images from a trained run, with no configuration:
+
+    python experiments/main.py --mode=sample --workdir=runs/digits --seeds=0-63 --labels=3 \
+        --num_steps=18 --outdir=out
+
+Evaluate a trained run again:
+
+    python experiments/main.py --mode=evaluate --workdir=runs/digits
+
+Exit codes: 0 done, 1 the work failed, 2 the command or its input was wrong.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import pathlib
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Run as a script, Python sees only this folder; configs and experiments are beside it.
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from absl import app, flags  # noqa: E402
+from ml_collections import config_flags  # noqa: E402
+
+MODES = ("train", "sample", "evaluate")
+
+FLAGS = flags.FLAGS
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Configuration file; --config.a.b=value sets one option of it.",
+    lock_config=True,
+)
+flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+flags.DEFINE_string("workdir", None, "Directory of the run: all results are below it.")
+flags.DEFINE_string("seeds", "0-63", "sample: seeds, such as 0-63 or 1,2,5-10.")
+flags.DEFINE_string(
+    "labels", None, "sample: a class index for all images, or one per seed; default: random."
+)
+flags.DEFINE_string("outdir", None, "sample: where images go; default: <workdir>/generated.")
+flags.DEFINE_bool("grid", False, "sample: one sheet of all images instead of a file for each.")
+flags.DEFINE_string("variant", None, "sample, evaluate: which weights; default: the first EMA.")
+flags.DEFINE_integer("num_steps", None, "sample: steps N (2N - 1 network calls).", lower_bound=1)
+flags.DEFINE_float("sigma_min", None, "sample: lowest noise level before 0.")
+flags.DEFINE_float("sigma_max", None, "sample: highest noise level.")
+flags.DEFINE_float("rho", None, "sample: warp of the noise levels.")
+flags.DEFINE_float("s_churn", None, "sample: amount of churn; 0 is deterministic.", lower_bound=0)
+flags.DEFINE_float("s_tmin", None, "sample: lowest noise level that churns.")
+flags.DEFINE_float("s_tmax", None, "sample: highest noise level that churns.")
+flags.DEFINE_float("s_noise", None, "sample: scale of the churned noise.")
+flags.DEFINE_integer("batch_size", None, "sample: images at a time.", lower_bound=1)
+
+SAMPLER_FLAGS = "num_steps sigma_min sigma_max rho s_churn s_tmin s_tmax s_noise batch_size".split()
+SAMPLE_ONLY = ("seeds", "labels", "outdir", "grid", *SAMPLER_FLAGS)
+
+
+class UsageError(ValueError):
+    """A command line that cannot be carried out, said in one line."""
+
+
+# ---------------------------------------------------------------------- command line
+
+
+def _find_config(value: str) -> str:
+    """``file.py[:variant]`` with the file found here or in the repository."""
+    name, separator, variant = value.partition(":")
+    for base in (pathlib.Path.cwd(), ROOT):
+        if (base / name).is_file():
+            return f"{base / name}{separator}{variant}"
+    known = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").glob("*.py"))
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
+    raise UsageError(f"--config={name}: no such file{hint}")
+
+
+def _complete(argv: list[str]) -> list[str]:
+    """The command line with the configuration's path resolved."""
+    result, expect = [], False
+    for argument in argv:
+        if expect:
+            argument, expect = _find_config(argument), False
+        elif argument in ("--config", "-config"):
+            expect = True
+        elif argument.startswith(("--config=", "-config=")):
+            head, _, value = argument.partition("=")
+            argument = f"{head}={_find_config(value)}"
+        result.append(argument)
+    return result
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parse the command line; what is wrong ends the program with one line and code 2."""
+    try:
+        rest = FLAGS(_complete(argv))
+        if len(rest) > 1:
+            raise UsageError(f"unexpected argument {rest[1]!r}; options are written --name=value")
+        return rest
+    except (flags.Error, UsageError) as error:
+        _fail(str(error), 2)
+    except (AttributeError, KeyError) as error:  # an unknown key of the configuration
+        text = " ".join(str(error.args[0]).split()).replace("\\'", "'").strip("'\"")
+        _fail(f"unknown configuration option: {text}", 2)
+    except (ImportError, SyntaxError, TypeError, ValueError, OSError) as error:
+        _fail(f"the configuration cannot be read: {error}", 2)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def _resolved_config():
+    """The configuration of --config, with errors of the file itself in one line."""
+    if FLAGS["config"].value is None:
+        raise UsageError("--config is missing, for example --config=configs/digits.py")
+    config = _CONFIG.value
+    try:
+        config.to_dict()
+    except AttributeError:
+        raise UsageError(f"--config: {getattr(config, '_error', 'cannot be loaded')}") from None
+    return config
+
+
+def _workdir() -> pathlib.Path:
+    if not FLAGS.workdir:
+        raise UsageError("--workdir is missing, for example --workdir=runs/digits")
+    return pathlib.Path(FLAGS.workdir)
+
+
+# ------------------------------------------------------------------------------ modes
+
+
+def _train() -> None:
+    given = [name for name in SAMPLE_ONLY if FLAGS[name].present]
+    if given:
+        raise UsageError(
+            f"--{given[0]} belongs to --mode=sample; training takes --config.sampler.* instead"
+        )
+    config = _resolved_config()
+    workdir = _workdir()
+    from experiments import train_loop
+
+    train_loop.train(config, workdir)
+
+
+def _stored_config(workdir: pathlib.Path):
+    """The configuration that a run directory was trained with."""
+    import ml_collections
+
+    from experiments.workdir import read_config
+
+    return ml_collections.ConfigDict(read_config(workdir), type_safe=False)
+
+
+def _sample() -> None:
+    workdir = _workdir()
+    from edm_jax.samplers import Churn
+    from edm_jax.weights.model import load
+    from experiments import sample
+
+    sample.parse_ranges(FLAGS.seeds, "seeds")  # before the model is loaded
+    if FLAGS.labels is not None:
+        sample.parse_ranges(FLAGS.labels, "labels")
+    settings = dict(
+        num_steps=18,
+        sigma_min=0.002,
+        sigma_max=80.0,
+        rho=7.0,
+        s_churn=0.0,
+        s_tmin=0.0,
+        s_tmax=math.inf,
+        s_noise=1.0,
+        batch_size=64,
+    )
+    if (workdir / "config.json").exists():
+        settings |= _stored_config(workdir).sampler.to_dict()
+    settings |= {n: FLAGS[n].value for n in SAMPLER_FLAGS if FLAGS[n].value is not None}
+    churn = [settings.pop(n) for n in ("s_churn", "s_tmin", "s_tmax", "s_noise")]
+    settings["churn"] = Churn(*churn) if churn[0] else None
+    sample.write_samples(
+        load(workdir, variant=FLAGS.variant),
+        pathlib.Path(FLAGS.outdir) if FLAGS.outdir else workdir / "generated",
+        seeds=FLAGS.seeds,
+        labels=FLAGS.labels,
+        arguments=settings,
+        grid=FLAGS.grid,
+    )
+
+
+def _evaluate() -> None:
+    workdir = _workdir()
+    from edm_jax.weights.model import load
+    from experiments import build, evaluate
+
+    config = _resolved_config() if FLAGS["config"].value is not None else _stored_config(workdir)
+    build.check_config(config)
+    if not config.evaluation.num_images:
+        raise UsageError("config.evaluation.num_images is 0: there is nothing to evaluate")
+    result = evaluate.evaluate(load(workdir, variant=FLAGS.variant), config)
+    path = evaluate.write_evaluation(workdir, result)
+    print("\n" + evaluate.result_table(result) + f"\n\n  {path}")
+
+
+def main(argv: list[str]) -> None:
+    """Run one mode; known failures end with one line."""
+    del argv
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        {"train": _train, "sample": _sample, "evaluate": _evaluate}[FLAGS.mode]()
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on from the last checkpoint", 130)
+    except (ValueError, FileNotFoundError) as error:
+        _fail(str(error), 2)
+    except RuntimeError as error:
+        if type(error).__module__.startswith("experiments."):
+            _fail(str(error), 2 if type(error).__name__ == "WorkdirError" else 1)
+        raise
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)
