@@ -246,7 +246,7 @@ def make_train_step(
             metrics=_update_metrics(
                 state.metrics,
                 per_element,
-                optax.global_norm(grads),
+                optax.tree.norm(grads),
                 num_bad,
                 sigma,
                 fresh=state.step % log_every == 0,
