@@ -80,9 +80,9 @@ class SongUNet(UNet):
             "resample_filter": self.resample_filter,
             "resample_proj": True,
             "adaptive_scale": False,
-            "init": _INIT,
-            "init_zero": Init("xavier_uniform", weight=1e-5),
-            "init_attn": Init("xavier_uniform", weight=math.sqrt(0.2)),
+            "initial": _INIT,
+            "initial_zero": Init("xavier_uniform", weight=1e-5),
+            "initial_attn": Init("xavier_uniform", weight=math.sqrt(0.2)),
         }
 
     def embedding(
@@ -100,14 +100,14 @@ class SongUNet(UNet):
         e = jnp.roll(e, width // 2, axis=-1)  # sines first
         axes = ("labels", "embed_out")
         if class_labels is not None:
-            map_label = Linear(width, init=_INIT, axes=axes, name="map_label")
+            map_label = Linear(width, initial=_INIT, axes=axes, name="map_label")
             e = e + map_label(class_labels * math.sqrt(self.label_dim))
         if augment_labels is not None:
-            map_augment = Linear(width, False, init=_INIT, axes=axes, name="map_augment")
+            map_augment = Linear(width, False, initial=_INIT, axes=axes, name="map_augment")
             e = e + map_augment(augment_labels)
         width = self.model_channels * self.channel_mult_emb
-        e = jax.nn.silu(Linear(width, init=_INIT, name="map_layer0")(e))
-        return jax.nn.silu(Linear(width, init=_INIT, name="map_layer1")(e))
+        e = jax.nn.silu(Linear(width, initial=_INIT, name="map_layer0")(e))
+        return jax.nn.silu(Linear(width, initial=_INIT, name="map_layer1")(e))
 
     def _check(self) -> None:
         super()._check()

@@ -116,7 +116,7 @@ class UNet(nn.Module):
                 norm = GroupNorm(self.settings["eps"], silu=True, name=entry.module_name)
                 normed = norm(x)
             elif entry.kind == "output":
-                y = self._conv(entry, 3, init=self.settings["init_zero"])(normed)
+                y = self._conv(entry, 3, initial=self.settings["initial_zero"])(normed)
                 output = y if output is None else output + y
             elif entry.kind == "aux_up":
                 output = self._conv(entry, 0)(output)
@@ -143,7 +143,7 @@ class UNet(nn.Module):
             name=entry.module_name,
         )
 
-    def _conv(self, entry: Entry, kernel_size: int, init: Init | None = None) -> nn.Module:
+    def _conv(self, entry: Entry, kernel_size: int, initial: Init | None = None) -> nn.Module:
         return Conv2d(
             entry.out_channels,
             kernel_size,
@@ -151,7 +151,7 @@ class UNet(nn.Module):
             down=entry.down,
             resample_filter=self.settings["resample_filter"],
             fused_resample=True,
-            init=self.settings["init"] if init is None else init,
+            initial=self.settings["initial"] if initial is None else initial,
             name=entry.module_name,
         )
 

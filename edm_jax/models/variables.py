@@ -15,11 +15,16 @@ from edm_jax.typing import Key, PyTree
 
 
 def _boxed(net: UNet, key: Key) -> PyTree:
+    """Variables with their metadata; the network itself is only traced, never run."""
     r = net.img_resolution
+
+    def struct(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+
     # Optional inputs are given, so that their maps get parameters.
-    augment_labels = jnp.zeros((1, net.augment_dim)) if net.augment_dim else None
-    x = jnp.zeros((1, r, r, net.in_channels))
-    return net.init(key, x, jnp.zeros((1,)), augment_labels=augment_labels)
+    augment_labels = struct(1, net.augment_dim) if net.augment_dim else None
+    x = struct(1, r, r, net.in_channels)
+    return net.lazy_init(key, x, struct(1), augment_labels=augment_labels)
 
 
 def _is_box(value: Any) -> bool:
@@ -37,7 +42,7 @@ def init_variables(net: UNet, key: Key) -> dict[str, PyTree]:
       ``{"params": ...}`` and, with a Fourier embedding, ``"buffers"``.  May be called
       under jit and, at no cost, under `jax.eval_shape`.
     """
-    return jax.jit(lambda key: nn.meta.unbox(_boxed(net, key)))(key)
+    return nn.meta.unbox(_boxed(net, key))
 
 
 def _abstract(net: UNet) -> PyTree:
