@@ -63,6 +63,11 @@ class DhariwalUNet(UNet):
         return dhariwal_plan(self)
 
     @property
+    def mapping_order(self) -> tuple[str, ...]:
+        """Mapping layers as they were registered."""
+        return ("map_noise", "map_augment", "map_layer0", "map_layer1", "map_label")
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Arguments of every block."""
         return {

@@ -71,6 +71,11 @@ class SongUNet(UNet):
         return song_plan(self)
 
     @property
+    def mapping_order(self) -> tuple[str, ...]:
+        """Mapping layers as they were registered."""
+        return ("map_noise", "map_label", "map_augment", "map_layer0", "map_layer1")
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Arguments of every block."""
         return {
@@ -116,7 +121,7 @@ class SongUNet(UNet):
         self._check_choice("decoder_type", DECODER_TYPES)
         taps = self.resample_filter
         rule = "a list of an even number of taps whose sum is not 0"
-        good = isinstance(taps, tuple) and len(taps) > 0 and len(taps) % 2 == 0 and sum(taps) != 0
+        good = isinstance(taps, tuple) and len(taps) % 2 == 0 and sum(taps) != 0
         require(good, "resample_filter", rule, taps)
         width = self.model_channels * self.channel_mult_noise
         require(width % 2 == 0, "model_channels * channel_mult_noise", "even", width)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,7 +31,8 @@ def require(condition: bool, name: str, rule: str, value: Any) -> None:
 
 
 def _is_count(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return whole and value >= least
 
 
 class UNet(nn.Module):
@@ -40,6 +42,8 @@ class UNet(nn.Module):
         for name, value in vars(self).items():
             if isinstance(value, list):  # hashable, so that a network can be static in jit
                 object.__setattr__(self, name, tuple(value))
+        if not isinstance(self.dtype, str):
+            object.__setattr__(self, "dtype", jnp.dtype(self.dtype).name)
         self._check()
         super().__post_init__()
 
@@ -49,6 +53,11 @@ class UNet(nn.Module):
     def plan(self) -> tuple[Entry, ...]:
         """The steps of encoder and decoder."""
         raise TypeError(f"{type(self).__name__} must define its plan")
+
+    @property
+    def mapping_order(self) -> tuple[str, ...]:
+        """Names of the layers of the embedding in the order of published states."""
+        raise TypeError(f"{type(self).__name__} must define its mapping_order")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -220,7 +229,9 @@ class UNet(nn.Module):
         levels = len(self.channel_mult)
         require(levels > 0, "channel_mult", "a list of at least one integer", self.channel_mult)
         for name in ("dropout", "label_dropout"):
-            require(0 <= getattr(self, name) < 1, name, "in [0, 1)", getattr(self, name))
+            value = getattr(self, name)
+            good = isinstance(value, numbers.Real) and 0 <= value < 1
+            require(good, name, "a number in [0, 1)", value)
         self._check_choice("dtype", DTYPES)
         self._check_choice("remat", REMAT)
         divisor = 2 ** (levels - 1)

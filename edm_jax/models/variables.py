@@ -45,8 +45,9 @@ def init_variables(net: UNet, key: Key) -> dict[str, PyTree]:
     return nn.meta.unbox(_boxed(net, key))
 
 
-def _abstract(net: UNet) -> PyTree:
-    return jax.eval_shape(lambda: _boxed(net, jax.random.key(0)))
+def abstract_variables(net: UNet) -> PyTree:
+    """Shapes and dtypes of the variables; nothing is allocated."""
+    return jax.eval_shape(lambda: init_variables(net, jax.random.key(0)))
 
 
 def logical_axes(net: UNet) -> PyTree:
@@ -55,13 +56,13 @@ def logical_axes(net: UNet) -> PyTree:
     Names: ``channels_in``, ``channels_out``, ``height``, ``width`` (convolutions), ``qkv``,
     ``channels`` (norms), ``embed_in``, ``embed_out``, ``embed``, ``labels`` (linear).
     """
-    params = _abstract(net)["params"]
+    params = jax.eval_shape(lambda: _boxed(net, jax.random.key(0)))["params"]
     return jax.tree.map(lambda box: tuple(box.names), params, is_leaf=_is_box)
 
 
 def param_count(net: UNet) -> int:
     """Number of parameters, buffers not counted; nothing is allocated."""
-    leaves = jax.tree.leaves(_abstract(net)["params"])
+    leaves = jax.tree.leaves(abstract_variables(net)["params"])
     return sum(math.prod(leaf.shape) for leaf in leaves)
 
 
