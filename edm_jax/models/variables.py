@@ -15,11 +15,16 @@ from edm_jax.typing import Key, PyTree
 
 
 def _boxed(net: UNet, key: Key) -> PyTree:
+    """Variables with their metadata; the network itself is only traced, never run."""
     r = net.img_resolution
+
+    def struct(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+
     # Optional inputs are given, so that their maps get parameters.
-    augment_labels = jnp.zeros((1, net.augment_dim)) if net.augment_dim else None
-    x = jnp.zeros((1, r, r, net.in_channels))
-    return net.init(key, x, jnp.zeros((1,)), augment_labels=augment_labels)
+    augment_labels = struct(1, net.augment_dim) if net.augment_dim else None
+    x = struct(1, r, r, net.in_channels)
+    return net.lazy_init(key, x, struct(1), augment_labels=augment_labels)
 
 
 def _is_box(value: Any) -> bool:
@@ -37,11 +42,12 @@ def init_variables(net: UNet, key: Key) -> dict[str, PyTree]:
       ``{"params": ...}`` and, with a Fourier embedding, ``"buffers"``.  May be called
       under jit and, at no cost, under `jax.eval_shape`.
     """
-    return jax.jit(lambda key: nn.meta.unbox(_boxed(net, key)))(key)
+    return nn.meta.unbox(_boxed(net, key))
 
 
-def _abstract(net: UNet) -> PyTree:
-    return jax.eval_shape(lambda: _boxed(net, jax.random.key(0)))
+def abstract_variables(net: UNet) -> PyTree:
+    """Shapes and dtypes of the variables; nothing is allocated."""
+    return jax.eval_shape(lambda: init_variables(net, jax.random.key(0)))
 
 
 def logical_axes(net: UNet) -> PyTree:
@@ -50,13 +56,13 @@ def logical_axes(net: UNet) -> PyTree:
     Names: ``channels_in``, ``channels_out``, ``height``, ``width`` (convolutions), ``qkv``,
     ``channels`` (norms), ``embed_in``, ``embed_out``, ``embed``, ``labels`` (linear).
     """
-    params = _abstract(net)["params"]
+    params = jax.eval_shape(lambda: _boxed(net, jax.random.key(0)))["params"]
     return jax.tree.map(lambda box: tuple(box.names), params, is_leaf=_is_box)
 
 
 def param_count(net: UNet) -> int:
     """Number of parameters, buffers not counted; nothing is allocated."""
-    leaves = jax.tree.leaves(_abstract(net)["params"])
+    leaves = jax.tree.leaves(abstract_variables(net)["params"])
     return sum(math.prod(leaf.shape) for leaf in leaves)
 
 
