@@ -19,6 +19,7 @@ def get_config():
         batch_size=16,
         lr_rampup_kimg=0.1,
         ema_halflife_kimg=(0.1, 0.05),
+        ema_rampup_ratio=1.0,
         log_kimg=0.08,
         sample_kimg=0.24,
         checkpoint_kimg=0.08,

@@ -30,7 +30,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from absl import app, flags  # noqa: E402
+from absl import app, flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
 MODES = ("train", "sample", "evaluate")
@@ -215,6 +215,7 @@ def _evaluate() -> None:
 def main(argv: list[str]) -> None:
     """Run one mode; known failures end with one line."""
     del argv
+    logging.set_verbosity(logging.WARNING)  # libraries report every probe at INFO
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         {"train": _train, "sample": _sample, "evaluate": _evaluate}[FLAGS.mode]()
