@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from edm_jax import seeds as seeds_lib
+from edm_jax.grids import make_sigmas
 from edm_jax.precond import Preconditioning, precondition
 from edm_jax.samplers import Churn, Trajectory, sample_heun, sample_stochastic
-from edm_jax.schedules import karras_sigmas
 from edm_jax.typing import Array, ArrayLike, PyTree
 from edm_jax.weights.model import Model, check_labels
 
@@ -22,44 +22,6 @@ from edm_jax.weights.model import Model, check_labels
 def to_uint8(images: ArrayLike) -> np.ndarray:
     """[-1, 1] -> bytes: ``trunc(clip(127.5 x + 128, 0, 255))``, inverse of v/127.5 - 1."""
     return np.clip(np.asarray(images) * 127.5 + 128, 0, 255).astype(np.uint8)
-
-
-def network_sigmas(
-    preconditioning: Preconditioning,
-    num_steps: int,
-    *,
-    sigma_min: float = 0.002,
-    sigma_max: float = 80.0,
-    rho: float = 7.0,
-) -> np.ndarray:
-    """The EDM grid within the range of a network, at levels it knows (EDM section C.3).
-
-    Args:
-      preconditioning: gives range and rounding.
-      num_steps, sigma_min, sigma_max, rho: as for karras_sigmas.
-
-    Returns:
-      ``(N+1,)`` float64, strictly decreasing, last entry 0.
-
-    Raises:
-      ValueError: if the ranges do not overlap, or rounding makes two levels equal.
-    """
-    low = max(sigma_min, preconditioning.sigma_min)
-    high = min(sigma_max, preconditioning.sigma_max)
-    if not low < high:
-        raise ValueError(
-            f"sigma_min={sigma_min}, sigma_max={sigma_max} leave nothing of the network's range "
-            f"{preconditioning.sigma_min:g}..{preconditioning.sigma_max:g}"
-        )
-    sigmas = karras_sigmas(num_steps, sigma_min=low, sigma_max=high, rho=rho)
-    levels = np.asarray(preconditioning.round_sigma(sigmas[:-1]), np.float64)
-    if not np.all(np.diff(levels) < 0):
-        raise ValueError(
-            f"{num_steps} steps are more than the network has noise levels for; use fewer"
-        )
-    # Where rounding is the identity it may still have passed through float32.
-    unrounded = np.allclose(levels, sigmas[:-1], rtol=1e-6, atol=0)
-    return np.append(sigmas[:-1] if unrounded else levels, 0.0)
 
 
 @functools.partial(
@@ -95,7 +57,7 @@ def _sample_batch(
     x = seeds_lib.latents(keys, (seeds.shape[0], *shape)) * sigmas[0]
     if not stochastic:
         return sample_heun(denoise, x, sigmas, trajectory=trajectory)
-    rounding = preconditioning.round_sigma if preconditioning.name == "iddpm" else None
+    rounding = preconditioning.round_sigma if preconditioning.rounds else None
     return sample_stochastic(
         denoise, x, sigmas, keys, churn, round_sigma=rounding, trajectory=trajectory
     )
@@ -168,8 +130,13 @@ def sample(
     labels = _expand_labels(labels, model, len(seeds))
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    sigmas = network_sigmas(
-        model.preconditioning, num_steps, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho
+    sigmas = make_sigmas(
+        "edm",
+        num_steps,
+        sigma_min=sigma_min,
+        sigma_max=sigma_max,
+        rho=rho,
+        preconditioning=model.preconditioning,
     ).astype(np.float32)
     batch_size = min(batch_size, len(seeds))
     variables = model.variables

@@ -297,6 +297,7 @@ def make_sigmas(
     low, high = RANGES[name]
     low = low if sigma_min is None else sigma_min
     high = high if sigma_max is None else sigma_max
+    check_range(num_steps, low, high)
     low, high = clamp_range(low, high, preconditioning)
     sigmas = grid(num_steps, sigma_min=low, sigma_max=high, **options)
     return sigmas if preconditioning is None else round_grid(sigmas, preconditioning, merge=merge)

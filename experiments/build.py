@@ -10,9 +10,11 @@ from typing import Any
 
 import flax.linen as nn
 import ml_collections
+import numpy as np
 
 from edm_jax import models
 from edm_jax.data.source import ImageSource
+from edm_jax.grids import make_sigmas
 from edm_jax.noise import DISTRIBUTIONS, WEIGHTS, NoiseDistribution, WeightFn
 from edm_jax.precond import PRECONDITIONINGS, Preconditioning
 from edm_jax.samplers import Churn
@@ -235,6 +237,16 @@ def sampler_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
         churn=churn,
         batch_size=group.batch_size,
     )
+
+
+def sampler_sigmas(preconditioning: Preconditioning, arguments: Mapping[str, Any]) -> np.ndarray:
+    """The noise levels that `edm_jax.sample` visits with `sampler_arguments`; ``(N+1,)``.
+
+    Raises:
+      ValueError: for a grid that the network cannot be sampled on.
+    """
+    options = {key: arguments[key] for key in ("num_steps", "sigma_min", "sigma_max", "rho")}
+    return make_sigmas("edm", **options, preconditioning=preconditioning)
 
 
 # -------------------------------------------------------------------------------- checks

@@ -212,9 +212,5 @@ def trajectory_figure(path: pathlib.Path, model: Model, config: ml_collections.C
     labels = seeds % model.num_classes if model.num_classes else None
     arguments = build.sampler_arguments(config)
     trajectory = generate.sample(model, seeds, labels, trajectory=True, **arguments)
-    sigmas = generate.network_sigmas(
-        model.preconditioning,
-        arguments["num_steps"],
-        **{k: arguments[k] for k in ("sigma_min", "sigma_max", "rho")},
-    )
+    sigmas = build.sampler_sigmas(model.preconditioning, arguments)
     figures.denoising_trajectories(path, trajectory.x, trajectory.denoised, sigmas, seeds.tolist())

@@ -11,7 +11,7 @@ import numpy as np
 
 from edm_jax import generate
 from edm_jax.weights.model import Model, check_labels
-from experiments import evaluate, figures
+from experiments import build, evaluate, figures
 from experiments.workdir import WorkdirError, prepare, write_atomically
 
 SETTINGS = "settings.json"
@@ -86,10 +86,7 @@ def write_samples(
         zip(seed_values, label_values if labels is not None else seed_values, strict=True)
     )
     # All that can be wrong is found out before the first batch.
-    generate.network_sigmas(
-        model.preconditioning,
-        **{k: arguments[k] for k in ("num_steps", "sigma_min", "sigma_max", "rho")},
-    )
+    build.sampler_sigmas(model.preconditioning, arguments)
     prepare(outdir)
     settings = {
         "progress": model.description.get("progress"),

@@ -82,12 +82,7 @@ def check_run(config: ml_collections.ConfigDict) -> tuple[ImageSource, Any]:
     for name in config.evaluation.metrics:
         build.pick(evaluate.METRICS, name, "evaluation.metrics")
     net = build.build_network(build.network_arguments(config, source))
-    generate_grid = build.sampler_arguments(config)
-    evaluate.generate.network_sigmas(
-        build.build_preconditioning(config),
-        generate_grid["num_steps"],
-        **{k: generate_grid[k] for k in ("sigma_min", "sigma_max", "rho")},
-    )
+    build.sampler_sigmas(build.build_preconditioning(config), build.sampler_arguments(config))
     return source, net
 
 

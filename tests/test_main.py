@@ -287,7 +287,7 @@ def test_bad_samples_are_refused_before_work(run_dir, command, tmp_path):
     for extra, message in (
         ("--labels=10", "label 10 is out of range; the classes are 0..9"),
         ("--labels=1,2,3", "3 labels for 2 seeds"),
-        ("--sigma_min=90", "leave nothing of the network's range"),
+        ("--sigma_min=90", "got sigma_min=90.0, sigma_max=80.0"),
         ("--variant=best", "no weights 'best'"),
     ):
         done = command(*flags, extra, code=2)
