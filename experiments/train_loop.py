@@ -240,7 +240,7 @@ def _log(run: Run, step: int, values: Any) -> None:
     train = run.config.train
     rate = run.status.rate(step)
     # The rate of the last step taken, whose count of images seen was one batch less.
-    lr = float(learning_rate(nimg - run.batch_size, train.lr, train.lr_rampup_kimg * 1000))
+    lr = learning_rate(nimg - run.batch_size, train.lr, train.lr_rampup_kimg * 1000)
     num_steps = max(int(metrics.num_steps), 1)
     loss = float(metrics.loss) / num_steps
     scalars = {

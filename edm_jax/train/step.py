@@ -24,12 +24,14 @@ Batch = dict[str, Array]
 MAX_GRAD = 1e5  # what an infinite gradient element becomes (EDM training program)
 
 
-def learning_rate(nimg: ArrayLike, peak: ArrayLike, rampup_nimg: ArrayLike) -> Array:
+def learning_rate(nimg: ArrayLike, peak: float, rampup_nimg: float) -> ArrayLike:
     """``peak * min(nimg / rampup_nimg, 1)``: linear ramp, then constant.
 
     The very first step (nimg = 0) has learning rate 0, as in the published training.
+    Python numbers give a Python number, with no work for the device.
     """
-    return peak * jnp.minimum(nimg / jnp.maximum(rampup_nimg, 1e-8), 1.0)
+    share = nimg / max(rampup_nimg, 1e-8)
+    return peak * (min(share, 1.0) if isinstance(share, float) else jnp.minimum(share, 1.0))
 
 
 def sanitize_gradients(grads: PyTree) -> tuple[PyTree, Array]:
