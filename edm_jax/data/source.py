@@ -183,7 +183,7 @@ def max_size_indices(length: int, max_size: int, seed: int = 0) -> np.ndarray:
     indices = np.arange(length, dtype=np.int64)
     if max_size < length:
         # The legacy generator on purpose: its stream is frozen, so subsets are too.
-        np.random.RandomState(seed % 2**31).shuffle(indices)  # noqa: NPY002
+        np.random.RandomState(seed % 2**31).shuffle(indices)
         indices = np.sort(indices[:max_size])
     return indices
 
