@@ -185,48 +185,39 @@ def sample_params(key: Key, shape: tuple[int, ...], pipe: AugmentPipe) -> Augmen
     if key.shape != (batch,):
         raise ValueError(f"need one key, or one per image: {key.shape} keys for shape {shape}")
     drawn = jax.vmap(lambda k: _draw(k, height, width, pipe))(key)
-    return dataclasses.replace(identity_params(batch), **drawn)
+    integers = {name: drawn[name].astype(jnp.int32) for name in _INTEGER}
+    return AugmentParams(**(drawn | integers))
 
 
 def _draw(key: Key, height: int, width: int, pipe: AugmentPipe) -> dict[str, Array]:
-    """The parameters of one image, without those of what is not enabled."""
-    params = {}
-    normal, uniform = jax.random.normal, jax.random.uniform
+    """The parameters of one image; zeros for what is not enabled."""
+    # A column per transformation, enabled or not: each keeps its numbers whatever else
+    # is enabled, and there is one call of the generator, whose code compiles slowly.
+    uniform = jax.random.uniform(key, (6, len(TRANSFORMS)))
+    gate, first, second, third = uniform[:4]
+    # Inverse of the normal distribution function; at 0 it would be infinite.
+    normal = math.sqrt(2) * jax.scipy.special.erfinv(jnp.maximum(2 * uniform[4:] - 1, 2.0**-24 - 1))
+    kept = gate < jnp.array([getattr(pipe, name) * pipe.p for name in TRANSFORMS])
+    bit = kept * (first < 0.5)
+    turn = kept * jnp.floor(4 * first)
+    angle = kept * jnp.pi * (2 * first - 1)
+    shift = kept[None] * (2 * jnp.stack([first, second]) - 1)
+    deviate = kept[None] * normal
 
-    def signed(key: Key, shape: tuple[int, ...] = ()) -> Array:
-        return uniform(key, shape, minval=-1, maxval=1)
-
-    def gate(key: Key, value: Array, probability: float) -> Array:
-        return jnp.where(uniform(key) < probability, value, jnp.zeros_like(value))
-
-    for number, name in enumerate(TRANSFORMS):
-        multiplier = getattr(pipe, name)
-        if not multiplier:
-            continue
-        keep = multiplier * pipe.p
-        first, second, gate_first, gate_second = jax.random.split(
-            jax.random.fold_in(key, number), 4
-        )
-        if name in ("xflip", "yflip", "lumaflip", "rotate_int"):
-            choices = 4 if name == "rotate_int" else 2
-            params[name] = gate(gate_first, jax.random.randint(first, (), 0, choices), keep)
-        elif name == "translate_int":
-            pixels = jnp.array([width, height]) * pipe.translate_int_max
-            shift = jnp.round(signed(first, (2,)) * pixels).astype(jnp.int32)
-            params[name] = gate(gate_first, shift, keep)
-        elif name == "translate_frac":
-            params["translate_w"] = gate(gate_first, normal(first, (2,)), keep)
-        elif name == "rotate_frac":
-            angle = signed(first) * (math.pi * pipe.rotate_frac_max)
-            params["rotate_angle"] = gate(gate_first, angle, keep)
-        elif name == "hue":
-            angle = signed(first) * (math.pi * pipe.hue_max)
-            params["hue_angle"] = gate(gate_first, angle, keep)
-        else:
-            params[f"{name}_w"] = gate(gate_first, normal(first), keep)
-        if name == "aniso":
-            angle = signed(second) * math.pi
-            params["aniso_angle"] = gate(gate_second, angle, pipe.aniso_rotate_prob)
+    at = {name: i for i, name in enumerate(TRANSFORMS)}
+    size = jnp.array([width, height])
+    params = {name: bit[at[name]] for name in ("xflip", "yflip", "lumaflip")}
+    params["rotate_int"] = turn[at["rotate_int"]]
+    pixels = shift[:, at["translate_int"]] * (pipe.translate_int_max * size)
+    params["translate_int"] = jnp.round(pixels)
+    params["rotate_angle"] = angle[at["rotate_frac"]] * pipe.rotate_frac_max
+    params["hue_angle"] = angle[at["hue"]] * pipe.hue_max
+    params["translate_w"] = deviate[:, at["translate_frac"]]
+    for name in ("scale", "aniso", "brightness", "contrast", "saturation"):
+        params[f"{name}_w"] = deviate[0, at[name]]
+    # Its gate is its own, and not multiplied by p.
+    turned = third[at["aniso"]] < (pipe.aniso_rotate_prob if pipe.aniso else 0)
+    params["aniso_angle"] = turned * jnp.pi * (2 * second[at["aniso"]] - 1)
     return params
 
 

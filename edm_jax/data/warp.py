@@ -83,6 +83,7 @@ def _positions(matrix: Array, height: int, width: int) -> tuple[Array, Array]:
     Returns:
       x and y, ``(B, 2H+10, 2W+10)`` each: indices into the upsampled image.
     """
+
     def centred(length: int) -> Array:
         grid = 2 * (length + 2 * _CROP)
         return jnp.arange(_UNREAD, grid - _UNREAD, dtype=jnp.float32) + (1 - grid / 2)
@@ -104,28 +105,30 @@ def _split(position: Array, length: int) -> tuple[Array, Array]:
 
 
 def _sample_gather(images: Array, x: Array, y: Array) -> Array:
-    """Bilinear samples ``(B, 2H+10, 2W+10, C)`` from four neighbours each."""
-    batch, height, width, channels = images.shape
+    """Bilinear samples ``(B, C, 2H+10, 2W+10)`` from four neighbours each."""
+    height, width = images.shape[1:3]
     up_y, up_x = (
         jnp.asarray(np.pad(upsample_matrix(n), ((1, 1), (0, 0))), jnp.float32)
         for n in (height, width)
     )
-    up = _einsum("ph,bhwc->bpwc", up_y, images)
-    up = _einsum("qw,bpwc->bpqc", up_x, up)
-    rows, columns = up.shape[1:3]
+    # Channels first: the three of them as the innermost axis cost a factor of four.
+    up = _einsum("ph,bhwc->bcpw", up_y, images)
+    up = _einsum("qw,bcpw->bcpq", up_x, up)
+    rows, columns = up.shape[2:]
     (x0, fx), (y0, fy) = _split(x, columns - 2), _split(y, rows - 2)
-    flat = up.reshape(batch, rows * columns, channels)
-    first = (y0 * columns + x0).reshape(batch, -1)
 
-    def corner(offset: int) -> Array:
-        index = (first + offset)[:, :, None]
-        taken = jnp.take_along_axis(flat, index, axis=1, mode="promise_in_bounds")
-        return taken.reshape(*x.shape, channels)
+    def sample(up: Array, first: Array, fx: Array, fy: Array) -> Array:
+        """One channel of one image."""
 
-    fx, fy = fx[..., None], fy[..., None]
-    top = corner(0) * (1 - fx) + corner(1) * fx
-    bottom = corner(columns) * (1 - fx) + corner(columns + 1) * fx
-    return top * (1 - fy) + bottom * fy
+        def corner(offset: int) -> Array:
+            return up.ravel().at[first + offset].get(mode="promise_in_bounds")
+
+        top = corner(0) * (1 - fx) + corner(1) * fx
+        bottom = corner(columns) * (1 - fx) + corner(columns + 1) * fx
+        return top * (1 - fy) + bottom * fy
+
+    per_image = jax.vmap(sample, in_axes=(0, None, None, None))
+    return jax.vmap(per_image)(up, y0 * columns + x0, fx, fy)
 
 
 def _sample_matmul(images: Array, x: Array, y: Array) -> Array:
@@ -144,12 +147,12 @@ def _sample_matmul(images: Array, x: Array, y: Array) -> Array:
 
     def one_row(carry: None, position: tuple[Array, Array]) -> tuple[None, Array]:
         row_x, row_y = position
-        part = _einsum("bpw,bhwc->bphc", weights(row_x, width), images)
-        return carry, jnp.sum(weights(row_y, height)[..., None] * part, axis=2)
+        part = _einsum("bpw,bhwc->bchp", weights(row_x, width), images)
+        return carry, jnp.sum(jnp.moveaxis(weights(row_y, height), 2, 1)[:, None] * part, axis=2)
 
     # Row by row of the grid: the weights of all of it at once would be gigabytes.
     rows = (jnp.moveaxis(x, 1, 0), jnp.moveaxis(y, 1, 0))
-    return jnp.moveaxis(jax.lax.scan(one_row, None, rows)[1], 0, 1)
+    return jnp.moveaxis(jax.lax.scan(one_row, None, rows)[1], 0, 2)
 
 
 def affine_warp(images: Array, matrix: Array, *, method: str = "auto") -> Array:
@@ -180,5 +183,5 @@ def affine_warp(images: Array, matrix: Array, *, method: str = "auto") -> Array:
     else:
         sampled = (_sample_gather if method == "gather" else _sample_matmul)(images, x, y)
     down_y, down_x = (jnp.asarray(downsample_matrix(n), jnp.float32) for n in (height, width))
-    sampled = _einsum("qw,bpwc->bpqc", down_x, sampled)
-    return _einsum("ph,bhwc->bpwc", down_y, sampled)
+    sampled = _einsum("qw,bcpw->bcpq", down_x, sampled)
+    return _einsum("ph,bchw->bpwc", down_y, sampled)
