@@ -1,0 +1,158 @@
+"""The residual block of the EDM networks, with its attention and dropout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from edm_jax.models.initializers import Init
+from edm_jax.models.layers import Conv2d, GroupNorm, Linear
+from edm_jax.typing import Array, Key
+
+
+def dropout_seeds(key: Key, image_ids: Array, num_layers: int) -> Array:
+    """``(num_layers, B, 2)`` uint32: what the masks of each layer and image grow from."""
+
+    def words(layer: Array, image: Array) -> Array:
+        folded = jax.random.fold_in(jax.random.fold_in(key, image), layer)
+        return jax.random.key_data(folded)[:2]
+
+    per_image = jax.vmap(words, in_axes=(None, 0))
+    layers = jnp.arange(num_layers, dtype=jnp.uint32)
+    return jax.vmap(per_image, in_axes=(0, None))(layers, image_ids.astype(jnp.uint32))
+
+
+def _hash(x: Array) -> Array:
+    # Avalanching integer hash of two multiplications ("lowbias32", C. Wellons).
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def dropout(x: Array, rate: float, seeds: Array) -> Array:
+    """Zero elements with probability ``rate``, scale the others by 1 / (1 - rate).
+
+    The mask of an image is a function of its seeds and of the position within the
+    image alone.  It is a hash of the position: unlike a draw of `jax.random` it fuses
+    into the passes that use it, forwards and backwards.
+
+    Args:
+      x: ``(B, H, W, C)``.
+      rate: in [0, 1).
+      seeds: ``(B, 2)`` uint32 from `dropout_seeds`.
+    """
+    size = math.prod(x.shape[1:])
+    position = jnp.arange(size, dtype=jnp.uint32).reshape((1,) + x.shape[1:])
+    first, second = (seeds[:, i].reshape((-1,) + (1,) * (x.ndim - 1)) for i in (0, 1))
+    bits = _hash(_hash(position + first) ^ second)
+    keep = bits >= jnp.uint32(round(rate * 2**32))
+    return jnp.where(keep, x * jnp.asarray(1 / (1 - rate), x.dtype), jnp.zeros((), x.dtype))
+
+
+class UNetBlock(nn.Module):
+    """Residual block: two norm-silu-conv, the embedding in between, then attention.
+
+        h = conv0(silu(norm0(x)))
+        h = silu(norm1(h) * (1 + scale) + shift)   if adaptive, (scale, shift) = affine(emb)
+        h = silu(norm1(h + affine(emb)))           else
+        x = (conv1(dropout(h)) + skip(x)) * skip_scale
+        x = (proj(attention(qkv(norm2(x)))) + x) * skip_scale
+
+    ``conv0`` and ``skip`` resample.  ``skip`` is the identity where shapes agree.
+
+    Attributes:
+      out_channels: of the result.
+      up, down: resample by two; not both.
+      attention: whether attention follows.
+      num_heads: of the attention; by default ``out_channels // channels_per_head``.
+        Where that is 0 the block has no attention.
+      channels_per_head: see num_heads.
+      dropout: rate.
+      skip_scale: see above.
+      eps: of the norms.
+      resample_filter: one-dimensional filter, see `resample`.
+      resample_proj: whether a resampling skip has a 1x1 kernel even if channels agree.
+      adaptive_scale: see above.
+      init, init_zero, init_attn: initial values of the layers, of conv1 and proj, and
+        of qkv (None: as init).
+    """
+
+    out_channels: int
+    up: bool = False
+    down: bool = False
+    attention: bool = False
+    num_heads: int | None = None
+    channels_per_head: int = 64
+    dropout: float = 0.0
+    skip_scale: float = 1.0
+    eps: float = 1e-5
+    resample_filter: Sequence[float] = (1, 1)
+    resample_proj: bool = False
+    adaptive_scale: bool = True
+    init: Init = Init()
+    init_zero: Init = Init(weight=0.0)
+    init_attn: Init | None = None
+
+    @property
+    def heads(self) -> int:
+        """Attention heads the block really has."""
+        if not self.attention:
+            return 0
+        if self.num_heads is not None:
+            return self.num_heads
+        return self.out_channels // self.channels_per_head
+
+    @nn.compact
+    def __call__(self, x: Array, emb: Array, seeds: Array | None = None) -> Array:
+        """Apply the block.
+
+        Args:
+          x: ``(B, H, W, in)``.
+          emb: ``(B or 1, emb_channels)`` float32.
+          seeds: ``(B, 2)`` uint32 seeds of the dropout; None: no dropout.
+
+        Returns:
+          ``(B, H', W', out_channels)`` in the dtype of x.
+        """
+        out = self.out_channels
+        sampling = {"up": self.up, "down": self.down, "resample_filter": self.resample_filter}
+        conv = {"features": out, "init": self.init}
+        residual = x
+
+        h = GroupNorm(self.eps, silu=True, name="norm0")(x)
+        h = Conv2d(kernel_size=3, **conv, **sampling, name="conv0")(h)
+        width = 2 * out if self.adaptive_scale else out
+        affine = Linear(width, init=self.init, axes=("embed", "channels_out"), name="affine")
+        # The embedding takes the precision of the feature map only here.
+        p = affine(emb).astype(h.dtype)
+        norm1 = GroupNorm(self.eps, silu=True, name="norm1")
+        if self.adaptive_scale:
+            h = norm1(h, modulation=(p[:, :out], p[:, out:]))
+        else:
+            h = norm1(h, shift=p)
+        if seeds is not None and self.dropout > 0:
+            h = dropout(h, self.dropout, seeds)
+        h = Conv2d(out, 3, init=self.init_zero, name="conv1")(h)
+
+        if x.shape[-1] != out or self.up or self.down:
+            project = self.resample_proj or x.shape[-1] != out
+            residual = Conv2d(kernel_size=int(project), **conv, **sampling, name="skip")(x)
+        x = (h + residual) * self.skip_scale
+        return self._attend(x) if self.heads else x
+
+    def _attend(self, x: Array) -> Array:
+        b, height, width, channels = x.shape
+        heads, tokens = self.heads, height * width
+        h = GroupNorm(self.eps, name="norm2")(x)
+        init = self.init if self.init_attn is None else self.init_attn
+        qkv = Conv2d(3 * channels, 1, init=init, axes=("channels_in", "qkv"), name="qkv")(h)
+        # Channels of qkv run over (head, channel of the head, q/k/v), the last fastest.
+        qkv = qkv.reshape(b, tokens, heads, channels // heads, 3)
+        a = jax.nn.dot_product_attention(qkv[..., 0], qkv[..., 1], qkv[..., 2])
+        a = a.reshape(b, height, width, channels)
+        a = Conv2d(channels, 1, init=self.init_zero, name="proj")(a)
+        return (a + x) * self.skip_scale
