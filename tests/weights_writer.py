@@ -214,6 +214,8 @@ def nested_storage(array: np.ndarray) -> Call:
 
 
 def nested_tensor(array: np.ndarray) -> Call:
+    if array.size > 1 and not any(array.strides):  # one number, many times
+        return tensor(nested_storage(array.flat[:1]), array.shape, (0,) * array.ndim)
     return tensor(nested_storage(array), array.shape)
 
 

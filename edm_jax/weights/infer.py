@@ -45,9 +45,11 @@ def _shape(tensors: Mapping, name: str, ndim: int) -> tuple[int, ...]:
     return shape
 
 
-def _ratio(value: int, base: int, what: str) -> int:
+def _ratio(value: int, base: int, what: str, of: str) -> int:
     if value % base:
-        raise WeightsError(f"cannot infer {what}: {value} channels are no multiple of {base}")
+        raise WeightsError(
+            f"cannot infer {what}: {value} channels are no multiple of the {base} of {show(of)}"
+        )
     return value // base
 
 
@@ -96,6 +98,7 @@ def infer_network(tensors: Mapping) -> tuple[dict[str, Any], list[str]]:
     first = f"enc.{top}x{top}_conv.weight"
     output = "out_conv.weight" if name == "DhariwalUNet" else f"dec.{top}x{top}_aux_conv.weight"
     emb, mapped = _shape(tensors, "map_layer0.weight", 2)
+    of = first if name == "SongUNet" else "map_layer0.weight"
     width = _shape(tensors, first, 4)[0] if name == "SongUNet" else mapped
     network: dict[str, Any] = {
         "name": name,
@@ -106,10 +109,12 @@ def infer_network(tensors: Mapping) -> tuple[dict[str, Any], list[str]]:
         "augment_dim": 0,
         "model_channels": width,
         "channel_mult": [
-            _ratio(_shape(tensors, f"dec.{r}x{r}_block0.conv1.weight", 4)[0], width, "channel_mult")
+            _ratio(
+                _shape(tensors, f"dec.{r}x{r}_block0.conv1.weight", 4)[0], width, "channel_mult", of
+            )
             for r in resolutions
         ],
-        "channel_mult_emb": _ratio(emb, width, "channel_mult_emb"),
+        "channel_mult_emb": _ratio(emb, width, "channel_mult_emb", of),
         "num_blocks": sum(f"enc.{top}x{top}_block{i}.conv0.weight" in tensors for i in range(64)),
         "attn_resolutions": [r for r in resolutions if f"enc.{r}x{r}_block0.qkv.weight" in tensors],
     }
@@ -119,7 +124,7 @@ def infer_network(tensors: Mapping) -> tuple[dict[str, Any], list[str]]:
     assumed = ["dropout", "label_dropout"]
     if name == "SongUNet":
         network["embedding_type"] = "fourier" if "map_noise.freqs" in tensors else "positional"
-        network["channel_mult_noise"] = _ratio(mapped, width, "channel_mult_noise")
+        network["channel_mult_noise"] = _ratio(mapped, width, "channel_mult_noise", of)
         network["encoder_type"] = _encoder_type(tensors)
         network["decoder_type"] = (
             "skip" if any(n.endswith("_aux_up" + FILTER) for n in tensors) else "standard"

@@ -130,7 +130,7 @@ def read_entries(data: memoryview) -> dict[str, memoryview]:
         top, _, inner = name.partition("/")
         folder = folder or top
         if top != folder or inner in entries:
-            reason = "appears twice" if inner in entries else f"is outside folder {show(folder)}"
+            reason = "appears twice" if top == folder else f"is outside folder {show(folder)}"
             raise WeightsError(f"zip: entry {show(name)} {reason}")
         entries[inner] = content
         places.append((header, start + unpacked, name, crc))
