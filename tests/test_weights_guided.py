@@ -352,6 +352,31 @@ def test_the_model_to_change_is_accepted_itself(tmp_path):
     assert model.description["network"]["attn_resolutions"] == []
 
 
+def test_variants_of_the_program_s_files(tmp_path):
+    """float32 runs save parameters, halved models float16 kernels; raw files are called model."""
+    rng = np.random.default_rng(0)
+    arrays = {k: rng.normal(size=s).astype(np.float32) for k, s in narrow_shapes().items()}
+    halved = {k: a.astype(np.float16) if a.ndim > 2 else a for k, a in arrays.items()}
+    storages = {str(i): a.tobytes() for i, a in enumerate(halved.values())}
+    root = {
+        name: ww.parameter(ww.tensor(ww.pid(str(i), a.size, a.dtype.name), a.shape))
+        for i, (name, a) in enumerate(halved.items())
+    }
+    path = tmp_path / "model020000.pt"
+    path.write_bytes(ww.torch_zip(ww.ordered(root), storages))
+    model = importer.read_model_file(path, attention_order="new", config={"image_size": 16})
+    assert model.description["progress"] == {"nimg": None, "kimg": None, "step": 20000}
+    params = model.variables["raw"]["params"]
+    kernel = halved["middle_block.0.in_layers.2.weight"].astype(np.float32)
+    np.testing.assert_array_equal(
+        params["dec_16x16_in0"]["conv0"]["kernel"].transpose(3, 2, 0, 1), kernel
+    )
+    # Rows of qkv: the new order is (part, head, channel), ours (head, channel, part).
+    qkv = halved["middle_block.1.qkv.weight"].astype(np.float32)[..., 0]
+    want = qkv.reshape(3, 2, 64, 128).transpose(1, 2, 0, 3).reshape(384, 128)
+    np.testing.assert_array_equal(params["dec_16x16_in0"]["qkv"]["kernel"][0, 0].T, want)
+
+
 def test_classifier_without_decoder():
     tensors = {n: a for n, a in hollow(released_shapes()).items() if "output_blocks" not in n}
     with pytest.raises(WeightsError, match="no output_blocks"):

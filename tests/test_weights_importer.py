@@ -373,6 +373,11 @@ def test_attention_order_is_for_guided_diffusion_only(tmp_path):
     path.write_bytes(ww.state_dict_zip(small()[0]))
     with pytest.raises(ValueError, match="attention_order is for guided-diffusion"):
         importer.read_model_file(path, attention_order="new")
+    with pytest.raises(ValueError, match=r"config\['image_size'\] is for guided-diffusion"):
+        importer.read_model_file(path, config={"image_size": 8})
+    path.write_bytes(wg.content("small_torch1.pkl"))
+    with pytest.raises(ValueError, match="attention_order is for guided-diffusion"):
+        importer.read_model_file(path, attention_order="new")
     with pytest.raises(ValueError, match="must be 'new' or 'legacy'"):
         importer.read_model_file(path, attention_order="old")
 

@@ -354,6 +354,11 @@ def sizes_corpus():
         "empty tensor of 2^62": (one_tensor(ww.pid("0", 4), (0, 1 << 62)), "larger than any"),
         "fractional size": (one_tensor(ww.pid("0", 4), (1.5,), (1,)), "of size"),
         "forty axes": (one_tensor(ww.pid("0", 4), (1,) * 40), "of size a tuple of 40"),
+        "lazily negated tensor": (
+            in_zip(Call(Global("torch._utils", "_rebuild_tensor_v2"),
+                        (ww.pid("0", 0), 0, (0,), (1,), False, ww.ORDERED, {"neg": True}))),
+            "a tensor with metadata",
+        ),
         "tensor over a text": (one_tensor("storage", (1,)), "a tensor over 'storage'"),
         "stride 0 to a terabyte": (
             dumps(ww.snapshot(ww.network(

@@ -11,7 +11,7 @@ from edm_jax.weights.errors import WeightsError
 
 
 def map_file(path: str | os.PathLike[str]) -> memoryview:
-    """Map a file read-only.
+    """Map a file read-only.  It must not be cut while the map is in use.
 
     Returns:
       A memoryview of bytes.  Pages are read when touched, and arrays made from slices of

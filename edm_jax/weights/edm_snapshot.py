@@ -16,7 +16,7 @@ import numpy as np
 from edm_jax import schedules
 from edm_jax.weights.description import MAX_LEVELS, check_levels, is_number, to_json
 from edm_jax.weights.errors import WeightsError, show
-from edm_jax.weights.tensors import Parameter, Tensor
+from edm_jax.weights.tensors import Parameter, Tensor, array_of, shape_of
 from edm_jax.weights.torch_files import ModuleDictRecord, PersistentRecord
 from edm_jax.weights.unpickle import SetRecord
 
@@ -286,10 +286,10 @@ def add_levels(precond: dict[str, Any], u: Tensor | np.ndarray | None) -> None:
     if u is None:
         raise WeightsError("tensor 'u' of the iDDPM preconditioner is missing")
     expected = precond.get("num_levels", schedules.IDDPM_NUM_LEVELS)
-    shape = u.size if isinstance(u, Tensor) else u.shape
+    shape = shape_of(u)
     if type(expected) is not int or expected > MAX_LEVELS or shape != (expected + 1,):
         raise WeightsError(f"tensor 'u' has shape {show(shape)}, expected ({show(expected)} + 1,)")
-    array = u.array() if isinstance(u, Tensor) else u
+    array = array_of(u)
     if array.dtype not in (np.float32, np.float64):
         raise WeightsError(f"tensor 'u' is of {array.dtype}, expected float32")
     levels = array.tolist()

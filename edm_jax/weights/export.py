@@ -34,8 +34,6 @@ _MAX_DEPTH = 16
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
     for key, value in tree.items():
-        if not isinstance(key, str) or not key or "/" in key:
-            raise ValueError(f"key {show(key)} below {prefix!r} must be a text without '/'")
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}/")
         else:
@@ -110,13 +108,18 @@ def write_single_file(
       The SHA-256 the file carries.
 
     Raises:
-      ValueError: the description is incomplete or no plain JSON, there is no variant, or
-        an array has an unusable type.
+      ValueError: the description is incomplete or no plain JSON, there is no variant, the
+        variables are not those of the network, or an array has an unusable type.
       OSError: the folder cannot be written.
     """
     check_description(description)
-    if not variables:
-        raise ValueError("variables must hold at least one variant, such as 'ema'")
+    if not variables or not all(isinstance(v, str) and v and "/" not in v for v in variables):
+        raise ValueError(
+            "variables must hold at least one variant, called by a text without '/', such as "
+            f"'ema'; got {', '.join(show(v) for v in variables) or 'none'}"
+        )
+    for tree in variables.values():
+        state_dict.check_variables(tree, description["network"])
     metadata = {"format": FORMAT, "description": dump_json(description)}
     return _write(path, dict(_flatten(variables)), metadata)
 

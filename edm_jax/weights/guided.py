@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from edm_jax.weights.errors import WeightsError, show
-from edm_jax.weights.tensors import Tensor
+from edm_jax.weights.tensors import Tensor, array_of, numel_of, shape_of, shape_with
 
 ATTENTION_ORDERS = ("new", "legacy")
 _HEAD_CHANNELS = 64
@@ -62,16 +62,6 @@ def is_guided(names: Mapping) -> bool:
     return any(n.startswith(("input_blocks.", "time_embed.", "output_blocks.")) for n in names)
 
 
-def _shape(tensors: Mapping, name: str, ndim: int) -> tuple[int, ...]:
-    if name not in tensors:
-        raise WeightsError(f"tensor {show(name)} is missing")
-    tensor = tensors[name]
-    shape = tensor.size if isinstance(tensor, Tensor) else tensor.shape
-    if len(shape) != ndim or 0 in shape:
-        raise WeightsError(f"tensor {show(name)} has shape {show(shape)}, expected {ndim} axes")
-    return shape
-
-
 def check_supported(tensors: Mapping, narrow_norms: bool) -> None:
     """Refuse the models of guided-diffusion that no DhariwalUNet equals; say by which sign."""
     names = list(tensors)
@@ -91,13 +81,13 @@ def check_supported(tensors: Mapping, narrow_norms: bool) -> None:
                 f"tensor {show(name)}: the model resamples by plain convolutions "
                 "(resblock_updown False), which DhariwalUNet has not"
             )
-    first = _shape(tensors, "input_blocks.0.0.weight", 4)
+    first = shape_with(tensors, "input_blocks.0.0.weight", 4)
     if first[1] == 6:
         raise WeightsError(
             "tensor 'input_blocks.0.0.weight' has 6 input channels: an up-sampling model, "
             "conditioned on a small image"
         )
-    out = _shape(tensors, "out.2.weight", 4)
+    out = shape_with(tensors, "out.2.weight", 4)
     if out[0] != 2 * first[1]:
         raise WeightsError(
             f"tensor 'out.2.weight' has {out[0]} output channels, expected {2 * first[1]}: a model "
@@ -105,15 +95,15 @@ def check_supported(tensors: Mapping, narrow_norms: bool) -> None:
         )
     for name in names:
         if name.endswith(".emb_layers.1.weight"):
-            channels = _shape(tensors, name.replace("emb_layers.1", "out_layers.3"), 4)[0]
-            rows = _shape(tensors, name, 2)[0]
+            channels = shape_with(tensors, name.replace("emb_layers.1", "out_layers.3"), 4)[0]
+            rows = shape_with(tensors, name, 2)[0]
             if rows != 2 * channels:
                 raise WeightsError(
                     f"tensor {show(name)} has {rows} rows, expected {2 * channels}: the model does "
                     "not scale its norms (use_scale_shift_norm False), DhariwalUNet always does"
                 )
         if name.endswith((".qkv.weight", ".qkv.bias")):
-            shape = tensors[name].size if isinstance(tensors[name], Tensor) else tensors[name].shape
+            shape = shape_of(tensors[name])
             if not shape or shape[0] % (3 * _HEAD_CHANNELS) or not shape[0]:
                 raise WeightsError(
                     f"tensor {show(name)} has shape {show(shape)}: the width is not divisible by "
@@ -122,7 +112,7 @@ def check_supported(tensors: Mapping, narrow_norms: bool) -> None:
         if not narrow_norms and re.fullmatch(
             r".*\.(in_layers\.0|out_layers\.0|norm)\.weight", name
         ):
-            (width,) = _shape(tensors, name, 1)
+            (width,) = shape_with(tensors, name, 1)
             if width < _MIN_NORM_WIDTH:
                 raise WeightsError(
                     f"tensor {show(name)} is a norm of {width} channels; below {_MIN_NORM_WIDTH} "
@@ -141,7 +131,7 @@ def _count(names: Mapping, prefix: str) -> int:
 
 def read_structure(tensors: Mapping) -> Structure:
     """Widths, depths and attention levels from names and shapes."""
-    emb, width = _shape(tensors, "time_embed.0.weight", 2)
+    emb, width = shape_with(tensors, "time_embed.0.weight", 2)
     inputs, outputs = _count(tensors, "input_blocks"), _count(tensors, "output_blocks")
     # The last block of every level but the finest ends with an up-sampling residual block.
     ups = [
@@ -161,7 +151,7 @@ def read_structure(tensors: Mapping) -> Structure:
     mult, attention, heads = [], [], 0
     for level in range(levels):
         k = (levels - 1 - level) * blocks
-        channels = _shape(tensors, f"output_blocks.{k}.0.out_layers.3.weight", 4)[0]
+        channels = shape_with(tensors, f"output_blocks.{k}.0.out_layers.3.weight", 4)[0]
         if channels % width:
             raise WeightsError(
                 f"level {level} has {channels} channels, no multiple of the base width {width}"
@@ -175,7 +165,7 @@ def read_structure(tensors: Mapping) -> Structure:
         raise WeightsError(f"an embedding of {emb} channels, no multiple of the width {width}")
     classes = 0
     if "label_emb.weight" in tensors:
-        classes = _shape(tensors, "label_emb.weight", 2)[0]
+        classes = shape_with(tensors, "label_emb.weight", 2)[0]
     return Structure(width, blocks - 1, mult, attention, classes, emb // width, heads)
 
 
@@ -318,7 +308,7 @@ def qkv_permutation(channels: int, order: str) -> np.ndarray:
 
 
 def _converted(tensor: Tensor | np.ndarray, operation: str, order: str, name: str) -> np.ndarray:
-    array = tensor.array() if isinstance(tensor, Tensor) else tensor
+    array = array_of(tensor)
     ndim = 1 if name.endswith(".bias") else 3
     if operation in ("qkv", "kernel") and array.ndim != ndim:
         raise WeightsError(f"tensor {show(name)} has {array.ndim} axes, expected {ndim}")
@@ -336,7 +326,7 @@ def convert(
 
     The constant filters of the resampling blocks, which the file has not, are added.
     """
-    total = sum(t.numel if isinstance(t, Tensor) else t.size for t in tensors.values())
+    total = numel_of(tensors.values())
     if total > file_size:
         raise WeightsError(f"tensors of {total} numbers in a file of {file_size} bytes")
     converted, left = {}, dict.fromkeys(tensors)

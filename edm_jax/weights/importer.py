@@ -38,6 +38,7 @@ __all__ = ["ImportedModel", "WeightsError", "read_model_file"]
 # What config may hold beside the flags of guided-diffusion.
 _CONFIG = ("network", "precond", "label_names", "progress", "data", "licence", "variant")
 _VARIANTS = ("ema", "raw")
+_RAW_FILE = re.compile(r"model[0-9]{6}\.pt")  # of guided-diffusion's training program
 # State dictionaries within a dictionary: key -> variant.
 _WRAPPED = {"ema": "ema", "net": "raw", "model": "raw", "state_dict": "raw"}
 
@@ -57,6 +58,7 @@ class _Found:
     u: Tensor | np.ndarray | None = None
     data: dict[str, Any] = dataclasses.field(default_factory=dict)
     step: int | None = None
+    guided: bool = False
 
 
 def read_model_file(
@@ -74,7 +76,7 @@ def read_model_file(
         released 64x64 model, which is "new".
       config: what the file does not say.  Parts of a description (``network``,
         ``precond``, ``label_names``, ``progress``, ``data``), a ``licence``, the
-        ``variant`` of a plain state dictionary ("ema" unless given: a file does not say),
+        ``variant`` of a plain state dictionary (a file does not say; "ema" unless given),
         and for guided-diffusion weights its flags, such as ``image_size``.
 
     Returns:
@@ -98,7 +100,8 @@ def read_model_file(
                 return _own_file(data, metadata, arrays, config, attention_order)
             found = _from_safetensors(data, metadata, arrays, config, attention_order)
         else:
-            found = _from_torch(data, config, attention_order)
+            found = _from_torch(data, file, config, attention_order)
+        _check_used(found, config, attention_order)
         return _finish(found, config, {"file": file, "sha256": sha256(data)}, len(data))
     except WeightsError as error:
         raise WeightsError(f"{os.fspath(path)}: {error}") from None
@@ -116,6 +119,15 @@ def _check_config(config: Mapping[str, Any], attention_order: str | None) -> Non
         raise ValueError(f"config['variant'] must be 'ema' or 'raw', got {show(config['variant'])}")
     if attention_order not in (None, *guided.ATTENTION_ORDERS):
         raise ValueError(f"attention_order must be 'new' or 'legacy', got {show(attention_order)}")
+
+
+def _check_used(found: _Found, config: Mapping[str, Any], attention_order: str | None) -> None:
+    if not found.guided:
+        for key in config:
+            if key not in _CONFIG:
+                raise ValueError(f"config[{key!r}] is for guided-diffusion weights, these are not")
+        if attention_order is not None:
+            raise ValueError("attention_order is for guided-diffusion weights, these are not")
 
 
 def _own_file(
@@ -151,7 +163,9 @@ def _unknown_file(data: memoryview) -> WeightsError:
     )
 
 
-def _from_torch(data: memoryview, config: Mapping[str, Any], attention_order: str | None) -> _Found:
+def _from_torch(
+    data: memoryview, file: str, config: Mapping[str, Any], attention_order: str | None
+) -> _Found:
     if container_of(data) is None:
         raise _unknown_file(data)
     kind, root = read_torch(data)
@@ -163,7 +177,8 @@ def _from_torch(data: memoryview, config: Mapping[str, Any], attention_order: st
         return found
     if isinstance(root, dict) and isinstance(root.get("ema"), PersistentRecord):
         return _from_records({"ema": root["ema"]}, root, f"EDM snapshot ({kind})")
-    variants = _state_dicts(root, config.get("variant", "ema"))
+    default = "raw" if _RAW_FILE.fullmatch(file) else "ema"
+    variants = _state_dicts(root, config.get("variant", default))
     return _from_state_dicts(variants, kind, len(data), config, attention_order)
 
 
@@ -254,8 +269,6 @@ def _from_state_dicts(
     first = next(iter(variants.values()))
     if guided.is_guided(first):
         return _from_guided(variants, kind, size, config, attention_order)
-    if attention_order is not None:
-        raise ValueError("attention_order is for guided-diffusion weights, these are not")
     tensors, u = {}, None
     for variant, given in variants.items():
         bare = {k: v for k, v in given.items() if k != "u"}
@@ -308,7 +321,7 @@ def _from_guided(
         "assumed": [*([] if "dropout" in config else ["dropout"]), "noise_schedule cosine"],
     }
     precond = {"name": "iddpm", "num_levels": flags.num_levels}
-    return _Found(network, precond, converted, source)
+    return _Found(network, precond, converted, source, guided=True)
 
 
 # ---------------------------------------------------------------- the result

@@ -16,7 +16,7 @@ import numpy as np
 from edm_jax.weights.edm_snapshot import NETWORK_DEFAULTS
 from edm_jax.weights.errors import WeightsError, show
 from edm_jax.weights.state_dict import FILTER, filter_2d
-from edm_jax.weights.tensors import Tensor
+from edm_jax.weights.tensors import array_of, shape_with
 
 _LAYERS = "norm0|conv0|affine|norm1|conv1|skip|norm2|qkv|proj"
 _WB = r"\.(weight|bias)"
@@ -35,16 +35,6 @@ def is_published_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
-def _shape(tensors: Mapping, name: str, ndim: int) -> tuple[int, ...]:
-    if name not in tensors:
-        raise WeightsError(f"cannot infer the configuration: tensor {show(name)} is missing")
-    tensor = tensors[name]
-    shape = tensor.size if isinstance(tensor, Tensor) else tensor.shape
-    if len(shape) != ndim or 0 in shape:
-        raise WeightsError(f"tensor {show(name)} has shape {show(shape)}, expected {ndim} axes")
-    return shape
-
-
 def _ratio(value: int, base: int, what: str, of: str) -> int:
     if value % base:
         raise WeightsError(
@@ -58,10 +48,9 @@ def filter_taps(tensors: Mapping) -> list[float] | None:
     name = next((n for n in tensors if n.endswith(FILTER)), None)
     if name is None:
         return None
-    if max(_shape(tensors, name, 4)) > 64:
+    if max(shape_with(tensors, name, 4)) > 64:
         raise WeightsError(f"filter {show(name)} is larger than any filter")
-    tensor = tensors[name]
-    stored = (tensor.array() if isinstance(tensor, Tensor) else tensor).astype(np.float64)[0, 0]
+    stored = array_of(tensors[name]).astype(np.float64)[0, 0]
     row = stored.sum(axis=0)
     smallest = np.min(np.abs(row))
     if not np.all(np.isfinite(row)) or smallest == 0 or stored.sum() == 0:
@@ -97,20 +86,23 @@ def infer_network(tensors: Mapping) -> tuple[dict[str, Any], list[str]]:
     name = "DhariwalUNet" if "out_norm.weight" in tensors else "SongUNet"
     first = f"enc.{top}x{top}_conv.weight"
     output = "out_conv.weight" if name == "DhariwalUNet" else f"dec.{top}x{top}_aux_conv.weight"
-    emb, mapped = _shape(tensors, "map_layer0.weight", 2)
+    emb, mapped = shape_with(tensors, "map_layer0.weight", 2)
     of = first if name == "SongUNet" else "map_layer0.weight"
-    width = _shape(tensors, first, 4)[0] if name == "SongUNet" else mapped
+    width = shape_with(tensors, first, 4)[0] if name == "SongUNet" else mapped
     network: dict[str, Any] = {
         "name": name,
         "img_resolution": top,
-        "in_channels": _shape(tensors, first, 4)[1],
-        "out_channels": _shape(tensors, output, 4)[0],
+        "in_channels": shape_with(tensors, first, 4)[1],
+        "out_channels": shape_with(tensors, output, 4)[0],
         "label_dim": 0,
         "augment_dim": 0,
         "model_channels": width,
         "channel_mult": [
             _ratio(
-                _shape(tensors, f"dec.{r}x{r}_block0.conv1.weight", 4)[0], width, "channel_mult", of
+                shape_with(tensors, f"dec.{r}x{r}_block0.conv1.weight", 4)[0],
+                width,
+                "channel_mult",
+                of,
             )
             for r in resolutions
         ],
@@ -120,7 +112,7 @@ def infer_network(tensors: Mapping) -> tuple[dict[str, Any], list[str]]:
     }
     for key in ("label", "augment"):
         if f"map_{key}.weight" in tensors:
-            network[f"{key}_dim"] = _shape(tensors, f"map_{key}.weight", 2)[1]
+            network[f"{key}_dim"] = shape_with(tensors, f"map_{key}.weight", 2)[1]
     assumed = ["dropout", "label_dropout"]
     if name == "SongUNet":
         network["embedding_type"] = "fourier" if "map_noise.freqs" in tensors else "positional"

@@ -15,17 +15,13 @@ import numpy as np
 
 from edm_jax.typing import PyTree
 from edm_jax.weights.errors import WeightsError, show
-from edm_jax.weights.tensors import Tensor
+from edm_jax.weights.tensors import Tensor, array_of, numel_of, shape_of
 
 Tensors = Mapping[str, Tensor | np.ndarray]
 
 FILTER = ".resample_filter"
 _MAX_SIZE = 1 << 16  # of any single network argument
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
-
-
-def _shape(tensor: Tensor | np.ndarray) -> tuple[int, ...]:
-    return tensor.size if isinstance(tensor, Tensor) else tensor.shape
 
 
 def filter_2d(taps: Any) -> np.ndarray:
@@ -87,7 +83,7 @@ def _leaves(tree: PyTree) -> Iterator[tuple[tuple[str, ...], Any]]:
     import jax
 
     for path, leaf in jax.tree_util.tree_flatten_with_path(dict(tree))[0]:
-        yield tuple(key.key for key in path), leaf
+        yield tuple(str(getattr(key, "key", key)) for key in path), leaf
 
 
 def variable_shapes(network: Mapping[str, Any]) -> dict[tuple[str, ...], tuple[int, ...]]:
@@ -130,9 +126,7 @@ def check_tensors(tensors: Tensors, network: Mapping[str, Any], file_size: int) 
         large tensors; a network has at most one number per byte of its file.
     """
     check_arguments(network, len(tensors))
-    total = 0
-    for tensor in tensors.values():
-        total += tensor.numel if isinstance(tensor, Tensor) else tensor.size
+    total = numel_of(tensors.values())
     if total > file_size:
         raise WeightsError(f"tensors of {total} numbers in a file of {file_size} bytes")
     expected = expected_tensors(network)
@@ -142,8 +136,8 @@ def check_tensors(tensors: Tensors, network: Mapping[str, Any], file_size: int) 
     for name, shape in expected.items():
         if name not in tensors:
             raise WeightsError(f"tensor {show(name)} of shape {show(shape)} is missing")
-        if _shape(tensors[name]) != shape:
-            got = show(_shape(tensors[name]))
+        if shape_of(tensors[name]) != shape:
+            got = show(shape_of(tensors[name]))
             raise WeightsError(f"tensor {show(name)} has shape {got}, expected {show(shape)}")
 
 
@@ -152,7 +146,7 @@ def to_float32(tensor: Tensor | np.ndarray, name: str) -> np.ndarray:
 
     Half precision widens exactly.  float64 is narrowed only where nothing is lost.
     """
-    array = tensor.array() if isinstance(tensor, Tensor) else tensor
+    array = array_of(tensor)
     if array.dtype.name not in _FLOATS:
         raise WeightsError(f"tensor {show(name)} is of {array.dtype}, expected floating point")
     # An overflow is reported below, as a value that is not kept.

@@ -8,6 +8,8 @@ NumPy view of the file.
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -88,10 +90,7 @@ class Tensor:
         if len(self.size) != len(self.stride) or len(self.size) > _MAX_DIMENSIONS:
             raise WeightsError(f"a tensor of size {show(self.size)}, stride {show(self.stride)}")
         # NumPy multiplies the axes into a machine integer even where one of them is 0.
-        extent = 1
-        for n in self.size:
-            extent *= max(n, 1)
-        if extent > _MAX_SIZE:
+        if math.prod(max(n, 1) for n in self.size) > _MAX_SIZE:
             raise WeightsError(f"a tensor of size {show(self.size)}, larger than any model's")
         last = self.offset + sum((n - 1) * s for n, s in zip(self.size, self.stride, strict=True))
         if self.numel and last >= self.storage.numel:
@@ -102,10 +101,7 @@ class Tensor:
 
     @property
     def numel(self) -> int:
-        total = 1
-        for n in self.size:
-            total *= n
-        return total
+        return math.prod(self.size)
 
     def array(self) -> np.ndarray:
         """The numbers in the stored dtype: a read-only view of the file (bool: a copy)."""
@@ -134,6 +130,31 @@ class Parameter:
     tensor: Tensor
 
 
+def shape_of(tensor: Tensor | np.ndarray) -> tuple[int, ...]:
+    """The shape of a tensor of a file, opened or not."""
+    return tensor.size if isinstance(tensor, Tensor) else tensor.shape
+
+
+def array_of(tensor: Tensor | np.ndarray) -> np.ndarray:
+    """The numbers of a tensor of a file, opened or not."""
+    return tensor.array() if isinstance(tensor, Tensor) else tensor
+
+
+def numel_of(tensors: Iterable[Tensor | np.ndarray]) -> int:
+    """How many numbers tensors have together."""
+    return sum(math.prod(shape_of(tensor)) for tensor in tensors)
+
+
+def shape_with(tensors: Mapping[str, Tensor | np.ndarray], name: str, ndim: int) -> tuple[int, ...]:
+    """The shape of the tensor called ``name``, which must be there and have ``ndim`` axes."""
+    if name not in tensors:
+        raise WeightsError(f"tensor {show(name)} is missing")
+    shape = shape_of(tensors[name])
+    if len(shape) != ndim or 0 in shape:
+        raise WeightsError(f"tensor {show(name)} has shape {show(shape)}, expected {ndim} axes")
+    return shape
+
+
 def _arguments(arguments: tuple, least: int, most: int, name: str) -> tuple:
     if not least <= len(arguments) <= most:
         raise WeightsError(f"{name} with {len(arguments)} arguments, expected {least} to {most}")
@@ -142,7 +163,12 @@ def _arguments(arguments: tuple, least: int, most: int, name: str) -> tuple:
 
 def rebuild_tensor(arguments: tuple) -> Tensor:
     """torch._utils._rebuild_tensor_v2 (storage, offset, size, stride, grad, hooks[, meta])."""
-    storage, offset, size, stride, *_ = _arguments(arguments, 6, 7, "_rebuild_tensor_v2")
+    storage, offset, size, stride, _, _, *metadata = _arguments(
+        arguments, 6, 7, "_rebuild_tensor_v2"
+    )
+    if metadata not in ([], [None]) and (type(metadata[0]) is not dict or metadata[0]):
+        # Lazily negated or conjugated tensors: the numbers are not those in the storage.
+        raise WeightsError(f"a tensor with metadata {show(metadata[0])}")
     return Tensor(storage, offset, size, stride)
 
 
