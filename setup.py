@@ -20,7 +20,7 @@ TRAIN = [
 ]
 TENSORBOARD = ["tensorflow>=2.18", "tensorboard>=2.18"]
 DIFFRAX = ["diffrax>=0.7"]
-TEST = ["hypothesis>=6.100", "pytest>=8.0", "ruff>=0.9"]
+TEST = ["hypothesis>=6.100", "pytest>=8.0", "ruff>=0.9", "safetensors>=0.5"]
 
 setup(
     name="edm_jax",
