@@ -159,7 +159,7 @@ def build_description(
         num_classes=source.num_classes,
         label_names=source.label_names,
         progress=progress,
-        ema_variants=build_averaging(config).names(),
+        variants=[*build_averaging(config).names(), "raw"],
     )
 
 

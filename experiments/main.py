@@ -14,6 +14,11 @@ Evaluate a trained run again:
 
     python experiments/main.py --mode=evaluate --workdir=runs/digits
 
+Published weights into a directory that edm_jax.load reads, and any model into one file:
+
+    python experiments/main.py --mode=import --source=FILE.pkl --workdir=runs/imported
+    python experiments/main.py --mode=export --workdir=runs/digits --dest=digits.safetensors
+
 Exit codes: 0 done, 1 the work failed, 2 the command or its input was wrong.
 """
 
@@ -33,7 +38,7 @@ if str(ROOT) not in sys.path:
 from absl import app, flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-MODES = ("train", "sample", "evaluate")
+MODES = ("train", "sample", "evaluate", "import", "export")
 
 FLAGS = flags.FLAGS
 _CONFIG = config_flags.DEFINE_config_file(
@@ -61,8 +66,28 @@ flags.DEFINE_float("s_tmax", None, "sample: highest noise level that churns.")
 flags.DEFINE_float("s_noise", None, "sample: scale of the churned noise.")
 flags.DEFINE_integer("batch_size", None, "sample: images at a time.", lower_bound=1)
 
+flags.DEFINE_string("source", None, "import: the file of weights to read (.pkl .pt .safetensors).")
+flags.DEFINE_enum(
+    "attention_order",
+    None,
+    ("new", "legacy"),
+    "import: row order of attention in guided-diffusion weights, which their file does not say.",
+)
+flags.DEFINE_string(
+    "source_options", None, "import: what else the file does not say, as JSON or a file of it."
+)
+flags.DEFINE_string("dest", None, "export: the .safetensors file to write.")
+
 SAMPLER_FLAGS = "num_steps sigma_min sigma_max rho s_churn s_tmin s_tmax s_noise batch_size".split()
-SAMPLE_ONLY = ("seeds", "labels", "outdir", "grid", *SAMPLER_FLAGS)
+# Flags that only some modes read; given to another mode they are refused.
+READ_BY = {name: ("sample",) for name in ("seeds", "labels", "outdir", "grid", *SAMPLER_FLAGS)} | {
+    "variant": ("sample", "evaluate", "export"),
+    "source": ("import",),
+    "attention_order": ("import",),
+    "source_options": ("import",),
+    "dest": ("export",),
+    "config": ("train", "evaluate"),
+}
 
 
 class UsageError(ValueError):
@@ -133,20 +158,26 @@ def _resolved_config():
 
 
 def _workdir() -> pathlib.Path:
-    if not FLAGS.workdir:
-        raise UsageError("--workdir is missing, for example --workdir=runs/digits")
-    return pathlib.Path(FLAGS.workdir)
+    return _required("workdir", "runs/digits")
+
+
+def _check_flags_of_mode() -> None:
+    for name, modes in READ_BY.items():
+        if FLAGS[name].present and FLAGS.mode not in modes:
+            cure = "; training takes --config.sampler.* instead" if FLAGS.mode == "train" else ""
+            raise UsageError(f"--{name} belongs to --mode={' or --mode='.join(modes)}{cure}")
+
+
+def _required(name: str, example: str) -> pathlib.Path:
+    if not FLAGS[name].value:
+        raise UsageError(f"--{name} is missing, for example --{name}={example}")
+    return pathlib.Path(FLAGS[name].value)
 
 
 # ------------------------------------------------------------------------------ modes
 
 
 def _train() -> None:
-    given = [name for name in SAMPLE_ONLY if FLAGS[name].present]
-    if given:
-        raise UsageError(
-            f"--{given[0]} belongs to --mode=sample; training takes --config.sampler.* instead"
-        )
     config = _resolved_config()
     workdir = _workdir()
     from experiments import train_loop
@@ -212,13 +243,40 @@ def _evaluate() -> None:
     print("\n" + evaluate.result_table(result) + f"\n\n  {path}")
 
 
+def _import() -> None:
+    source, workdir = _required("source", "edm-cifar10.pkl"), _workdir()
+    from experiments import convert_weights
+
+    options = convert_weights.parse_options(FLAGS.source_options)
+    convert_weights.import_model(
+        source, workdir, attention_order=FLAGS.attention_order, options=options
+    )
+
+
+def _export() -> None:
+    workdir, dest = _workdir(), _required("dest", "digits.safetensors")
+    from experiments import convert_weights
+
+    convert_weights.export_model(workdir, dest, variant=FLAGS.variant)
+
+
+RUN = {
+    "train": _train,
+    "sample": _sample,
+    "evaluate": _evaluate,
+    "import": _import,
+    "export": _export,
+}
+
+
 def main(argv: list[str]) -> None:
     """Run one mode; known failures end with one line."""
     del argv
     logging.set_verbosity(logging.WARNING)  # libraries report every probe at INFO
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        {"train": _train, "sample": _sample, "evaluate": _evaluate}[FLAGS.mode]()
+        _check_flags_of_mode()
+        RUN[FLAGS.mode]()
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on from the last checkpoint", 130)
     except (ValueError, FileNotFoundError) as error:

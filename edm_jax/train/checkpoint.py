@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import pathlib
 import shutil
 import warnings
@@ -56,7 +55,6 @@ class CheckpointStore:
         if keep_last < 2:
             raise ValueError(f"keep_last must be at least 2, got {keep_last}")
         self.directory = directory.resolve()
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file at INFO
         if jax.process_index() == 0:
             self._remove_unfinished()
         self._manager = ocp.CheckpointManager(
@@ -84,9 +82,28 @@ class CheckpointStore:
 
     def save(self, state: TrainState, step: int, description: Mapping[str, Any]) -> None:
         """Start saving; waits only for the copy to the host and an unfinished earlier save."""
-        args: dict[str, Any] = {
-            name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()
-        }
+        self._save(_items(state), step, description)
+
+    def save_model(
+        self, variables: Mapping[str, PyTree], step: int, description: Mapping[str, Any]
+    ) -> None:
+        """Save a model without a training state, such as an imported one.
+
+        Args:
+          variables: ``{"params": ..., "buffers": ...}`` for each variant of
+            ``description["variants"]``; all have the same buffers.
+          step: its number.
+          description: see `weights.description`.
+        """
+        raw = variables.get("raw", {}).get("params", {})
+        buffers = next(iter(variables.values())).get("buffers", {})
+        averages = {name: tree["params"] for name, tree in variables.items() if name != "raw"}
+        items = {"params": {"params": raw, "buffers": buffers}, "ema": averages}
+        self._save(items, step, description)
+        self.wait()
+
+    def _save(self, items: Mapping[str, PyTree], step: int, description: Mapping[str, Any]) -> None:
+        args: dict[str, Any] = {n: ocp.args.StandardSave(tree) for n, tree in items.items()}
         args["description"] = ocp.args.JsonSave(dict(description))
         self._manager.save(step, args=ocp.args.Composite(**args), force=True)
 

@@ -14,14 +14,18 @@ Orbax is imported when an array is read, not before.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 import pathlib
 import re
+from collections.abc import Iterator
 
 import numpy as np
 
 from edm_jax.typing import PyTree
+from edm_jax.weights.errors import WeightsError
 
 CHECKSUMS = "checksums.json"
 _STEP_NAME = re.compile(r"\d+")
@@ -29,7 +33,7 @@ _STEP_NAME = re.compile(r"\d+")
 _VOLATILE = {"_CHECKPOINT_METADATA", "commit_success.txt", CHECKSUMS}
 
 
-class CheckpointError(ValueError):
+class CheckpointError(WeightsError):
     """A checkpoint that is missing, damaged or from a newer version."""
 
 
@@ -104,12 +108,24 @@ def read_arrays(step_dir: pathlib.Path, item: str) -> PyTree:
 
     path = (step_dir / item).resolve()
     try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
+        with _quiet(), ocp.PyTreeCheckpointer() as checkpointer:
             tree = checkpointer.metadata(path).item_metadata.tree
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             return checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
     except Exception as error:  # Orbax raises many kinds for damaged files
         raise CheckpointError(f"{path}: cannot be restored ({_first_line(error)})") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Orbax's warning that an item has no metadata file of its own."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _first_line(error: BaseException) -> str:

@@ -18,10 +18,10 @@ import numpy as np
 from edm_jax import models
 from edm_jax.precond import PRECONDITIONINGS, Preconditioning, precondition
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, PyTree
-from edm_jax.weights import checkpoints
+from edm_jax.weights import checkpoints, importer, state_dict
 from edm_jax.weights.checkpoints import CheckpointError
-
-FORMAT_VERSION = 1
+from edm_jax.weights.description import FORMAT_VERSION, check_description
+from edm_jax.weights.errors import WeightsError
 
 
 def describe(
@@ -67,31 +67,23 @@ def _build(key: str) -> tuple[nn.Module, Preconditioning]:
     parts = json.loads(key)
     network, precond = parts["network"], parts["precond"]
     net = models.build(network.pop("name"), **network)
-    name = precond.pop("name")
-    if name not in PRECONDITIONINGS:
-        raise ValueError(
-            f"unknown preconditioning {name!r}; known: {', '.join(sorted(PRECONDITIONINGS))}"
-        )
-    return net, PRECONDITIONINGS[name](**precond)
+    if precond.get("levels") is not None:
+        precond["levels"] = np.asarray(precond["levels"], np.float32)
+    return net, PRECONDITIONINGS[precond.pop("name")](**precond)
 
 
 def build(description: Mapping[str, Any]) -> tuple[nn.Module, Preconditioning]:
     """The network and the preconditioning that a description names.
 
     Raises:
-      CheckpointError: for a description of a newer version or one that makes no sense.
+      WeightsError: for a description of a newer version or one that makes no sense.
     """
-    version = description.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"format version {version!r} is newer than this edm_jax reads ({FORMAT_VERSION}); "
-            "upgrade edm_jax"
-        )
+    check_description(description)
     try:
         parts = {name: description[name] for name in ("network", "precond")}
         return _build(json.dumps(parts, sort_keys=True))
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"the model description is not usable: {error!r}") from error
+        raise WeightsError(f"the model description is not usable: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -208,18 +200,21 @@ def from_description(
 ) -> Model:
     """A Model from its description and the variables of its network."""
     net, preconditioning = build(description)
+    variables = jax.tree.map(jnp.asarray, variables)
     return Model(net, preconditioning, variables, description, variant)
 
 
 def load(path: str | pathlib.Path, *, variant: str | None = None) -> Model:
-    """Load a model from a run directory, a checkpoint directory, or one step of it.
+    """Load a model from a run directory, a step of it, or a single file.
 
-    Nothing but the directory is needed: it describes itself.  A damaged newest step is
-    passed over with a warning.
+    Nothing but the path is needed: checkpoints describe themselves.  A damaged newest step
+    is passed over with a warning.  Of foreign files those that say enough are read
+    (`weights.importer.read_model_file` takes what the others leave out).
 
     Args:
-      path: ``runs/digits``, ``runs/digits/checkpoints`` or ``.../checkpoints/00001000``.
-      variant: which weights; by default the first EMA.  ``raw`` are the weights
+      path: ``runs/digits``, ``runs/digits/checkpoints``, ``.../checkpoints/00001000``, an
+        exported ``.safetensors``, or a ``.pkl`` or ``.pt`` file of published weights.
+      variant: which weights; by default the first average.  ``raw`` are the weights
         themselves; a wrong name lists what there is.
 
     Returns:
@@ -227,13 +222,16 @@ def load(path: str | pathlib.Path, *, variant: str | None = None) -> Model:
 
     Raises:
       FileNotFoundError: if there is no such path.
-      CheckpointError: if no usable checkpoint is there.
+      WeightsError: if no usable model is there.
+      ValueError: if there are no such weights.
     """
     path = pathlib.Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no such file or directory: {path}")
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: not a checkpoint directory")
+    if path.is_file():
+        found = importer.read_model_file(path)
+        variant = choose_variant(variant, list(found.variables), path)
+        return from_description(found.description, found.variables[variant], variant)
     if (path / "description").is_dir():
         return _load_step(path, variant)
     nested = path / "checkpoints"
@@ -245,27 +243,35 @@ def load(path: str | pathlib.Path, *, variant: str | None = None) -> Model:
     for step_dir in reversed(steps):
         try:
             return _load_step(step_dir, variant)
-        except CheckpointError as error:
+        except WeightsError as error:
             if step_dir is steps[0]:
                 raise
             warnings.warn(f"skipping damaged checkpoint: {error}", stacklevel=2)
     raise AssertionError("unreachable: the loop returns or raises")
 
 
+def choose_variant(variant: str | None, names: list[str], where: pathlib.Path) -> str:
+    """``variant``, or the first of ``names``; ValueError if it is not among them."""
+    if variant is not None and variant not in names:
+        raise ValueError(f"no weights {variant!r} in {where}; there are: {', '.join(names)}")
+    return variant or names[0]
+
+
+def read_variables(step_dir: pathlib.Path, description: Mapping[str, Any], variant: str) -> PyTree:
+    """Variables of one variant of a step, as NumPy arrays."""
+    stored = checkpoints.read_arrays(step_dir, "params")
+    variables = {"params": stored["params"]}
+    if variant != "raw":
+        variables = {"params": checkpoints.read_arrays(step_dir, "ema")[variant]}
+    if stored.get("buffers"):
+        variables["buffers"] = stored["buffers"]
+    state_dict.check_variables(variables, description["network"])
+    return variables
+
+
 def _load_step(step_dir: pathlib.Path, variant: str | None) -> Model:
     checkpoints.verify_checksums(step_dir, ("description", "ema", "params"))
     description = checkpoints.read_description(step_dir)
-    net, preconditioning = build(description)
-    names = [*description.get("ema_variants", []), "raw"]
-    variant = names[0] if variant is None else variant
-    if variant not in names:
-        raise ValueError(f"no weights {variant!r} in {step_dir}; there are: {', '.join(names)}")
-    stored = checkpoints.read_arrays(step_dir, "params")
-    params = stored["params"]
-    if variant != "raw":
-        params = checkpoints.read_arrays(step_dir, "ema")[variant]
-    variables = {"params": params}
-    if stored.get("buffers"):
-        variables["buffers"] = stored["buffers"]
-    variables = jax.tree.map(jnp.asarray, variables)
-    return Model(net, preconditioning, variables, description, variant)
+    check_description(description)
+    variant = choose_variant(variant, description["variants"], step_dir)
+    return from_description(description, read_variables(step_dir, description, variant), variant)
