@@ -21,6 +21,8 @@ def get_config() -> ml_collections.ConfigDict:
             source="digits",
             path="",  # images: folder or zip; tfds: "name" or "name:split"
             conditional=True,  # use the labels, if there are any
+            resolution=0,  # width and height the images must have; 0: as stored
+            max_size=0,  # use a random subset of this many images; 0: all
             mirror=False,  # random left-right flips; not together with augmentation
             num_threads=8,
             num_workers=0,  # reading processes; 0 reads in threads
@@ -71,10 +73,25 @@ def get_config() -> ml_collections.ConfigDict:
     )
     config.weight = d(dict(name="edm", edm=d(dict(sigma_data=0.5)), inverse_square=d(dict())))
 
+    # Non-leaking augmentation (EDM section F.2): probability and multipliers.
+    config.augment = d(
+        dict(
+            probability=0.0,  # 0: no augmentation, and no augmentation labels
+            xflip=1e8,
+            yflip=1.0,
+            scale=1.0,
+            rotate_frac=1.0,
+            aniso=1.0,
+            translate_frac=1.0,
+        )
+    )
+
     config.train = d(
         dict(
             total_kimg=200_000.0,
-            batch_size=512,
+            batch_size=512,  # global
+            micro_batch=0,  # global images per round of gradient accumulation; 0: all at once
+            sharding="data",  # data: a copy per device; fsdp: parameters split over devices
             lr=1e-3,
             lr_rampup_kimg=10_000.0,
             adam_b1=0.9,
@@ -82,6 +99,7 @@ def get_config() -> ml_collections.ConfigDict:
             adam_eps=1e-8,
             ema_halflife_kimg=(500.0,),  # several give several averages; sampling uses the first
             ema_rampup_ratio=0.05,
+            grad_clip_norm=0.0,  # 0: none
             loss_scaling=1.0,
             log_kimg=50.0,
             sample_kimg=2_500.0,  # 0: only at the start and at the end

@@ -13,11 +13,13 @@ import ml_collections
 import numpy as np
 
 from edm_jax import models
-from edm_jax.data.source import ImageSource
+from edm_jax.data.augment import AugmentPipe, augment
+from edm_jax.data.source import ImageSource, Subset, max_size_indices
 from edm_jax.grids import make_sigmas
 from edm_jax.noise import DISTRIBUTIONS, WEIGHTS, NoiseDistribution, WeightFn
 from edm_jax.precond import PRECONDITIONINGS, Preconditioning
 from edm_jax.samplers import Churn
+from edm_jax.train.sharding import LAYOUTS
 from edm_jax.train.step import Averaging, Objective, make_optimizer
 from edm_jax.weights.model import describe
 
@@ -53,18 +55,58 @@ def _choice(group: ml_collections.ConfigDict, table: Mapping[str, Callable], whe
 
 
 def build_source(config: ml_collections.ConfigDict, *, split: str = "train") -> ImageSource:
-    """The data set that a configuration names."""
-    makers = {"digits": lambda: _digits(split)}
-    source = pick(makers, config.data.source, "data.source")()
+    """The data set that a configuration names.
+
+    Args:
+      config: its ``data`` group is read.
+      split: ``train``, or ``test`` where the data set has one.
+
+    Raises:
+      ConfigError, ValueError: for an unknown kind, a path that holds no data set, or images
+        of another size than ``data.resolution``.
+    """
+    source = pick(SOURCES, config.data.source, "config.data.source")(config.data, split)
+    resolution = config.data.resolution
+    if resolution and tuple(source.image_shape[:2]) != (resolution, resolution):
+        raise ConfigError(
+            f"config.data.resolution={resolution}, but the images of the data set are "
+            f"{source.image_shape[0]}x{source.image_shape[1]}"
+        )
+    if config.data.max_size and split == "train":
+        source = Subset(source, max_size_indices(len(source), config.data.max_size))
     if not config.data.conditional and source.num_classes:
         source = Unlabelled(source)
     return source
 
 
-def _digits(split: str) -> ImageSource:
+def _digits(data: ml_collections.ConfigDict, split: str) -> ImageSource:
     from edm_jax.data.digits import digits
 
     return digits(split)
+
+
+def _images(data: ml_collections.ConfigDict, split: str) -> ImageSource:
+    from edm_jax.data.image_files import open_images
+
+    if not data.path:
+        raise ConfigError("config.data.path is missing: the folder or .zip file of images")
+    if split != "train":
+        raise ConfigError("a folder of images has no test split")
+    return open_images(data.path, use_labels=data.conditional)
+
+
+def _tfds(data: ml_collections.ConfigDict, split: str) -> ImageSource:
+    from edm_jax.data.tfds_source import TfdsSource
+
+    if not data.path:
+        raise ConfigError("config.data.path is missing: the name of the TFDS data set")
+    name, _, own_split = data.path.partition(":")
+    return TfdsSource(
+        name, own_split if own_split and split == "train" else split, use_labels=data.conditional
+    )
+
+
+SOURCES = {"digits": _digits, "images": _images, "tfds": _tfds}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +147,7 @@ def network_arguments(config: ml_collections.ConfigDict, source: ImageSource) ->
         "in_channels": channels,
         "out_channels": channels * preconditioning.channel_multiplier,
         "label_dim": source.num_classes,
+        "augment_dim": pipe.label_dim if (pipe := build_augment(config)) else 0,
     }
 
 
@@ -132,16 +175,25 @@ def build_weight(config: ml_collections.ConfigDict) -> WeightFn:
     return lambda sigma: function(sigma, **constants)
 
 
+def build_augment(config: ml_collections.ConfigDict) -> AugmentPipe | None:
+    """The augmentation of a configuration, or None."""
+    group = config.augment.to_dict()
+    probability = group.pop("probability")
+    return AugmentPipe(p=probability, **group) if probability else None
+
+
 def build_objective(
     config: ml_collections.ConfigDict, net: nn.Module, source: ImageSource
 ) -> Objective:
     """The training loss of a configuration."""
+    pipe = build_augment(config)
     return Objective(
         apply=net.apply,
         preconditioning=build_preconditioning(config),
         distribution=build_distribution(config),
         weight=build_weight(config),
         num_classes=source.num_classes,
+        augment=pipe and (lambda keys, images: augment(keys, images, pipe)),
     )
 
 
@@ -220,6 +272,7 @@ def build_optimizer(config: ml_collections.ConfigDict):
         b1=train.adam_b1,
         b2=train.adam_b2,
         eps=train.adam_eps,
+        grad_clip_norm=train.grad_clip_norm,
     )
 
 
@@ -267,9 +320,16 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     for key in ("total_kimg", "lr", "loss_scaling", "log_kimg", "checkpoint_kimg", "adam_eps"):
         value = train[key]
         require(0 < value < math.inf, f"train.{key}", value, "positive and finite")
-    for key in ("lr_rampup_kimg", "ema_rampup_ratio", "sample_kimg", "keep_every_kimg"):
+    zero_or_more = (
+        "lr_rampup_kimg ema_rampup_ratio sample_kimg keep_every_kimg grad_clip_norm micro_batch"
+    )
+    for key in zero_or_more.split():
         value = train[key]
         require(0 <= value < math.inf, f"train.{key}", value, "0 or more, and finite")
+    layouts = " or ".join(LAYOUTS)
+    require(train.sharding in LAYOUTS, "train.sharding", train.sharding, layouts)
+    probability = config.augment.probability
+    require(0 <= probability <= 1, "augment.probability", probability, "in [0, 1]")
     for key in ("adam_b1", "adam_b2"):
         require(0 <= train[key] < 1, f"train.{key}", train[key], "in [0, 1)")
     require(train.batch_size >= 1, "train.batch_size", train.batch_size, "at least 1")

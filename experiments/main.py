@@ -19,7 +19,8 @@ Published weights into a directory that edm_jax.load reads, and any model into o
     python experiments/main.py --mode=import --source=FILE.pkl --workdir=runs/imported
     python experiments/main.py --mode=export --workdir=runs/digits --dest=digits.safetensors
 
-Exit codes: 0 done, 1 the work failed, 2 the command or its input was wrong.
+Exit codes: 0 done, 1 the work failed, 2 the command or its input was wrong, 75 stopped on
+request (SIGTERM) after saving, 130 interrupted from the keyboard.
 """
 
 from __future__ import annotations
@@ -282,6 +283,8 @@ def main(argv: list[str]) -> None:
     except (ValueError, FileNotFoundError) as error:
         _fail(str(error), 2)
     except RuntimeError as error:
+        if type(error).__name__ == "Preempted":
+            _fail(str(error), 75)
         if type(error).__module__.startswith("experiments."):
             _fail(str(error), 2 if type(error).__name__ == "WorkdirError" else 1)
         raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import pathlib
 import time
 from typing import Any
@@ -22,6 +21,7 @@ from edm_jax.train.state import SIGMA_BIN_EDGES, TrainState
 from edm_jax.train.step import init_state, learning_rate, make_train_step
 from edm_jax.weights.model import Model, from_description
 from experiments import build, evaluate, figures, workdir
+from experiments.preemption import Preempted, StopRequest
 from experiments.status import StatusLine, memory_gib
 
 GRID_COLUMNS = 10
@@ -77,7 +77,7 @@ def check_run(config: ml_collections.ConfigDict) -> tuple[ImageSource, Any]:
     """
     build.check_config(config)
     mesh = sharding.make_mesh()
-    sharding.check_batch_size(config.train.batch_size, mesh)
+    sharding.check_batch_size(config.train.batch_size, mesh, config.train.micro_batch)
     source = build.build_source(config)
     for name in config.evaluation.metrics:
         build.pick(evaluate.METRICS, name, "evaluation.metrics")
@@ -86,16 +86,27 @@ def check_run(config: ml_collections.ConfigDict) -> tuple[ImageSource, Any]:
     return source, net
 
 
-def initial_state(config: ml_collections.ConfigDict, net: Any, mesh: jax.sharding.Mesh):
-    """The state at step 0, made in one program and placed on the mesh."""
-    optimizer, averaging = build.build_optimizer(config), build.build_averaging(config)
-    key = jax.random.fold_in(jax.random.key(config.seed, impl="threefry2x32"), 0)
+def state_maker(config: ml_collections.ConfigDict, net: Any, mesh: jax.sharding.Mesh) -> Any:
+    """Makes the state at step 0 in one program, every array where the layout puts it.
 
-    @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
-    def make(key: jax.Array) -> TrainState:
+    Returns:
+      A jitted function without arguments, and the shardings of its result.
+    """
+    optimizer, averaging = build.build_optimizer(config), build.build_averaging(config)
+
+    def make() -> TrainState:
+        key = jax.random.fold_in(run_key(config), 0)
         return init_state(models.init_variables(net, key), optimizer, averaging)
 
-    return make(key)
+    shardings = sharding.state_shardings(
+        jax.eval_shape(make), models.logical_axes(net), mesh, config.train.sharding
+    )
+    return jax.jit(make, out_shardings=shardings), shardings
+
+
+def run_key(config: ml_collections.ConfigDict) -> jax.Array:
+    """The key that everything random in a run follows from."""
+    return jax.random.key(config.seed, impl="threefry2x32")
 
 
 def train(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, Any] | None:
@@ -124,7 +135,8 @@ def _train_locked(config, path, source, net) -> dict[str, Any] | None:
         keep_every=intervals.keep_every or None,
     )
     started = time.perf_counter()
-    state = initial_state(config, net, mesh)
+    make_state, shardings = state_maker(config, net, mesh)
+    state = make_state()
     print(
         f"{models.param_count(net):,} parameters, {len(source):,} images of "
         f"{'x'.join(map(str, source.image_shape))}, {source.num_classes} classes, "
@@ -145,9 +157,10 @@ def _train_locked(config, path, source, net) -> dict[str, Any] | None:
             batch_size=config.train.batch_size,
             log_every=intervals.log,
             loss_scaling=config.train.loss_scaling,
+            micro_batch=config.train.micro_batch,
         ),
         donate_argnums=0,
-        out_shardings=sharding.replicated(mesh),
+        out_shardings=shardings,
     )
     run = Run(
         config=config,
@@ -157,7 +170,7 @@ def _train_locked(config, path, source, net) -> dict[str, Any] | None:
         intervals=intervals,
         mesh=mesh,
         step_fn=step_fn,
-        key=jax.random.fold_in(jax.random.key(config.seed, impl="threefry2x32"), 1),
+        key=jax.random.fold_in(run_key(config), 1),
         store=store,
         status=StatusLine(intervals.total, config.train.batch_size, step),
         metrics_file=workdir.MetricsFile(path, step),
@@ -165,7 +178,8 @@ def _train_locked(config, path, source, net) -> dict[str, Any] | None:
     )
     try:
         if step < intervals.total:
-            state = _loop(run, state, step)
+            with StopRequest() as stop:
+                state = _loop(run, state, step, stop)
         elif (path / workdir.EVALUATION).exists() or not config.evaluation.num_images:
             print(f"finished: {path} has trained its {config.train.total_kimg:g} kimg", flush=True)
             return _summary(run, None)
@@ -179,7 +193,7 @@ def _train_locked(config, path, source, net) -> dict[str, Any] | None:
 # ---------------------------------------------------------------------------- the loop
 
 
-def _loop(run: Run, state: TrainState, start: int) -> TrainState:
+def _loop(run: Run, state: TrainState, start: int, stop: StopRequest) -> TrainState:
     """Steps from ``start`` to the end.  The host only ever waits for what is already done."""
     intervals, batch_size = run.intervals, run.batch_size
     batches = pipeline.device_batches(
@@ -211,7 +225,8 @@ def _loop(run: Run, state: TrainState, start: int) -> TrainState:
         last = step == intervals.total
         if last and pending is not None:
             _log(run, *pending)
-        checkpoint_due = last or step % intervals.checkpoint == 0
+        stopping = stop.at(step)
+        checkpoint_due = stopping or last or step % intervals.checkpoint == 0
         sample_due = last or (intervals.sample and step % intervals.sample == 0)
         if checkpoint_due or sample_due:
             _check_finite(run, int(state.bad_step))
@@ -222,6 +237,14 @@ def _loop(run: Run, state: TrainState, start: int) -> TrainState:
             paused = run.status.pause()
             run.store.save(state, step, run.description(step))
             run.status.resume(paused)
+        if stopping and not last:
+            if pending is not None:
+                _log(run, *pending)
+            run.store.wait()
+            raise Preempted(
+                f"asked to stop; saved at step {step} (kimg {step * batch_size / 1000:.1f}); "
+                "the same command goes on from there"
+            )
     return state
 
 
@@ -311,7 +334,7 @@ def _finish(run: Run, state: TrainState, started: float) -> dict[str, Any] | Non
     model = run.model(state, step)
     run.store.wait()
     run.status.say("drawing figures ...")
-    initial = initial_state(run.config, run.net, run.mesh)
+    initial = state_maker(run.config, run.net, run.mesh)[0]()
     evaluate.loss_figure(
         run.path / "figures" / "loss_per_noise_level.png",
         run.model(initial, 0),

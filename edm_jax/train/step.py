@@ -154,13 +154,20 @@ def make_optimizer(
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
+    grad_clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
-    """Adam with the linear ramp of `learning_rate`, counted in images."""
+    """Adam with the linear ramp of `learning_rate`, counted in images.
+
+    ``grad_clip_norm`` bounds the global norm of the gradient first; 0 does not.
+    """
 
     def schedule(count: Array) -> Array:
         return learning_rate(count.astype(jnp.float32) * batch_size, lr, lr_rampup_kimg * 1000)
 
-    return optax.adam(schedule, b1=b1, b2=b2, eps=eps)
+    adam = optax.adam(schedule, b1=b1, b2=b2, eps=eps)
+    if not grad_clip_norm:
+        return adam
+    return optax.chain(optax.clip_by_global_norm(grad_clip_norm), adam)
 
 
 def init_state(
@@ -196,6 +203,36 @@ def _update_metrics(
     return jax.tree.map(lambda old, new: jnp.where(fresh, 0, old) + new, metrics, increment)
 
 
+def _accumulate(
+    gradient: Callable[[Batch, Array], tuple[PyTree, tuple[Array, Array]]],
+    batch: Batch,
+    image_ids: Array,
+    rounds: int,
+) -> tuple[PyTree, tuple[Array, Array]]:
+    """Sum of the gradients of ``rounds`` parts of a batch, and the joined per-image values.
+
+    Round r takes images r, r + rounds, ...: the axis that is split over devices stays the
+    leading one, and no image moves between devices.
+    """
+
+    def split(a: Array) -> Array:
+        return jnp.moveaxis(a.reshape(-1, rounds, *a.shape[1:]), 1, 0)
+
+    def join(a: Array) -> Array:
+        return jnp.moveaxis(a, 0, 1).reshape(-1)
+
+    parts = jax.tree.map(split, (batch, image_ids))
+    shapes = jax.eval_shape(gradient, *jax.tree.map(lambda a: a[0], parts))[0]
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+    def body(total: PyTree, part: tuple[Batch, Array]) -> tuple[PyTree, tuple[Array, Array]]:
+        grads, values = gradient(*part)
+        return jax.tree.map(jnp.add, total, grads), values
+
+    grads, values = jax.lax.scan(body, zeros, parts)
+    return grads, jax.tree.map(join, values)
+
+
 def make_train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
@@ -204,11 +241,14 @@ def make_train_step(
     batch_size: int,
     log_every: int,
     loss_scaling: float = 1.0,
+    micro_batch: int = 0,
 ) -> Callable[[TrainState, Batch, Key], TrainState]:
     """The training step, to be jitted with the state donated.
 
     The gradient is that of loss_scaling * sum over pixels, mean over the batch.  The
-    scaling is not divided out again: Adam does not see it but through its epsilon.
+    scaling is not divided out again: Adam does not see it but through its epsilon.  Rounds
+    of accumulation see the same noise and dropout as the whole batch would, so the update
+    is the same up to the order of sums.
 
     Args:
       objective: the loss.
@@ -217,22 +257,28 @@ def make_train_step(
       batch_size: global batch.
       log_every: steps per window of the running metrics.
       loss_scaling: factor on the loss before differentiation.
+      micro_batch: global images per round of accumulation; 0 for all at once.
 
     Returns:
       ``step(state, batch, key) -> state``; ``key`` is that of the run.
     """
+    rounds = batch_size // (micro_batch or batch_size)
 
     def train_step(state: TrainState, batch: Batch, key: Key) -> TrainState:
         step_key = jax.random.fold_in(key, state.step)
-        image_ids = jnp.arange(batch_size)
 
-        def scalar_loss(params: PyTree) -> tuple[Array, Any]:
-            per_image, sigma = objective.per_image(
-                params, state.buffers, batch, step_key, image_ids
-            )
+        def scalar_loss(params: PyTree, part: Batch, image_ids: Array) -> tuple[Array, Any]:
+            per_image, sigma = objective.per_image(params, state.buffers, part, step_key, image_ids)
             return jnp.sum(per_image) * (loss_scaling / batch_size), (per_image, sigma)
 
-        grads, (per_image, sigma) = jax.grad(scalar_loss, has_aux=True)(state.params)
+        gradient = jax.grad(scalar_loss, has_aux=True)
+        image_ids = jnp.arange(batch_size)
+        if rounds == 1:
+            grads, (per_image, sigma) = gradient(state.params, batch, image_ids)
+        else:
+            grads, (per_image, sigma) = _accumulate(
+                lambda part, ids: gradient(state.params, part, ids), batch, image_ids, rounds
+            )
         grads, num_bad = sanitize_gradients(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
