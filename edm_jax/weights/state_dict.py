@@ -20,7 +20,8 @@ from edm_jax.weights.tensors import Tensor, array_of, numel_of, shape_of
 Tensors = Mapping[str, Tensor | np.ndarray]
 
 FILTER = ".resample_filter"
-_MAX_SIZE = 1 << 16  # of any single network argument
+_MAX_SIZE = 1 << 16  # of any number among the network arguments
+_MAX_LENGTH = 64  # of any list or text
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -38,11 +39,15 @@ def check_arguments(network: Mapping[str, Any], num_tensors: int) -> None:
 
     def small(value: object) -> bool:
         if isinstance(value, list | tuple):
-            return len(value) <= 64 and all(small(v) for v in value)
-        return not isinstance(value, int) or abs(value) <= _MAX_SIZE
+            return len(value) <= _MAX_LENGTH and all(small(v) for v in value)
+        if isinstance(value, str):
+            return len(value) <= _MAX_LENGTH
+        if isinstance(value, int | float):
+            return abs(value) <= _MAX_SIZE  # also not for NaN
+        return value is None
 
     for key, value in network.items():
-        if not small(value):
+        if not small(key) or not small(value):
             raise WeightsError(f"network argument {show(key)} is too large: {show(value)}")
     levels, blocks = network.get("channel_mult", ()), network.get("num_blocks", 1)
     if isinstance(levels, list | tuple) and isinstance(blocks, int):
@@ -75,7 +80,12 @@ def _variable_shapes(network_json: str) -> dict[tuple[str, ...], tuple[int, ...]
     from edm_jax import models
 
     net = build_network(json.loads(network_json))
-    variables = jax.eval_shape(lambda: models.init_variables(net, jax.random.key(0)))
+    try:
+        variables = jax.eval_shape(lambda: models.init_variables(net, jax.random.key(0)))
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise WeightsError(
+            f"the network of the description cannot run: {show(str(error))}"
+        ) from None
     return {path: leaf.shape for path, leaf in _leaves(variables)}
 
 
