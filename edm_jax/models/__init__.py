@@ -11,7 +11,12 @@ import difflib
 from typing import Any
 
 from edm_jax.models.dhariwal import DhariwalUNet
-from edm_jax.models.names import from_state_dict
+from edm_jax.models.names import (
+    from_state_dict,
+    registration_order,
+    state_dict_shapes,
+    to_state_dict,
+)
 from edm_jax.models.song import SongUNet
 from edm_jax.models.unet import UNet
 from edm_jax.models.variables import init_variables, logical_axes, param_count, parameter_table
@@ -29,6 +34,9 @@ __all__ = [
     "logical_axes",
     "param_count",
     "parameter_table",
+    "registration_order",
+    "state_dict_shapes",
+    "to_state_dict",
 ]
 
 NETWORKS: dict[str, type[UNet]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from edm_jax.models.initializers import Init
-from edm_jax.models.layers import Conv2d, GroupNorm, Linear
+from edm_jax.models.layers import Conv2d, GroupNorm, Linear, conv_parameters
 from edm_jax.typing import Array, Key
 
 
@@ -53,6 +53,38 @@ def dropout(x: Array, rate: float, seeds: Array) -> Array:
     return jnp.where(keep, x * jnp.asarray(1 / (1 - rate), x.dtype), jnp.zeros((), x.dtype))
 
 
+class QKV(nn.Module):
+    """The 1x1 convolution that makes queries, keys and values.
+
+    Attributes:
+      heads: attention heads.
+      initial: distribution of the initial values.
+    """
+
+    heads: int
+    initial: Init
+
+    @nn.compact
+    def __call__(self, x: Array) -> tuple[Array, Array, Array]:
+        """``(B, T, C)`` -> q, k, v, each ``(B, T, heads, C / heads)``."""
+        channels = x.shape[-1]
+        if channels % self.heads:
+            raise ValueError(f"num_heads must divide {channels} channels, got {self.heads}")
+        axes = ("channels_in", "qkv")
+        kernel, bias = conv_parameters(self, 1, channels, 3 * channels, self.initial, axes)
+
+        def thirds(v: Array) -> Array:
+            # Outputs are stored as (head, channel of the head, q/k/v), the last fastest.
+            # Sorting the kernel is cheaper than picking every third channel of the image.
+            return jnp.moveaxis(v.reshape(*v.shape[:-1], channels, 3), -1, -2).reshape(v.shape)
+
+        qkv = jnp.dot(x, thirds(kernel[0, 0]).astype(x.dtype))
+        qkv = qkv + thirds(bias).astype(x.dtype).reshape(1, 1, -1)
+        shape = (*x.shape[:2], self.heads, channels // self.heads)
+        q, k, v = (part.reshape(shape) for part in jnp.split(qkv, 3, axis=-1))
+        return q, k, v
+
+
 class UNetBlock(nn.Module):
     """Residual block: two norm-silu-conv, the embedding in between, then attention.
 
@@ -77,8 +109,8 @@ class UNetBlock(nn.Module):
       resample_filter: one-dimensional filter, see `resample`.
       resample_proj: whether a resampling skip has a 1x1 kernel even if channels agree.
       adaptive_scale: see above.
-      init, init_zero, init_attn: initial values of the layers, of conv1 and proj, and
-        of qkv (None: as init).
+      initial, initial_zero, initial_attn: initial values of the layers, of conv1 and proj, and
+        of qkv (None: as initial).
     """
 
     out_channels: int
@@ -93,9 +125,9 @@ class UNetBlock(nn.Module):
     resample_filter: Sequence[float] = (1, 1)
     resample_proj: bool = False
     adaptive_scale: bool = True
-    init: Init = Init()
-    init_zero: Init = Init(weight=0.0)
-    init_attn: Init | None = None
+    initial: Init = Init()
+    initial_zero: Init = Init(weight=0.0)
+    initial_attn: Init | None = None
 
     @property
     def heads(self) -> int:
@@ -120,13 +152,13 @@ class UNetBlock(nn.Module):
         """
         out = self.out_channels
         sampling = {"up": self.up, "down": self.down, "resample_filter": self.resample_filter}
-        conv = {"features": out, "init": self.init}
+        conv = {"features": out, "initial": self.initial}
         residual = x
 
         h = GroupNorm(self.eps, silu=True, name="norm0")(x)
         h = Conv2d(kernel_size=3, **conv, **sampling, name="conv0")(h)
         width = 2 * out if self.adaptive_scale else out
-        affine = Linear(width, init=self.init, axes=("embed", "channels_out"), name="affine")
+        affine = Linear(width, initial=self.initial, axes=("embed", "channels_out"), name="affine")
         # The embedding takes the precision of the feature map only here.
         p = affine(emb).astype(h.dtype)
         norm1 = GroupNorm(self.eps, silu=True, name="norm1")
@@ -136,7 +168,7 @@ class UNetBlock(nn.Module):
             h = norm1(h, shift=p)
         if seeds is not None and self.dropout > 0:
             h = dropout(h, self.dropout, seeds)
-        h = Conv2d(out, 3, init=self.init_zero, name="conv1")(h)
+        h = Conv2d(out, 3, initial=self.initial_zero, name="conv1")(h)
 
         if x.shape[-1] != out or self.up or self.down:
             project = self.resample_proj or x.shape[-1] != out
@@ -147,12 +179,9 @@ class UNetBlock(nn.Module):
     def _attend(self, x: Array) -> Array:
         b, height, width, channels = x.shape
         heads, tokens = self.heads, height * width
-        h = GroupNorm(self.eps, name="norm2")(x)
-        init = self.init if self.init_attn is None else self.init_attn
-        qkv = Conv2d(3 * channels, 1, init=init, axes=("channels_in", "qkv"), name="qkv")(h)
-        # Channels of qkv run over (head, channel of the head, q/k/v), the last fastest.
-        qkv = qkv.reshape(b, tokens, heads, channels // heads, 3)
-        a = jax.nn.dot_product_attention(qkv[..., 0], qkv[..., 1], qkv[..., 2])
+        h = GroupNorm(self.eps, name="norm2")(x).reshape(b, tokens, channels)
+        initial = self.initial if self.initial_attn is None else self.initial_attn
+        a = jax.nn.dot_product_attention(*QKV(heads, initial, name="qkv")(h))
         a = a.reshape(b, height, width, channels)
-        a = Conv2d(channels, 1, init=self.init_zero, name="proj")(a)
+        a = Conv2d(channels, 1, initial=self.initial_zero, name="proj")(a)
         return (a + x) * self.skip_scale

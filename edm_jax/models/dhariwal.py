@@ -63,6 +63,11 @@ class DhariwalUNet(UNet):
         return dhariwal_plan(self)
 
     @property
+    def mapping_order(self) -> tuple[str, ...]:
+        """Mapping layers as they were registered."""
+        return ("map_noise", "map_augment", "map_layer0", "map_layer1", "map_label")
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Arguments of every block."""
         return {
@@ -72,8 +77,8 @@ class DhariwalUNet(UNet):
             "resample_filter": (1, 1),
             "resample_proj": False,
             "adaptive_scale": True,
-            "init": _INIT,
-            "init_zero": _INIT_ZERO,
+            "initial": _INIT,
+            "initial_zero": _INIT_ZERO,
         }
 
     def embedding(
@@ -87,15 +92,15 @@ class DhariwalUNet(UNet):
         e = PositionalEmbedding(width, name="map_noise")(c_noise)
         axes = ("labels", "embed_out")
         if augment_labels is not None:
-            map_augment = Linear(width, False, init=_INIT_ZERO, axes=axes, name="map_augment")
+            map_augment = Linear(width, False, initial=_INIT_ZERO, axes=axes, name="map_augment")
             e = e + map_augment(augment_labels)
         width = self.model_channels * self.channel_mult_emb
-        e = jax.nn.silu(Linear(width, init=_INIT, name="map_layer0")(e))
-        e = Linear(width, init=_INIT, name="map_layer1")(e)
+        e = jax.nn.silu(Linear(width, initial=_INIT, name="map_layer0")(e))
+        e = Linear(width, initial=_INIT, name="map_layer1")(e)
         if class_labels is not None:
             # Entries of variance 1: a one-hot label then has the scale of a table row.
             init = Init("kaiming_normal", weight=math.sqrt(self.label_dim))
-            e = e + Linear(width, False, init=init, axes=axes, name="map_label")(class_labels)
+            e = e + Linear(width, False, initial=init, axes=axes, name="map_label")(class_labels)
         return jax.nn.silu(e)
 
     def _check(self) -> None:

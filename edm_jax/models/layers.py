@@ -31,24 +31,24 @@ class Linear(nn.Module):
     Attributes:
       features: output channels.
       use_bias: whether there is a bias.
-      init: distribution of the initial values.
+      initial: distribution of the initial values.
       axes: logical names of the two axes of the kernel.
     """
 
     features: int
     use_bias: bool = True
-    init: Init = Init()
+    initial: Init = Init()
     axes: tuple[str, str] = ("embed_in", "embed_out")
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """``(..., in) -> (..., features)``, in the dtype of x."""
         fans = (x.shape[-1], self.features)
-        kernel_init = nn.with_logical_partitioning(self.init.kernel(*fans), self.axes)
+        kernel_init = nn.with_logical_partitioning(self.initial.kernel(*fans), self.axes)
         kernel = self.param("kernel", kernel_init, fans, jnp.float32)
         y = jnp.dot(x, kernel.astype(x.dtype))
         if self.use_bias:
-            bias_init = nn.with_logical_partitioning(self.init.offset(*fans), self.axes[1:])
+            bias_init = nn.with_logical_partitioning(self.initial.offset(*fans), self.axes[1:])
             bias = self.param("bias", bias_init, fans[1:], jnp.float32)
             y = y + _rank_like(bias.astype(x.dtype), y)
         return y
@@ -69,6 +69,24 @@ def conv2d(x: Array, kernel: Array, padding: int) -> Array:
     )
 
 
+def conv_parameters(
+    module: nn.Module,
+    size: int,
+    in_channels: int,
+    features: int,
+    initial: Init,
+    axes: tuple[str, str],
+) -> tuple[Array, Array]:
+    """Kernel ``(size, size, in_channels, features)`` and bias of a module's convolution."""
+    fans = (in_channels * size**2, features * size**2)
+    kernel_axes = ("height", "width", *axes)
+    kernel_init = nn.with_logical_partitioning(initial.kernel(*fans), kernel_axes)
+    bias_init = nn.with_logical_partitioning(initial.offset(*fans), axes[1:])
+    shape = (size, size, in_channels, features)
+    kernel = module.param("kernel", kernel_init, shape, jnp.float32)
+    return kernel, module.param("bias", bias_init, (features,), jnp.float32)
+
+
 class Conv2d(nn.Module):
     """Convolution, optionally up- or downsampling by two on the way.
 
@@ -84,7 +102,7 @@ class Conv2d(nn.Module):
       up, down: resample by two; not both.
       resample_filter: one-dimensional filter, see `resample`.
       fused_resample: the fused order; without a kernel there is nothing to fuse.
-      init: distribution of the initial values.
+      initial: distribution of the initial values.
       axes: logical names of the channel axes of the kernel.
     """
 
@@ -94,7 +112,7 @@ class Conv2d(nn.Module):
     down: bool = False
     resample_filter: Sequence[float] = (1, 1)
     fused_resample: bool = False
-    init: Init = Init()
+    initial: Init = Init()
     axes: tuple[str, str] = ("channels_in", "channels_out")
 
     @nn.compact
@@ -111,7 +129,9 @@ class Conv2d(nn.Module):
             x = resample.upsample(x, taps) if self.up else x
             return resample.downsample(x, taps) if self.down else x
 
-        kernel, bias = self._parameters(x.shape[-1])
+        kernel, bias = conv_parameters(
+            self, self.kernel_size, x.shape[-1], self.features, self.initial, self.axes
+        )
         kernel = kernel.astype(x.dtype)
         f_pad, w_pad = (len(taps) - 1) // 2, self.kernel_size // 2
         if self.fused_resample and self.down:
@@ -124,17 +144,6 @@ class Conv2d(nn.Module):
             x = resample.downsample(x, taps) if self.down else x
             y = conv2d(x, kernel, w_pad)
         return y + _rank_like(bias.astype(x.dtype), y)
-
-    def _parameters(self, in_channels: int) -> tuple[Array, Array]:
-        size = self.kernel_size
-        fans = (in_channels * size**2, self.features * size**2)
-        kernel_init = nn.with_logical_partitioning(
-            self.init.kernel(*fans), ("height", "width", *self.axes)
-        )
-        bias_init = nn.with_logical_partitioning(self.init.offset(*fans), self.axes[1:])
-        shape = (size, size, in_channels, self.features)
-        kernel = self.param("kernel", kernel_init, shape, jnp.float32)
-        return kernel, self.param("bias", bias_init, (self.features,), jnp.float32)
 
 
 def num_groups(channels: int) -> int:
@@ -187,20 +196,42 @@ class GroupNorm(nn.Module):
         bias_init = nn.with_logical_partitioning(nn.initializers.zeros, ("channels",))
         scale = self.param("scale", scale_init, (channels,), jnp.float32)
         bias = self.param("bias", bias_init, (channels,), jnp.float32)
-        groups = num_groups(channels)
-
         y = x.astype(jnp.float32)
         if shift is not None:
-            y = y + _rank_like(shift.astype(jnp.float32), y)
-        grouped = y.reshape(y.shape[0], -1, groups, channels // groups)
-        mean = grouped.mean((1, 3), keepdims=True)
-        var = jnp.square(grouped - mean).mean((1, 3), keepdims=True)
-        y = ((grouped - mean) * lax.rsqrt(var + self.eps)).reshape(y.shape)
-        y = y * _rank_like(scale, y) + _rank_like(bias, y)
+            shift = jnp.broadcast_to(shift.astype(jnp.float32), (y.shape[0], channels))
+        centre, gain = _group_statistics(y, shift, self.eps)
+        gain, offset = gain * scale[None], bias[None]
         if modulation is not None:
-            a, b = (_rank_like(v.astype(jnp.float32), y) for v in modulation)
-            y = y * (1 + a) + b
+            factor = 1 + modulation[0].astype(jnp.float32)
+            gain, offset = gain * factor, offset * factor + modulation[1].astype(jnp.float32)
+        y = (y - _rank_like(centre, y)) * _rank_like(gain, y) + _rank_like(offset, y)
         return (jax.nn.silu(y) if self.silu else y).astype(x.dtype)
+
+
+def _group_statistics(x: Array, shift: Array | None, eps: float) -> tuple[Array, Array]:
+    """``(B, C)`` centre and gain with ``norm(x + shift) = (x - centre) * gain``.
+
+    Moments are taken per channel, where memory is contiguous, and combined within the
+    groups on small arrays.  Whatever surrounds the norm is then one pass over the image:
+    neither x + shift nor a normalised image is ever stored.
+    """
+    batch, channels = x.shape[0], x.shape[-1]
+    grouped = (batch, num_groups(channels), -1)
+    mean = x.mean((1, 2))
+    # The derivative of the variance with respect to the mean is zero; leaving it out
+    # saves a pass over the image in the gradient.
+    centred = x - _rank_like(lax.stop_gradient(mean), x)
+    var = jnp.square(centred).mean((1, 2)).reshape(grouped)
+    mean = (mean if shift is None else mean + shift).reshape(grouped)
+    group_mean = mean.mean(-1, keepdims=True)
+    group_var = (var + jnp.square(mean - group_mean)).mean(-1, keepdims=True)
+
+    def per_channel(v: Array) -> Array:
+        return jnp.broadcast_to(v, mean.shape).reshape(batch, channels)
+
+    centre = per_channel(group_mean)
+    centre = centre if shift is None else centre - shift
+    return centre, per_channel(lax.rsqrt(group_var + eps))
 
 
 class PositionalEmbedding(nn.Module):

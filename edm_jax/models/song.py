@@ -71,6 +71,11 @@ class SongUNet(UNet):
         return song_plan(self)
 
     @property
+    def mapping_order(self) -> tuple[str, ...]:
+        """Mapping layers as they were registered."""
+        return ("map_noise", "map_label", "map_augment", "map_layer0", "map_layer1")
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Arguments of every block."""
         return {
@@ -80,9 +85,9 @@ class SongUNet(UNet):
             "resample_filter": self.resample_filter,
             "resample_proj": True,
             "adaptive_scale": False,
-            "init": _INIT,
-            "init_zero": Init("xavier_uniform", weight=1e-5),
-            "init_attn": Init("xavier_uniform", weight=math.sqrt(0.2)),
+            "initial": _INIT,
+            "initial_zero": Init("xavier_uniform", weight=1e-5),
+            "initial_attn": Init("xavier_uniform", weight=math.sqrt(0.2)),
         }
 
     def embedding(
@@ -100,14 +105,14 @@ class SongUNet(UNet):
         e = jnp.roll(e, width // 2, axis=-1)  # sines first
         axes = ("labels", "embed_out")
         if class_labels is not None:
-            map_label = Linear(width, init=_INIT, axes=axes, name="map_label")
+            map_label = Linear(width, initial=_INIT, axes=axes, name="map_label")
             e = e + map_label(class_labels * math.sqrt(self.label_dim))
         if augment_labels is not None:
-            map_augment = Linear(width, False, init=_INIT, axes=axes, name="map_augment")
+            map_augment = Linear(width, False, initial=_INIT, axes=axes, name="map_augment")
             e = e + map_augment(augment_labels)
         width = self.model_channels * self.channel_mult_emb
-        e = jax.nn.silu(Linear(width, init=_INIT, name="map_layer0")(e))
-        return jax.nn.silu(Linear(width, init=_INIT, name="map_layer1")(e))
+        e = jax.nn.silu(Linear(width, initial=_INIT, name="map_layer0")(e))
+        return jax.nn.silu(Linear(width, initial=_INIT, name="map_layer1")(e))
 
     def _check(self) -> None:
         super()._check()
@@ -116,7 +121,7 @@ class SongUNet(UNet):
         self._check_choice("decoder_type", DECODER_TYPES)
         taps = self.resample_filter
         rule = "a list of an even number of taps whose sum is not 0"
-        good = isinstance(taps, tuple) and len(taps) > 0 and len(taps) % 2 == 0 and sum(taps) != 0
+        good = isinstance(taps, tuple) and len(taps) % 2 == 0 and sum(taps) != 0
         require(good, "resample_filter", rule, taps)
         width = self.model_channels * self.channel_mult_noise
         require(width % 2 == 0, "model_channels * channel_mult_noise", "even", width)

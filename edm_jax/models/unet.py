@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,7 +31,8 @@ def require(condition: bool, name: str, rule: str, value: Any) -> None:
 
 
 def _is_count(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return whole and value >= least
 
 
 class UNet(nn.Module):
@@ -40,6 +42,8 @@ class UNet(nn.Module):
         for name, value in vars(self).items():
             if isinstance(value, list):  # hashable, so that a network can be static in jit
                 object.__setattr__(self, name, tuple(value))
+        if not isinstance(self.dtype, str):
+            object.__setattr__(self, "dtype", jnp.dtype(self.dtype).name)
         self._check()
         super().__post_init__()
 
@@ -49,6 +53,11 @@ class UNet(nn.Module):
     def plan(self) -> tuple[Entry, ...]:
         """The steps of encoder and decoder."""
         raise TypeError(f"{type(self).__name__} must define its plan")
+
+    @property
+    def mapping_order(self) -> tuple[str, ...]:
+        """Names of the layers of the embedding in the order of published states."""
+        raise TypeError(f"{type(self).__name__} must define its mapping_order")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -116,7 +125,7 @@ class UNet(nn.Module):
                 norm = GroupNorm(self.settings["eps"], silu=True, name=entry.module_name)
                 normed = norm(x)
             elif entry.kind == "output":
-                y = self._conv(entry, 3, init=self.settings["init_zero"])(normed)
+                y = self._conv(entry, 3, initial=self.settings["initial_zero"])(normed)
                 output = y if output is None else output + y
             elif entry.kind == "aux_up":
                 output = self._conv(entry, 0)(output)
@@ -143,7 +152,7 @@ class UNet(nn.Module):
             name=entry.module_name,
         )
 
-    def _conv(self, entry: Entry, kernel_size: int, init: Init | None = None) -> nn.Module:
+    def _conv(self, entry: Entry, kernel_size: int, initial: Init | None = None) -> nn.Module:
         return Conv2d(
             entry.out_channels,
             kernel_size,
@@ -151,7 +160,7 @@ class UNet(nn.Module):
             down=entry.down,
             resample_filter=self.settings["resample_filter"],
             fused_resample=True,
-            init=self.settings["init"] if init is None else init,
+            initial=self.settings["initial"] if initial is None else initial,
             name=entry.module_name,
         )
 
@@ -220,7 +229,9 @@ class UNet(nn.Module):
         levels = len(self.channel_mult)
         require(levels > 0, "channel_mult", "a list of at least one integer", self.channel_mult)
         for name in ("dropout", "label_dropout"):
-            require(0 <= getattr(self, name) < 1, name, "in [0, 1)", getattr(self, name))
+            value = getattr(self, name)
+            good = isinstance(value, numbers.Real) and 0 <= value < 1
+            require(good, name, "a number in [0, 1)", value)
         self._check_choice("dtype", DTYPES)
         self._check_choice("remat", REMAT)
         divisor = 2 ** (levels - 1)
