@@ -155,11 +155,9 @@ def _open_split(builder: Any, name: str, split: str, image_key: str) -> Any:
         ) from error
     except (AssertionError, ValueError, KeyError) as error:
         raise ValueError(
-            f"TFDS {name} has no split {split!r}: it has {', '.join(builder.info.splits)}; choose "
-            "one, or a slice such as 'train[:90%]'"
+            f"TFDS {name}: cannot open split {split!r} ({str(error).splitlines()[0]}); it has "
+            f"{', '.join(builder.info.splits)}: choose one, or a slice such as 'train[:90%]'"
         ) from error
-    if not len(records):
-        raise ValueError(f"TFDS {name}: split {split!r} is empty; choose a larger one")
     return records
 
 
