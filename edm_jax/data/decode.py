@@ -82,7 +82,7 @@ def open_image(data: bytes, name: str) -> tuple[Image.Image, list[str]]:
     Raises:
       ValueError: as `decode_image`.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         image = Image.open(io.BytesIO(data), formats=_available_formats())
@@ -92,9 +92,12 @@ def open_image(data: bytes, name: str) -> tuple[Image.Image, list[str]]:
             return image, notes
         return _to_grey_or_rgb(image), notes
     except Exception as error:  # decoders of damaged data raise whatever they meet
+        # Pillow's text for this one is the address of our buffer.
+        unknown = isinstance(error, UnidentifiedImageError)
+        text = "of no known format" if unknown else str(error).strip() or type(error).__name__
         raise ValueError(
-            f"{name}: cannot be used as an image ({str(error).strip() or type(error).__name__}); "
-            "repair or remove it"
+            f"{name}: cannot be used as an image ({text if data else 'empty file'}); repair or "
+            "remove it"
         ) from error
 
 
