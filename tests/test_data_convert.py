@@ -446,8 +446,8 @@ def test_damaged_leftovers_do_no_harm(tmp_path, source, dest, monkeypatch, damag
     monkeypatch.undo()
     damage(tmp_path / f"{dest.name}.partial")
     report = convert(source, dest, resolution=(16, 16))
-    expected = 8 if damage is _damage_data_longer else range(8)
-    assert report.resumed == expected or report.resumed in expected
+    # Of eight images, those before the damage.
+    assert report.resumed == 8 if damage is _damage_data_longer else report.resumed < 8
     assert _content(dest) == _content(whole)
 
 

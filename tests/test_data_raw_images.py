@@ -8,10 +8,10 @@ import zipfile
 
 import numpy as np
 import pytest
+from test_data_cifar import write_archive
 
 from edm_jax.data import decode
 from edm_jax.data.raw_images import open_raw_images
-from test_data_cifar import write_archive
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (4, 6, 5, 3), dtype=np.uint8)
