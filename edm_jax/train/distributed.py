@@ -67,6 +67,7 @@ def initialize(
     except Exception as error:  # each backend fails in its own way
         text = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DistributedError(
-            f"the processes of the run did not find each other within {timeout_seconds} s ({text}); "
-            f"is every process started, and can each reach {coordinator or 'the coordinator'}?"
+            f"the processes of the run did not find each other within {timeout_seconds} s "
+            f"({text}); is every process started, and can each reach "
+            f"{coordinator or 'the coordinator'}?"
         ) from error
