@@ -1,24 +1,20 @@
-"""Conversion: shapes, names, labels, odd images, and that no interruption shows."""
+"""Conversion: shapes, names, labels, odd images and bad destinations."""
 
 import io
 import json
 import os
-import pathlib
 import shutil
 import zipfile
 
 import numpy as np
 import pytest
-from images import encode, noise, write_folder, write_odd_source, write_source
+from made_images import encode, noise, write_folder, write_odd_source, write_source
 from PIL import Image
 
 from edm_jax.data import convert as convert_lib
 from edm_jax.data import convert_output, decode
 from edm_jax.data.convert import make_transform, parse_resolution
 from edm_jax.data.image_files import open_images
-
-RNG = np.random.default_rng(0)
-ROOT = pathlib.Path(__file__).parent.parent
 
 
 def convert(*args, **kwargs):

@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from images import write_folder, write_odd_source, write_source
+from made_images import write_folder, write_odd_source, write_source
 
 from edm_jax.data import convert as convert_lib
 from edm_jax.data import convert_output

@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from images import encode
+from made_images import encode
 from PIL import Image
 
 from edm_jax.data import decode

@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 import pytest
-from images import write_folder, write_zip
+from made_images import write_folder, write_zip
 
 from edm_jax.data import decode
 from edm_jax.data.image_files import ImageFiles, open_images

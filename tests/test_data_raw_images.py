@@ -7,7 +7,7 @@ import struct
 
 import numpy as np
 import pytest
-from images import write_folder, write_zip
+from made_images import write_folder, write_zip
 from test_data_cifar import write_archive
 
 from edm_jax.data import decode

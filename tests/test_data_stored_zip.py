@@ -11,7 +11,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from images import write_zip
+from made_images import write_zip
 
 from edm_jax.data.stored_zip import ZipReader, central_directory, stored_record
 

@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from images import encode, noise, write_folder, write_odd_source, write_source
+from made_images import encode, noise, write_folder, write_odd_source, write_source
 
 from edm_jax.data.image_files import open_images
 from experiments import dataset_tool
