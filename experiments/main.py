@@ -19,6 +19,11 @@ Published weights into a directory that edm_jax.load reads, and any model into o
     python experiments/main.py --mode=import --source=FILE.pkl --workdir=runs/imported
     python experiments/main.py --mode=export --workdir=runs/digits --dest=digits.safetensors
 
+Images of any kind (folder, zip, CIFAR-10, MNIST, LSUN) into the EDM zip format:
+
+    python experiments/main.py --mode=dataset --source=images/ --dest=images-64x64.zip \
+        --resolution=64x64 --transform=center-crop
+
 Exit codes: 0 done, 1 the work failed, 2 the command or its input was wrong, 75 stopped on
 request (SIGTERM) after saving, 130 interrupted from the keyboard.
 """
@@ -39,7 +44,7 @@ if str(ROOT) not in sys.path:
 from absl import app, flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-MODES = ("train", "sample", "evaluate", "import", "export")
+MODES = ("train", "sample", "evaluate", "import", "export", "dataset")
 
 FLAGS = flags.FLAGS
 _CONFIG = config_flags.DEFINE_config_file(
@@ -67,7 +72,9 @@ flags.DEFINE_float("s_tmax", None, "sample: highest noise level that churns.")
 flags.DEFINE_float("s_noise", None, "sample: scale of the churned noise.")
 flags.DEFINE_integer("batch_size", None, "sample: images at a time.", lower_bound=1)
 
-flags.DEFINE_string("source", None, "import: the file of weights to read (.pkl .pt .safetensors).")
+flags.DEFINE_string(
+    "source", None, "import: the file of weights (.pkl .pt .safetensors); dataset: what to convert."
+)
 flags.DEFINE_enum(
     "attention_order",
     None,
@@ -77,16 +84,34 @@ flags.DEFINE_enum(
 flags.DEFINE_string(
     "source_options", None, "import: what else the file does not say, as JSON or a file of it."
 )
-flags.DEFINE_string("dest", None, "export: the .safetensors file to write.")
+flags.DEFINE_string(
+    "dest", None, "export: the .safetensors file to write; dataset: the .zip or folder to write."
+)
+flags.DEFINE_string("resolution", None, "dataset: size of the images written, such as 64x64.")
+flags.DEFINE_enum(
+    "transform",
+    None,
+    ("center-crop", "center-crop-wide"),
+    "dataset: how images become square; default: resized as they are.",
+)
+flags.DEFINE_integer("max_images", None, "dataset: stop after this many.", lower_bound=1)
+flags.DEFINE_integer("num_workers", None, "dataset: threads; default: one per core.", lower_bound=1)
+flags.DEFINE_bool("strict", False, "dataset: end with an error at the first unusable image.")
 
 SAMPLER_FLAGS = "num_steps sigma_min sigma_max rho s_churn s_tmin s_tmax s_noise batch_size".split()
+flags.DEFINE_string("coordinator_address", None, "host:port of process 0, for several processes.")
+flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1)
+flags.DEFINE_integer("process_id", None, "Which process this is, from 0.", lower_bound=0)
+
 # Flags that only some modes read; given to another mode they are refused.
 READ_BY = {name: ("sample",) for name in ("seeds", "labels", "outdir", "grid", *SAMPLER_FLAGS)} | {
     "variant": ("sample", "evaluate", "export"),
-    "source": ("import",),
+    "source": ("import", "dataset"),
+    **{name: ("dataset",) for name in ("resolution", "transform", "max_images", "num_workers")},
+    "strict": ("dataset",),
     "attention_order": ("import",),
     "source_options": ("import",),
-    "dest": ("export",),
+    "dest": ("export", "dataset"),
     "config": ("train", "evaluate"),
 }
 
@@ -181,7 +206,10 @@ def _required(name: str, example: str) -> pathlib.Path:
 def _train() -> None:
     config = _resolved_config()
     workdir = _workdir()
+    from edm_jax.train import distributed
     from experiments import train_loop
+
+    distributed.initialize(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
 
     train_loop.train(config, workdir)
 
@@ -261,12 +289,30 @@ def _export() -> None:
     convert_weights.export_model(workdir, dest, variant=FLAGS.variant)
 
 
+def _dataset() -> None:
+    source, dest = _required("source", "images/"), _required("dest", "images-64x64.zip")
+    from experiments import dataset_tool
+
+    code = dataset_tool.run(
+        source,
+        dest,
+        resolution=FLAGS.resolution,
+        transform=FLAGS.transform,
+        max_images=FLAGS.max_images,
+        num_workers=FLAGS.num_workers,
+        strict=FLAGS.strict,
+    )
+    if code:
+        sys.exit(code)
+
+
 RUN = {
     "train": _train,
     "sample": _sample,
     "evaluate": _evaluate,
     "import": _import,
     "export": _export,
+    "dataset": _dataset,
 }
 
 
@@ -285,7 +331,7 @@ def main(argv: list[str]) -> None:
     except RuntimeError as error:
         if type(error).__name__ == "Preempted":
             _fail(str(error), 75)
-        if type(error).__module__.startswith("experiments."):
+        if type(error).__module__.startswith(("experiments.", "edm_jax.")):
             _fail(str(error), 2 if type(error).__name__ == "WorkdirError" else 1)
         raise
 

@@ -36,11 +36,17 @@ def memory_gib() -> float:
 class StatusLine:
     """Prints progress; rewrites one line on a terminal, prints lines elsewhere."""
 
-    def __init__(self, total_steps: int, batch_size: int, start_step: int):
+    def __init__(self, total_steps: int, batch_size: int, *, enabled: bool = True):
+        """A line for a run of ``total_steps``; silent unless ``enabled``."""
         self._total, self._batch = total_steps, batch_size
+        self._enabled = enabled
         self._interactive = sys.stdout.isatty()
         self._open = False
-        self._mark_time, self._mark_step = time.perf_counter(), start_step
+        self.start(0)
+
+    def start(self, step: int) -> None:
+        """Rates count from here."""
+        self._mark_time, self._mark_step = time.perf_counter(), step
 
     def rate(self, step: int) -> float:
         """Images per second since the last call."""
@@ -59,6 +65,8 @@ class StatusLine:
 
     def show(self, step: int, *, rate: float, loss: float, lr: float) -> None:
         """One line: kimg, share done, rate, loss, lr, memory, time left."""
+        if not self._enabled:
+            return
         left = (self._total - step) * self._batch / max(rate, 1e-9)
         line = (
             f"kimg {step * self._batch / 1000:<9.1f} {100 * step / self._total:5.1f} %  "
@@ -73,6 +81,8 @@ class StatusLine:
 
     def say(self, text: str) -> None:
         """Print a line of its own."""
+        if not self._enabled:
+            return
         if self._open:
             print()
             self._open = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import time
@@ -16,7 +17,7 @@ from edm_jax import models
 from edm_jax.data import pipeline
 from edm_jax.data.source import ImageSource
 from edm_jax.train import sharding
-from edm_jax.train.checkpoint import CheckpointStore, abstract_like
+from edm_jax.train.checkpoint import CheckpointStore
 from edm_jax.train.state import SIGMA_BIN_EDGES, TrainState
 from edm_jax.train.step import init_state, learning_rate, make_train_step
 from edm_jax.weights.model import Model, from_description
@@ -42,17 +43,30 @@ class Run:
     net: Any
     intervals: build.Intervals
     mesh: jax.sharding.Mesh
+    make_state: Any
     step_fn: Any
     key: jax.Array
     store: CheckpointStore
     status: StatusLine
-    metrics_file: workdir.MetricsFile
-    tensorboard: workdir.TensorBoard
+    metrics_file: workdir.MetricsFile | None
+    tensorboard: workdir.TensorBoard | None
 
     @property
     def batch_size(self) -> int:
         """Global batch size."""
         return self.config.train.batch_size
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return jax.process_index() == 0
+
+    def close(self) -> None:
+        """Finish what is being written."""
+        self.store.close()
+        for writer in (self.metrics_file, self.tensorboard):
+            if writer is not None:
+                writer.close()
 
     def description(self, step: int) -> dict:
         """What a checkpoint at ``step`` says of itself."""
@@ -61,11 +75,17 @@ class Run:
         return build.build_description(self.config, self.source, progress)
 
     def model(self, state: TrainState, step: int) -> Model:
-        """The first average of the weights as a Model."""
+        """The first average of the weights as a Model on this process's first device.
+
+        Every process must call it: the weights may be split over all of them.
+        """
         variant = build.build_averaging(self.config).names()[0]
         variables = {"params": state.ema[variant]}
         if state.buffers:
             variables["buffers"] = state.buffers
+        if self.mesh.size > 1:
+            gather = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(self.mesh))
+            variables = jax.tree.map(lambda a: a.addressable_data(0), gather(variables))
         return from_description(self.description(step), variables, variant)
 
 
@@ -120,35 +140,31 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, An
       The evaluation, if config.evaluation asks for one.
     """
     source, net = check_run(config)
-    workdir.prepare(path)
-    with workdir.locked(path):
-        workdir.record_config(path, config.to_dict())
-        return _train_locked(config, path, source, net)
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            workdir.prepare(path)
+            stack.enter_context(workdir.locked(path))
+            workdir.record_config(path, config.to_dict())
+        started = time.perf_counter()
+        run, state, step = open_run(config, path, source, net)
+        stack.callback(run.close)
+        if step < run.intervals.total:
+            with StopRequest() as stop:
+                state = _loop(run, state, step, stop)
+        elif (path / workdir.EVALUATION).exists() or not config.evaluation.num_images:
+            run.status.say(f"finished: {path} has trained its {config.train.total_kimg:g} kimg")
+            return _summary(run, None)
+        return _finish(run, state, started)
 
 
-def _train_locked(config, path, source, net) -> dict[str, Any] | None:
+def open_run(
+    config: ml_collections.ConfigDict, path: pathlib.Path, source: ImageSource, net: Any
+) -> tuple[Run, TrainState, int]:
+    """Everything a run needs, its state (fresh or restored), and the steps it has behind it."""
     intervals = build.build_intervals(config)
     mesh = sharding.make_mesh()
-    store = CheckpointStore(
-        path / "checkpoints",
-        keep_last=config.train.keep_last,
-        keep_every=intervals.keep_every or None,
-    )
-    started = time.perf_counter()
+    leads = jax.process_index() == 0
     make_state, shardings = state_maker(config, net, mesh)
-    state = make_state()
-    print(
-        f"{models.param_count(net):,} parameters, {len(source):,} images of "
-        f"{'x'.join(map(str, source.image_shape))}, {source.num_classes} classes, "
-        f"{mesh.size} {jax.devices()[0].platform} device(s), {path}",
-        flush=True,
-    )
-    restored = store.restore_latest(abstract_like(state), report=lambda line: print(line))
-    step = 0
-    if restored is not None:
-        state, step = restored, int(restored.step)
-        done = " (finished)" if step >= intervals.total else ""
-        print(f"resuming at kimg {step * config.train.batch_size / 1000:.1f}{done}", flush=True)
     step_fn = jax.jit(
         make_train_step(
             build.build_objective(config, net, source),
@@ -162,6 +178,30 @@ def _train_locked(config, path, source, net) -> dict[str, Any] | None:
         donate_argnums=0,
         out_shardings=shardings,
     )
+    store = CheckpointStore(
+        path / "checkpoints",
+        keep_last=config.train.keep_last,
+        keep_every=intervals.keep_every or None,
+    )
+    status = StatusLine(intervals.total, config.train.batch_size, enabled=leads)
+    status.say(
+        f"{models.param_count(net):,} parameters, {len(source):,} images of "
+        f"{'x'.join(map(str, source.image_shape))}, {source.num_classes} classes, "
+        f"{mesh.size} {jax.devices()[0].platform} device(s), {path}"
+    )
+    abstract = jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+        jax.eval_shape(make_state),
+        shardings,
+    )
+    state, step = store.restore_latest(abstract, report=status.say), 0
+    if state is None:
+        state = make_state()
+    else:
+        step = int(state.step)
+        done = " (finished)" if step >= intervals.total else ""
+        status.say(f"resuming at kimg {step * config.train.batch_size / 1000:.1f}{done}")
+    status.start(step)
     run = Run(
         config=config,
         path=path,
@@ -169,25 +209,15 @@ def _train_locked(config, path, source, net) -> dict[str, Any] | None:
         net=net,
         intervals=intervals,
         mesh=mesh,
+        make_state=make_state,
         step_fn=step_fn,
         key=jax.random.fold_in(run_key(config), 1),
         store=store,
-        status=StatusLine(intervals.total, config.train.batch_size, step),
-        metrics_file=workdir.MetricsFile(path, step),
-        tensorboard=workdir.TensorBoard(path),
+        status=status,
+        metrics_file=workdir.MetricsFile(path, step) if leads else None,
+        tensorboard=workdir.TensorBoard(path, report=status.say) if leads else None,
     )
-    try:
-        if step < intervals.total:
-            with StopRequest() as stop:
-                state = _loop(run, state, step, stop)
-        elif (path / workdir.EVALUATION).exists() or not config.evaluation.num_images:
-            print(f"finished: {path} has trained its {config.train.total_kimg:g} kimg", flush=True)
-            return _summary(run, None)
-        return _finish(run, state, started)
-    finally:
-        store.close()
-        run.metrics_file.close()
-        run.tensorboard.close()
+    return run, state, step
 
 
 # ---------------------------------------------------------------------------- the loop
@@ -259,6 +289,9 @@ def _start_fetch(state: TrainState) -> Any:
 def _log(run: Run, step: int, values: Any) -> None:
     """Write the window of metrics that ended at ``step``."""
     metrics, bad_step = jax.device_get(values)
+    if not run.leads:
+        _check_finite(run, int(bad_step))
+        return
     nimg = step * run.batch_size
     train = run.config.train
     rate = run.status.rate(step)
@@ -308,6 +341,8 @@ def _save_grid(run: Run, state: TrainState, step: int) -> None:
     """The sample grid of the fixed seeds, a row per class."""
     paused = run.status.pause()
     model = run.model(state, step)
+    if not run.leads:
+        return
     arguments = build.sampler_arguments(run.config)
     classes = min(model.num_classes, 10)
     count = classes * GRID_COLUMNS if classes else GRID_UNLABELLED
@@ -331,13 +366,14 @@ def _save_grid(run: Run, state: TrainState, step: int) -> None:
 def _finish(run: Run, state: TrainState, started: float) -> dict[str, Any] | None:
     """Figures, evaluation and the closing table."""
     step = int(state.step)
-    model = run.model(state, step)
+    model, initial = run.model(state, step), run.model(run.make_state(), 0)
     run.store.wait()
+    if not run.leads:
+        return None
     run.status.say("drawing figures ...")
-    initial = state_maker(run.config, run.net, run.mesh)[0]()
     evaluate.loss_figure(
         run.path / "figures" / "loss_per_noise_level.png",
-        run.model(initial, 0),
+        initial,
         model,
         run.config,
         run.source,
@@ -358,6 +394,8 @@ def _finish(run: Run, state: TrainState, started: float) -> dict[str, Any] | Non
 
 def _summary(run: Run, result: dict[str, Any] | None) -> dict[str, Any] | None:
     """Say what was made and where."""
+    if not run.leads:
+        return result
     if result is not None:
         print("\n" + evaluate.result_table(result) + "\n")
     for name, what in (

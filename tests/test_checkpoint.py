@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edm_jax.train.checkpoint import CheckpointStore, abstract_like
+from edm_jax.train.checkpoint import CheckpointStore
 from edm_jax.train.state import Metrics, TrainState
 from edm_jax.weights import checkpoints
 from edm_jax.weights.checkpoints import CheckpointError
@@ -38,7 +38,10 @@ def fill(directory, steps=(1, 2, 3), **options):
 def restore(directory):
     said = []
     store = CheckpointStore(directory)
-    state = store.restore_latest(abstract_like(make_state(0)), report=said.append)
+    abstract = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), make_state(0)
+    )
+    state = store.restore_latest(abstract, report=said.append)
     store.close()
     return state, said
 

@@ -175,6 +175,9 @@ def flat(variables):
     return {"/".join(k): v for k, v in leaves(variables)}
 
 
+SIZES = {"img_resolution": 8, "in_channels": 3, "out_channels": 3, "label_dim": 3}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -182,7 +185,9 @@ def flat(variables):
         ({"format_version": "1"}, "format_version '1'"),
         ({"format_version": None}, "format_version None"),
         ({"network": None}, "no network"),
-        ({"network": {"name": "EvilUNet"}}, "EvilUNet"),
+        ({"network": SIZES | {"name": "EvilUNet"}}, "EvilUNet"),
+        ({"network": SIZES | {"name": "SongUNet", "evil" * 99: 1}}, "evil.*is too large"),
+        ({"network": SIZES | {"name": "SongUNet", "num_blocks": 1e300}}, "num_blocks"),
         ({"precond": {"name": "evil"}}, "preconditioning 'evil'"),
         ({"precond": {"name": "edm", "sigma_data": "0.5"}}, "'sigma_data' must be a number"),
         ({"precond": {"name": "edm", "evil": 1}}, "evil"),
@@ -190,6 +195,9 @@ def flat(variables):
         ({"precond": {"name": "iddpm", "levels": [1.0, 2.0, 0.0]}}, "decrease"),
         ({"image_shape": [8, 8]}, "image_shape"),
         ({"num_classes": -1}, "num_classes"),
+        ({"num_classes": 4}, "num_classes 4 are not those of the network"),
+        ({"image_shape": [8, 8, 1]}, "not those of the network"),
+        ({"data": [1]}, "data must be a dictionary"),
         ({"label_names": ["a"]}, "1 label_names for 3 classes"),
     ],
 )

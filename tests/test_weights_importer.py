@@ -342,13 +342,15 @@ def test_config_completes_and_overrides(tmp_path):
     assert d["precond"] == config["precond"]
     assert d["label_names"] == ["a", "b", "c"] and d["data"] == {"path": "x"}
     assert d["source"]["licence"] == "CC0" and d["progress"]["nimg"] == 1
-    assert d["source"]["assumed"] == ["dropout", "label_dropout"]
+    assert d["source"]["assumed"] == ["label_dropout"]
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         ({"sigma": 1}, "no entry 'sigma'"),
+        ({"data": np.float32(3)}, "config must be plain JSON"),
+        ({"precond": {"sigma_max": float("inf")}}, "leave infinite bounds out"),
         ({"network": 3}, r"config\['network'\] must be a dictionary"),
         ({"variant": "best"}, "must be 'ema' or 'raw'"),
         ({"network": {"widht": 3}}, "widht"),
@@ -357,6 +359,8 @@ def test_config_completes_and_overrides(tmp_path):
         ({"network": {"label_dim": 4}}, r"map_label.weight' has shape \(8, 3\), expected \(8, 4\)"),
         ({"precond": {"name": "ddpm"}}, "preconditioning 'ddpm' is unknown"),
         ({"precond": {"name": "edm", "sigma_data": -1.0}}, "sigma_data must be positive"),
+        ({"precond": {"sigma": 1.0}}, "edm has no argument 'sigma'; known: sigma_data,"),
+        ({"network": {"resample_filter": [1] * 62}}, "resample_filter|cannot run"),
         ({"label_names": ["one"]}, "1 label_names for 3 classes"),
     ],
 )

@@ -55,7 +55,7 @@ def test_inference_from_published_shapes(name):
     tensors = {n: np.broadcast_to(np.float32(0), s) for n, s in expected.items()}
     for n in tensors:
         if n.endswith(".resample_filter"):
-            tensors[n] = state_dict.filter_2d(network.get("resample_filter", [1, 1]))
+            tensors[n] = infer.filter_2d(network.get("resample_filter", [1, 1]))
     inferred, assumed = infer.infer_network(tensors)
     assert inferred == network
     assert assumed == ["dropout", "label_dropout"]
@@ -85,8 +85,8 @@ def test_published_examples():
 @pytest.mark.parametrize("taps", [[1, 1], [1, 3, 3, 1], [1, 2, 3, 3, 2, 1], [0.5, 1.25, 1.25, 0.5]])
 def test_filter_taps_are_recovered_up_to_scale(taps):
     for dtype in (np.float32, np.float16):
-        got = infer.filter_taps({"a.resample_filter": state_dict.filter_2d(taps).astype(dtype)})
-        np.testing.assert_allclose(state_dict.filter_2d(got), state_dict.filter_2d(taps), rtol=2e-3)
+        got = infer.filter_taps({"a.resample_filter": infer.filter_2d(taps).astype(dtype)})
+        np.testing.assert_allclose(infer.filter_2d(got), infer.filter_2d(taps), rtol=2e-3)
     if all(isinstance(t, int) for t in taps):
         assert got == taps
 

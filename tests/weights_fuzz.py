@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import io
+import json
+import os
 import pathlib
 import pickletools
 import random
@@ -22,6 +24,7 @@ import weights_writer as ww
 
 from edm_jax.weights import export, importer, training_state
 from edm_jax.weights.errors import WeightsError
+from edm_jax.weights.safetensors_io import read_safetensors
 
 SECONDS_PER_FILE = 20  # generous for a loaded machine; a good file takes 0.1 to 1
 
@@ -179,6 +182,31 @@ def random_values(rng: random.Random, depth: int = 0) -> object:
     return ww.ordered(dict(zip(keys, inner, strict=True)))
 
 
+def random_description(rng: random.Random) -> bytes:
+    """One of our own files with a changed description and a right digest."""
+    data = rng.choice([d for n, d, _ in bases() if n in ("single", "state dictionary")])
+    metadata, arrays = read_safetensors(memoryview(data))
+    description = json.loads(metadata["description"])
+    values = (
+        None, True, 0, 1, -1, 3, 1 << 20, 1e300, 0.5, "", "iddpm", "DhariwalUNet", [], [1], [2, 2],
+        [0.5], [[1]], {}, {"name": "ve"}, "x" * 5000,
+    )  # fmt: skip
+    for _ in range(rng.choice((1, 1, 2, 5))):
+        target = rng.choice([description] + [v for v in description.values() if type(v) is dict])
+        key = rng.choice([*target, "evil", "name", "levels"])
+        if rng.random() < 0.2:
+            target.pop(key, None)
+        else:
+            target[key] = rng.choice(values)
+    if rng.random() < 0.3:
+        arrays.pop(rng.choice(list(arrays)))
+    metadata = {k: v for k, v in metadata.items() if k != "sha256"}
+    metadata["description"] = json.dumps(description)
+    path = pathlib.Path(tempfile.gettempdir()) / f"edm_jax_fuzz_{os.getpid()}"
+    export._write(path, arrays, metadata)
+    return path.read_bytes()
+
+
 def random_file(rng: random.Random) -> bytes:
     """Any of the above."""
     kind = rng.randrange(10)
@@ -187,6 +215,8 @@ def random_file(rng: random.Random) -> bytes:
     if kind == 1:
         root = {k: random_values(rng) for k in rng.sample(_TEXTS, 3)}
         return ww.torch_zip(root, {"0": b"\0" * rng.choice((0, 4, 16))})
+    if kind == 2:
+        return random_description(rng)
     name, data, structure = rng.choice(bases())
     if name.endswith(".pt") and kind < 8:
         return mutate_inside_zip(data, rng)
@@ -200,7 +230,7 @@ def check(data: bytes, path: pathlib.Path) -> str:
     try:
         model = importer.read_model_file(path)
         outcome = "read"
-        assert model.variables and model.description["source"]
+        assert model.variables and model.description["network"]
     except WeightsError as error:
         assert "\n" not in str(error) and len(str(error)) < 1000
     for reader in (training_state.read_optimizer_state, export.read_single_file):

@@ -585,7 +585,7 @@ def model_corpus():
                 ARRAYS | {"model.enc.4x4_down.conv0.resample_filter": np.full((1, 1, 4, 4), 1 / 16,
                                                                               np.float32)},
                 CLASS_NAME, dict(ARGUMENTS)))),
-            "'enc.4x4_down.conv0.resample_filter' is not that of resample_filter",
+            "'enc.4x4_down.conv0.resample_filter' is not that of the resample_filter",
         ),
         "iDDPM without its table": (
             dumps(ww.snapshot(ww.network(ARRAYS, "iDDPMPrecond", dict(ARGUMENTS)))), "tensor 'u'"

@@ -30,6 +30,14 @@ _EXIF_ORIENTATION = 0x0112
 
 
 @functools.cache
+def _available_formats() -> tuple[str, ...]:
+    from PIL import Image
+
+    Image.init()  # loads all plugins; until then Pillow does not know MPO, for one
+    return tuple(name for name in IMAGE_FORMATS if name in Image.OPEN)
+
+
+@functools.cache
 def image_extensions() -> frozenset[str]:
     """Lower-case file extensions, dot included, of the formats that are read."""
     from PIL import Image
@@ -74,19 +82,22 @@ def open_image(data: bytes, name: str) -> tuple[Image.Image, list[str]]:
     Raises:
       ValueError: as `decode_image`.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
-        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        image = Image.open(io.BytesIO(data), formats=_available_formats())
         notes = _notes(image, data)
         image.load()
         if image.mode in ("L", "RGB") and "transparency" not in image.info:
             return image, notes
         return _to_grey_or_rgb(image), notes
     except Exception as error:  # decoders of damaged data raise whatever they meet
+        # Pillow's text for this one is the address of our buffer.
+        unknown = isinstance(error, UnidentifiedImageError)
+        text = "of no known format" if unknown else str(error).strip() or type(error).__name__
         raise ValueError(
-            f"{name}: cannot be used as an image ({str(error).strip() or type(error).__name__}); "
-            "repair or remove it"
+            f"{name}: cannot be used as an image ({text if data else 'empty file'}); repair or "
+            "remove it"
         ) from error
 
 
@@ -133,14 +144,28 @@ def _decode_png_fast(data: bytes) -> np.ndarray | None:
         return None
     channels = 3 if colour == 2 else 1
     pixels = _decode_unfiltered_png(data, width, height, channels)
-    if pixels is None and (load := _pyspng_load()) is not None:
-        # A transparent colour would be dropped without a word.
-        if b"tRNS" not in data[: data.find(b"IDAT")]:
-            try:
-                pixels = load(data).reshape(height, width, channels)
-            except (RuntimeError, ValueError):
-                return None  # Pillow says what is wrong
+    if pixels is None and (load := _pyspng_load()) is not None and _is_plain_png(data):
+        try:
+            pixels = load(data).reshape(height, width, channels)
+        except (RuntimeError, ValueError):
+            return None  # Pillow says what is wrong
     return pixels
+
+
+def _is_plain_png(data: bytes) -> bool:
+    """Whether checksums hold, which pyspng does not look at, and nothing is transparent."""
+    at, view = 8, memoryview(data)
+    while at + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 8 + length
+        if end + 4 > len(data) or kind == b"tRNS":
+            return False
+        if zlib.crc32(view[at + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            return False
+        if kind == b"IEND":
+            return True
+        at = end + 4
+    return False
 
 
 def _decode_unfiltered_png(
@@ -174,6 +199,11 @@ def _pyspng_load() -> Any:
     except ImportError:
         return None
     return pyspng.load
+
+
+def pyspng_installed() -> bool:
+    """Whether PNGs with filtered rows are decoded by pyspng, several times faster."""
+    return _pyspng_load() is not None
 
 
 def encode_png(pixels: np.ndarray) -> bytes:

@@ -11,7 +11,12 @@ import difflib
 from typing import Any
 
 from edm_jax.models.dhariwal import DhariwalUNet
-from edm_jax.models.names import from_state_dict, registration_order, to_state_dict
+from edm_jax.models.names import (
+    from_state_dict,
+    registration_order,
+    state_dict_shapes,
+    to_state_dict,
+)
 from edm_jax.models.song import SongUNet
 from edm_jax.models.unet import UNet
 from edm_jax.models.variables import init_variables, logical_axes, param_count, parameter_table
@@ -30,6 +35,7 @@ __all__ = [
     "param_count",
     "parameter_table",
     "registration_order",
+    "state_dict_shapes",
     "to_state_dict",
 ]
 

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from edm_jax.models.unet import UNet
 from edm_jax.typing import Key, PyTree
 
 
-def _boxed(net: UNet, key: Key) -> PyTree:
-    """Variables with their metadata; the network itself is only traced, never run."""
+def _inputs(net: UNet) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Shapes of one image and all labels, so that every layer gets its parameters."""
     r = net.img_resolution
 
     def struct(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, jnp.float32)
 
-    # Optional inputs are given, so that their maps get parameters.
     augment_labels = struct(1, net.augment_dim) if net.augment_dim else None
-    x = struct(1, r, r, net.in_channels)
-    return net.lazy_init(key, x, struct(1), augment_labels=augment_labels)
+    return (struct(1, r, r, net.in_channels), struct(1)), {"augment_labels": augment_labels}
+
+
+@functools.lru_cache(maxsize=64)
+def _abstract(net: UNet) -> PyTree:
+    """Shapes of the variables, in boxes that know their axis names."""
+    arguments, labels = _inputs(net)
+    return jax.eval_shape(net.init, jax.random.key(0), *arguments, **labels)
 
 
 def _is_box(value: Any) -> bool:
@@ -42,12 +47,14 @@ def init_variables(net: UNet, key: Key) -> dict[str, PyTree]:
       ``{"params": ...}`` and, with a Fourier embedding, ``"buffers"``.  May be called
       under jit and, at no cost, under `jax.eval_shape`.
     """
-    return nn.meta.unbox(_boxed(net, key))
+    arguments, labels = _inputs(net)
+    # Draws the parameters without running the network they belong to.
+    return nn.meta.unbox(net.lazy_init(key, *arguments, **labels))
 
 
 def abstract_variables(net: UNet) -> PyTree:
     """Shapes and dtypes of the variables; nothing is allocated."""
-    return jax.eval_shape(lambda: init_variables(net, jax.random.key(0)))
+    return nn.meta.unbox(_abstract(net))
 
 
 def logical_axes(net: UNet) -> PyTree:
@@ -56,8 +63,7 @@ def logical_axes(net: UNet) -> PyTree:
     Names: ``channels_in``, ``channels_out``, ``height``, ``width`` (convolutions), ``qkv``,
     ``channels`` (norms), ``embed_in``, ``embed_out``, ``embed``, ``labels`` (linear).
     """
-    params = jax.eval_shape(lambda: _boxed(net, jax.random.key(0)))["params"]
-    return jax.tree.map(lambda box: tuple(box.names), params, is_leaf=_is_box)
+    return jax.tree.map(lambda box: tuple(box.names), _abstract(net)["params"], is_leaf=_is_box)
 
 
 def param_count(net: UNet) -> int:
@@ -67,8 +73,14 @@ def param_count(net: UNet) -> int:
 
 
 def parameter_table(variables: PyTree) -> str:
-    """Names, shapes, sizes and statistics of all parameters as a text table (clu)."""
-    from clu import parameter_overview
+    """Text table of all parameters: name, shape, dtype, size, mean, std; and the total.
 
-    params = jax.tree.map(np.asarray, variables["params"])
-    return parameter_overview.get_parameter_overview(params)
+    Args:
+      variables: of a network, or their shapes (`abstract_variables`), which have no mean
+        and std.
+    """
+    from clu import parameter_overview  # heavy, and only for people to look at
+
+    params = variables["params"]
+    abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params))
+    return parameter_overview.get_parameter_overview(params, include_stats=not abstract)

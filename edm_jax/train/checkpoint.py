@@ -173,10 +173,3 @@ class CheckpointStore:
             text = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise CheckpointError(f"step {step}: cannot be restored ({text})") from error
         return _from_items({name: restored[name] for name in args})
-
-
-def abstract_like(state: TrainState) -> TrainState:
-    """Shapes, dtypes and shardings of a state, as `restore_latest` needs them."""
-    return jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state
-    )

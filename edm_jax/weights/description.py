@@ -13,6 +13,7 @@ An infinite or default sigma_min, sigma_max is left out of ``precond``: JSON has
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import itertools
 import json
 import math
@@ -106,6 +107,10 @@ def check_precond(precond: Mapping[str, Any]) -> None:
     if levels is not None:
         check_levels(levels)
         arguments["levels"] = levels
+    known = inspect.signature(PRECONDITIONINGS[name]).parameters
+    for key in arguments:
+        if key not in known:
+            raise WeightsError(f"{name} has no argument {show(key)}; known: {', '.join(known)}")
     try:
         with np.errstate(all="ignore"):
             PRECONDITIONINGS[name](**arguments)
@@ -148,7 +153,18 @@ def check_description(description: object) -> None:
         raise WeightsError(f"image_shape must be [height, width, channels], got {show(shape)}")
     if type(classes) is not int or classes < 0:
         raise WeightsError(f"num_classes must be an integer >= 0, got {show(classes)}")
+    network = description["network"]
+    size, channels = network.get("img_resolution"), network.get("in_channels")
+    if shape != [size, size, channels] or classes != network.get("label_dim", 0):
+        raise WeightsError(
+            f"image_shape {shape} and num_classes {classes} are not those of the network: "
+            f"img_resolution {show(size)}, in_channels {show(channels)}, "
+            f"label_dim {show(network.get('label_dim', 0))}"
+        )
     check_label_names(description.get("label_names"), classes)
+    for key in ("data", "source"):
+        if not isinstance(description.get(key), dict | None):
+            raise WeightsError(f"{key} must be a dictionary, got {show(description[key])}")
 
 
 def check_label_names(names: object, num_classes: int) -> None:
@@ -161,8 +177,8 @@ def check_label_names(names: object, num_classes: int) -> None:
         raise WeightsError(f"{len(names)} label_names for {num_classes} classes")
 
 
-def dump_json(description: Mapping[str, Any]) -> str:
-    """Compact JSON text of a description.
+def dump_json(description: Mapping[str, Any], what: str = "the description") -> str:
+    """Compact JSON text of a description, or of something else to be called ``what``.
 
     Raises:
       ValueError: it holds something JSON cannot, such as an infinity.
@@ -171,5 +187,5 @@ def dump_json(description: Mapping[str, Any]) -> str:
         return json.dumps(description, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"the description must be plain JSON ({error}); leave infinite bounds out"
+            f"{what} must be plain JSON ({error}); leave infinite bounds out"
         ) from None

@@ -133,7 +133,7 @@ def check_digest(data: memoryview, metadata: Mapping[str, str]) -> None:
     """Raise WeightsError unless the file's bytes have the SHA-256 its metadata gives."""
     stored = metadata.get("sha256", "")
     header = bytes(data[: 8 + int.from_bytes(data[:8], "little")])
-    if len(stored) != 64 or header.count(stored.encode("utf-8", "replace")) != 1:
+    if len(stored) != 64 or not stored.isascii() or header.count(stored.encode()) != 1:
         raise WeightsError(f"sha256 in the metadata is {show(stored)}, expected 64 digits")
     blank = header.replace(stored.encode(), _NO_DIGEST.encode())
     found = sha256(blank, data[len(header) :])

@@ -6,8 +6,8 @@ or in that of guided-diffusion (PyTorch files or safetensors), and our own singl
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -24,6 +24,7 @@ from edm_jax.weights.description import (
     LICENCE_UNKNOWN,
     ImportedModel,
     check_description,
+    dump_json,
     to_json,
 )
 from edm_jax.weights.errors import WeightsError, show
@@ -89,7 +90,7 @@ def read_model_file(
       WeightsError: the file is damaged, of an unknown kind, does not fit its configuration,
         asks for something refused, or does not say enough (what is missing is named).
     """
-    config = copy.deepcopy(dict(config or {}))
+    config = json.loads(dump_json(config or {}, "config"))  # a copy, and plain
     _check_config(config, attention_order)
     data = map_file(path)
     file = os.path.basename(os.fspath(path))
@@ -194,8 +195,8 @@ def _from_safetensors(
         check_description(description)
         export.check_digest(data, metadata)
         for key in ("network", "precond", "label_names", "progress", "data"):
-            config.setdefault(key, description.get(key))
-        config["data"] = config["data"] or {}
+            if description.get(key) is not None:
+                config.setdefault(key, description[key])
         source = description.get("source")
         if isinstance(source, dict) and isinstance(source.get("licence"), str):
             config.setdefault("licence", source["licence"])
@@ -318,7 +319,7 @@ def _from_guided(
         "class_name": "UNetModel",
         "licence": LICENCE_GUIDED,
         "attention_order": order,
-        "assumed": [*([] if "dropout" in config else ["dropout"]), "noise_schedule cosine"],
+        "assumed": [a for a in ("dropout", "noise_schedule") if a not in config],
     }
     precond = {"name": "iddpm", "num_levels": flags.num_levels}
     return _Found(network, precond, converted, source, guided=True)
@@ -354,8 +355,10 @@ def _finish(
     source = origin | found.source
     if "licence" in config:
         source["licence"] = config["licence"]
-    if "precond" in config and "assumed" in source:
-        source["assumed"] = [a for a in source["assumed"] if a != "precond"]
+    if "assumed" in source:
+        given = {"precond", "noise_schedule"} if "precond" in config else set()
+        given |= set(config.get("network", {}))
+        source["assumed"] = [a for a in source["assumed"] if a not in given]
     description = {
         "format_version": FORMAT_VERSION,
         "network": network,

@@ -8,14 +8,14 @@ leaves no trace is taken from the defaults of the program and listed as assumed.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from edm_jax.weights.edm_snapshot import NETWORK_DEFAULTS
 from edm_jax.weights.errors import WeightsError, show
-from edm_jax.weights.state_dict import FILTER, filter_2d
+from edm_jax.weights.state_dict import FILTER
 from edm_jax.weights.tensors import array_of, shape_with
 
 _LAYERS = "norm0|conv0|affine|norm1|conv1|skip|norm2|qkv|proj"
@@ -41,6 +41,12 @@ def _ratio(value: int, base: int, what: str, of: str) -> int:
             f"cannot infer {what}: {value} channels are no multiple of the {base} of {show(of)}"
         )
     return value // base
+
+
+def filter_2d(taps: Sequence[float]) -> np.ndarray:
+    """The buffer ``resample_filter`` of published layers: ``(1, 1, K, K)`` float32."""
+    row = np.asarray(taps, np.float64)
+    return (np.outer(row, row) / row.sum() ** 2).astype(np.float32)[None, None]
 
 
 def filter_taps(tensors: Mapping) -> list[float] | None:

@@ -20,14 +20,9 @@ from edm_jax.weights.tensors import Tensor, array_of, numel_of, shape_of
 Tensors = Mapping[str, Tensor | np.ndarray]
 
 FILTER = ".resample_filter"
-_MAX_SIZE = 1 << 16  # of any single network argument
+_MAX_SIZE = 1 << 16  # of any number among the network arguments
+_MAX_LENGTH = 64  # of any list or text
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
-
-
-def filter_2d(taps: Any) -> np.ndarray:
-    """The buffer ``resample_filter`` of published layers: ``(1, 1, K, K)`` float32."""
-    row = np.asarray(taps, np.float64)
-    return (np.outer(row, row) / row.sum() ** 2).astype(np.float32)[None, None]
 
 
 def check_arguments(network: Mapping[str, Any], num_tensors: int) -> None:
@@ -38,11 +33,15 @@ def check_arguments(network: Mapping[str, Any], num_tensors: int) -> None:
 
     def small(value: object) -> bool:
         if isinstance(value, list | tuple):
-            return len(value) <= 64 and all(small(v) for v in value)
-        return not isinstance(value, int) or abs(value) <= _MAX_SIZE
+            return len(value) <= _MAX_LENGTH and all(small(v) for v in value)
+        if isinstance(value, str):
+            return len(value) <= _MAX_LENGTH
+        if isinstance(value, int | float):
+            return abs(value) <= _MAX_SIZE  # also not for NaN
+        return value is None
 
     for key, value in network.items():
-        if not small(value):
+        if not small(key) or not small(value):
             raise WeightsError(f"network argument {show(key)} is too large: {show(value)}")
     levels, blocks = network.get("channel_mult", ()), network.get("num_blocks", 1)
     if isinstance(levels, list | tuple) and isinstance(blocks, int):
@@ -69,14 +68,32 @@ def build_network(network: Mapping[str, Any]) -> Any:
 
 
 @functools.lru_cache(maxsize=8)
-def _variable_shapes(network_json: str) -> dict[tuple[str, ...], tuple[int, ...]]:
-    import jax
-
-    from edm_jax import models
+def _published_shapes(network_json: str) -> dict[str, tuple[int, ...]]:
+    from edm_jax.models import names
 
     net = build_network(json.loads(network_json))
-    variables = jax.eval_shape(lambda: models.init_variables(net, jax.random.key(0)))
-    return {path: leaf.shape for path, leaf in _leaves(variables)}
+    try:
+        return names.state_dict_shapes(net)
+    except (ValueError, TypeError, ArithmeticError) as error:
+        message = f"the network of the description cannot run: {show(str(error))}"
+        raise WeightsError(message) from None
+
+
+def expected_tensors(network: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Name and published shape of every parameter and buffer, filters included."""
+    return _published_shapes(json.dumps(network, sort_keys=True))
+
+
+def variable_shapes(network: Mapping[str, Any]) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Path and shape of every variable of a network."""
+    from edm_jax.models import names
+
+    shapes = {}
+    for name, shape in expected_tensors(network).items():
+        if not name.endswith(FILTER):
+            hollow = np.broadcast_to(np.float32(0), shape)  # takes no memory
+            shapes[names.variable_path(name, len(shape))] = names.to_flax_layout(hollow).shape
+    return shapes
 
 
 def _leaves(tree: PyTree) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -84,36 +101,6 @@ def _leaves(tree: PyTree) -> Iterator[tuple[tuple[str, ...], Any]]:
 
     for path, leaf in jax.tree_util.tree_flatten_with_path(dict(tree))[0]:
         yield tuple(str(getattr(key, "key", key)) for key in path), leaf
-
-
-def variable_shapes(network: Mapping[str, Any]) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Path and shape of every variable of a network; nothing is allocated."""
-    return _variable_shapes(json.dumps(network, sort_keys=True))
-
-
-def expected_tensors(network: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Name and published shape of every parameter and buffer, filters included."""
-    from edm_jax.models import names
-
-    expected = {}
-    for path, shape in variable_shapes(network).items():
-        # Zero strides: only the shape is wanted, in the published order of axes.
-        array = np.broadcast_to(np.float32(0), shape)
-        expected[names.state_dict_name(path)] = names.to_published_layout(array).shape
-    for name, taps in filter_buffers(build_network(network)).items():
-        expected[name] = filter_2d(taps).shape
-    return expected
-
-
-def filter_buffers(net: Any) -> dict[str, Any]:
-    """Names of the filter buffers a published network carries, with their taps."""
-    taps = net.settings["resample_filter"]
-    buffers = {}
-    for entry in net.plan:
-        if entry.up or entry.down:
-            layers = (".conv0", ".skip") if entry.kind == "block" else ("",)
-            buffers |= {f"{entry.name}{layer}{FILTER}": taps for layer in layers}
-    return buffers
 
 
 def check_tensors(tensors: Tensors, network: Mapping[str, Any], file_size: int) -> None:
@@ -159,11 +146,11 @@ def to_float32(tensor: Tensor | np.ndarray, name: str) -> np.ndarray:
     return out
 
 
-def _check_filter(array: np.ndarray, stored_dtype: np.dtype, taps: Any, name: str) -> None:
+def _check_filter(array: np.ndarray, stored_dtype: np.dtype, want: np.ndarray, name: str) -> None:
     # One rounding of the stored dtype, and one of the published float32 evaluation.
     rtol = {"float16": 2e-3, "bfloat16": 2e-2}.get(stored_dtype.name, 1e-6)
-    if not np.allclose(array, filter_2d(taps), rtol=rtol, atol=0):
-        raise WeightsError(f"filter {show(name)} is not that of resample_filter {show(list(taps))}")
+    if not np.allclose(array, want, rtol=rtol, atol=0):
+        raise WeightsError(f"filter {show(name)} is not that of the resample_filter of the network")
 
 
 def to_variables(tensors: Tensors, network: Mapping[str, Any], file_size: int) -> dict[str, PyTree]:
@@ -179,7 +166,7 @@ def to_variables(tensors: Tensors, network: Mapping[str, Any], file_size: int) -
     from edm_jax.models import names
 
     check_tensors(tensors, network, file_size)
-    filters = filter_buffers(build_network(network))
+    filters = names.resample_filters(build_network(network))
     variables: dict[str, Any] = {"params": {}, "buffers": {}}
     for name, tensor in tensors.items():  # one by one: a model is held once, not twice
         array = to_float32(tensor, name)
@@ -201,12 +188,7 @@ def from_variables(
     """The published state dictionary of a network, filters included; inverse of `to_variables`."""
     from edm_jax.models import names
 
-    arrays = {}
-    for path, leaf in _leaves(variables):
-        arrays[names.state_dict_name(path)] = names.to_published_layout(np.asarray(leaf))
-    for name, taps in filter_buffers(build_network(network)).items():
-        arrays[name] = filter_2d(taps)
-    return arrays
+    return names.to_state_dict(dict(variables), build_network(network))
 
 
 def check_variables(variables: Mapping[str, PyTree], network: Mapping[str, Any]) -> None:
