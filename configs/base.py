@@ -6,6 +6,9 @@ r"""Defaults of every option; other files state their differences.
 Values are those of EDM Table 1 and of the published training runs for CIFAR-10.
 """
 
+import difflib
+from typing import Any
+
 import ml_collections
 
 
@@ -134,3 +137,66 @@ def get_config() -> ml_collections.ConfigDict:
         )
     )
     return config
+
+
+# The networks of the paper (EDM Table 2); channel_mult of the first two is that of
+# 32x32 images, at 64x64 it is (1, 2, 2, 2).
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "ddpmpp": dict(
+        name="SongUNet",
+        model_channels=128,
+        channel_mult=(2, 2, 2),
+        num_blocks=4,
+        attn_resolutions=(16,),
+        embedding_type="positional",
+        channel_mult_noise=1,
+        encoder_type="standard",
+        decoder_type="standard",
+        resample_filter=(1, 1),
+    ),
+    "ncsnpp": dict(
+        name="SongUNet",
+        model_channels=128,
+        channel_mult=(2, 2, 2),
+        num_blocks=4,
+        attn_resolutions=(16,),
+        embedding_type="fourier",
+        channel_mult_noise=2,
+        encoder_type="residual",
+        decoder_type="standard",
+        resample_filter=(1, 3, 3, 1),
+    ),
+    "adm": dict(
+        name="DhariwalUNet",
+        model_channels=192,
+        channel_mult=(1, 2, 3, 4),
+        num_blocks=3,
+        attn_resolutions=(32, 16, 8),
+    ),
+}
+
+
+def choose(variant: str, *groups: tuple[str, ...]) -> tuple[str, ...]:
+    """The variant of a configuration: one word of each group, in the order of the groups.
+
+    Args:
+      variant: words with commas between, in any order, such as "uncond,ncsnpp".
+      *groups: the words of each choice; the first one is the default.
+
+    Raises:
+      ValueError: for a word in none of the groups, or two of one group.
+    """
+    known = {word.lower(): (i, word) for i, group in enumerate(groups) for word in group}
+    chosen: dict[int, str] = {}
+    for given in filter(None, (word.strip() for word in variant.split(","))):
+        if given.lower() not in known:
+            near = difflib.get_close_matches(given.lower(), known, n=1, cutoff=0.3)
+            hint = f"; did you mean {known[near[0]][1]!r}?" if near else ""
+            names = ", ".join(" or ".join(group) for group in groups)
+            raise ValueError(f"variant {given!r} is not known (there are {names}){hint}")
+        index, word = known[given.lower()]
+        if chosen.setdefault(index, word) != word:
+            raise ValueError(
+                f"variant {variant!r} names both {chosen[index]!r} and {word!r}; choose one"
+            )
+    return tuple(chosen.get(i, group[0]) for i, group in enumerate(groups))
