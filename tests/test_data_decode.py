@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+from made_images import encode
 from PIL import Image
 
 from edm_jax.data import decode
@@ -13,14 +14,6 @@ from edm_jax.data import decode
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (12, 20, 3), dtype=np.uint8)
 GREY = RGB[:, :, 0]
-
-
-def _encode(image, fmt="png", **kwargs):
-    if isinstance(image, np.ndarray):
-        image = Image.fromarray(image)
-    buffer = io.BytesIO()
-    image.save(buffer, format=fmt, **kwargs)
-    return buffer.getvalue()
 
 
 def _notes(data):
@@ -36,10 +29,10 @@ def decoders(request, monkeypatch):
 @pytest.mark.parametrize("level", [0, 9])
 def test_png(decoders, level):
     for pixels in (RGB, GREY):
-        out = decode.decode_image(_encode(pixels, compress_level=level), "x")
+        out = decode.decode_image(encode(pixels, compress_level=level), "x")
         assert out.shape == (12, 20, 3 if pixels.ndim == 3 else 1) and out.dtype == np.uint8
         np.testing.assert_array_equal(out.reshape(pixels.shape), pixels)
-        assert _notes(_encode(pixels)) == []
+        assert _notes(encode(pixels)) == []
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (5, 7, 1), (64, 64, 3), (200, 301, 3)])
@@ -80,33 +73,33 @@ def test_encode_rejects_what_is_no_image():
 def test_jpeg_and_others():
     for fmt, tolerance in [("jpeg", 60), ("bmp", 0), ("webp", 60), ("tiff", 0), ("ppm", 0)]:
         smooth = np.broadcast_to(np.linspace(0, 255, 20, dtype=np.uint8)[None, :, None], RGB.shape)
-        out = decode.decode_image(_encode(smooth.copy(), fmt), "x")
+        out = decode.decode_image(encode(smooth.copy(), fmt), "x")
         assert np.abs(out.astype(int) - smooth).max() <= tolerance
 
 
 def test_palette():
     image = Image.fromarray(RGB).quantize(16)
     expected = np.asarray(image.convert("RGB"))
-    np.testing.assert_array_equal(decode.decode_image(_encode(image), "x"), expected)
-    assert _notes(_encode(image)) == []
+    np.testing.assert_array_equal(decode.decode_image(encode(image), "x"), expected)
+    assert _notes(encode(image)) == []
 
 
 def test_black_and_white():
     bits = GREY > 127
-    out = decode.decode_image(_encode(Image.fromarray(bits)), "x")
+    out = decode.decode_image(encode(Image.fromarray(bits)), "x")
     np.testing.assert_array_equal(out[:, :, 0], np.where(bits, 255, 0))
 
 
 def test_cmyk():
     image = Image.fromarray(RNG.integers(0, 256, (8, 8, 4), dtype=np.uint8), "CMYK")
-    data = _encode(image, "jpeg", quality=95)
+    data = encode(image, "jpeg", quality=95)
     assert decode.decode_image(data, "x").shape == (8, 8, 3)
     assert _notes(data) == ["CMYK converted to RGB"]
 
 
 def test_sixteen_bits_keep_the_upper_eight(decoders):
     values = np.array([[0, 255, 256, 0x1234, 0xFFFF]], np.uint16)
-    data = _encode(Image.fromarray(values))
+    data = encode(Image.fromarray(values))
     np.testing.assert_array_equal(decode.decode_image(data, "x")[:, :, 0], values >> 8)
     assert _notes(data) == ["16 bits per channel, the upper 8 are used"]
 
@@ -125,7 +118,7 @@ def test_sixteen_bit_rgb(decoders):
 
 def test_animation_gives_its_first_frame():
     frames = [Image.fromarray(np.full((8, 8), v, np.uint8)) for v in (40, 200)]
-    data = _encode(frames[0], "gif", save_all=True, append_images=frames[1:])
+    data = encode(frames[0], "gif", save_all=True, append_images=frames[1:])
     np.testing.assert_array_equal(decode.decode_image(data, "x"), 40)
     assert _notes(data) == ["several frames, the first is used"]
 
@@ -133,44 +126,44 @@ def test_animation_gives_its_first_frame():
 def test_orientation_is_noted_and_ignored():
     exif = Image.Exif()
     exif[0x0112] = 6
-    data = _encode(RGB, "jpeg", exif=exif)
+    data = encode(RGB, "jpeg", exif=exif)
     assert decode.decode_image(data, "x").shape == (12, 20, 3)
     assert _notes(data) == ["stored turned (EXIF orientation 6), pixels used as stored"]
 
 
 def test_opaque_alpha_is_dropped(decoders):
     rgba = np.dstack([RGB, np.full((12, 20), 255, np.uint8)])
-    np.testing.assert_array_equal(decode.decode_image(_encode(rgba), "x"), RGB)
+    np.testing.assert_array_equal(decode.decode_image(encode(rgba), "x"), RGB)
     la = Image.merge("LA", [Image.fromarray(GREY), Image.new("L", (20, 12), 255)])
-    np.testing.assert_array_equal(decode.decode_image(_encode(la), "x")[:, :, 0], GREY)
+    np.testing.assert_array_equal(decode.decode_image(encode(la), "x")[:, :, 0], GREY)
 
 
 def test_transparency_is_an_error(decoders):
     rgba = np.dstack([RGB, np.full((12, 20), 255, np.uint8)])
     rgba[3, 4, 3] = 7
-    keyed = _encode(np.full((4, 4, 3), 9, np.uint8), transparency=(9, 9, 9))
+    keyed = encode(np.full((4, 4, 3), 9, np.uint8), transparency=(9, 9, 9))
     palette = Image.fromarray(RGB).quantize(4)
-    for data in (_encode(rgba), keyed, _encode(palette, transparency=0)):
+    for data in (encode(rgba), keyed, encode(palette, transparency=0)):
         with pytest.raises(ValueError, match=r"x: .*transparent; flatten it"):
             decode.decode_image(data, "x")
 
 
 @pytest.mark.parametrize("mode", ["F", "I"])
 def test_wide_pixels_are_an_error(mode):
-    data = _encode(Image.new(mode, (4, 4)), "tiff")
+    data = encode(Image.new(mode, (4, 4)), "tiff")
     with pytest.raises(ValueError, match="no defined 8-bit range"):
         decode.decode_image(data, "x")
 
 
 def test_damage_is_named(decoders):
-    for good in (decode.encode_png(RGB), _encode(RGB), _encode(RGB, "jpeg")):
+    for good in (decode.encode_png(RGB), encode(RGB), encode(RGB, "jpeg")):
         for bad in (b"", b"not an image", good[: len(good) // 2], good[:30]):
             with pytest.raises(ValueError, match=r"dir/y\.png: cannot be used as an image"):
                 decode.decode_image(bad, "dir/y.png")
 
 
 def test_flipped_bits_of_a_png_are_noticed(decoders):
-    for good in (decode.encode_png(RGB), _encode(RGB)):
+    for good in (decode.encode_png(RGB), encode(RGB)):
         for position in (45, 100, len(good) - 20):
             bad = bytearray(good)
             bad[position] ^= 4

@@ -4,10 +4,10 @@ import json
 import os
 import pickle
 import threading
-import zipfile
 
 import numpy as np
 import pytest
+from made_images import write_folder, write_zip
 
 from edm_jax.data import decode
 from edm_jax.data.image_files import ImageFiles, open_images
@@ -23,26 +23,12 @@ def _metadata(labels):
     return {"dataset.json": json.dumps({"labels": labels}).encode()}
 
 
-def _folder(path, files):
-    for name, data in files.items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_bytes(data)
-    return path
-
-
-def _zip(path, files):
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return path
-
-
 @pytest.fixture(params=["folder", "zip"])
 def make(request, tmp_path):
     """Writes files as a folder or as an archive."""
     if request.param == "folder":
-        return lambda files: _folder(tmp_path / "data", files)
-    return lambda files: _zip(tmp_path / "data.zip", files)
+        return lambda files: write_folder(tmp_path / "data", files)
+    return lambda files: write_zip(tmp_path / "data.zip", files)
 
 
 def test_images_in_the_order_of_their_names(make):
@@ -126,13 +112,13 @@ CLASSES = {
 
 
 def test_class_folders_are_labels_in_a_folder(tmp_path):
-    source = open_images(_folder(tmp_path, CLASSES), use_labels=True)
+    source = open_images(write_folder(tmp_path, CLASSES), use_labels=True)
     assert source.label_names == ("cat", "dog") and source.num_classes == 2
     assert [int(source[i]["label"]) for i in range(3)] == [0, 1, 1]
 
 
 def test_class_folders_are_no_labels_in_an_archive(tmp_path):
-    path = _zip(tmp_path / "x.zip", CLASSES)
+    path = write_zip(tmp_path / "x.zip", CLASSES)
     with pytest.raises(ValueError, match=r"no labels: there is no dataset\.json.*no archive"):
         open_images(path, use_labels=True)
     assert open_images(path).num_classes == 0
@@ -140,9 +126,9 @@ def test_class_folders_are_no_labels_in_an_archive(tmp_path):
 
 def test_dataset_json_outranks_class_folders(tmp_path):
     labels = [[name, 5] for name in CLASSES]
-    source = open_images(_folder(tmp_path / "a", CLASSES | _metadata(labels)), use_labels=True)
+    source = open_images(write_folder(tmp_path / "a", CLASSES | _metadata(labels)), use_labels=True)
     assert source.num_classes == 6
-    path = _folder(tmp_path / "b", CLASSES | _metadata(None))
+    path = write_folder(tmp_path / "b", CLASSES | _metadata(None))
     with pytest.raises(ValueError, match="holds no labels; set use_labels=False"):
         open_images(path, use_labels=True)
 
@@ -157,12 +143,12 @@ def test_dataset_json_outranks_class_folders(tmp_path):
 )
 def test_folders_that_are_no_classes(tmp_path, files):
     with pytest.raises(ValueError, match="no labels"):
-        open_images(_folder(tmp_path, files), use_labels=True)
+        open_images(write_folder(tmp_path, files), use_labels=True)
 
 
 def test_links_are_followed_once(tmp_path):
-    _folder(tmp_path / "real", {"x.png": PNGS[NAMES[0]]})
-    root = _folder(tmp_path / "root", {"a/1.png": PNGS[NAMES[1]]})
+    write_folder(tmp_path / "real", {"x.png": PNGS[NAMES[0]]})
+    root = write_folder(tmp_path / "root", {"a/1.png": PNGS[NAMES[1]]})
     os.symlink(tmp_path / "real", root / "b")
     os.symlink(root, root / "a" / "loop")
     source = open_images(root, use_labels=True)

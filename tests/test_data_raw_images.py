@@ -4,10 +4,10 @@ import gzip
 import json
 import pickle
 import struct
-import zipfile
 
 import numpy as np
 import pytest
+from made_images import write_folder, write_zip
 from test_data_cifar import write_archive
 
 from edm_jax.data import decode
@@ -18,20 +18,6 @@ IMAGES = RNG.integers(0, 256, (4, 6, 5, 3), dtype=np.uint8)
 PNG = decode.encode_png(IMAGES[0])
 
 
-def _folder(path, files):
-    for name, data in files.items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_bytes(data)
-    return path
-
-
-def _zip(path, files):
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return path
-
-
 def _metadata(labels):
     return {"dataset.json": json.dumps({"labels": labels}).encode()}
 
@@ -40,7 +26,7 @@ TREE = {"b/2.png": PNG, "a/1.png": PNG, "c/d/3.JPG": PNG, "b/notes.txt": b""}
 
 
 def test_folder_with_classes(tmp_path):
-    images = open_raw_images(_folder(tmp_path / "x", TREE))
+    images = open_raw_images(write_folder(tmp_path / "x", TREE))
     assert images.names == ["a/1.png", "b/2.png", "c/d/3.JPG"]
     assert images.labels == [0, 1, 2] and images.notes == ()
     image, notes = images.load(0)
@@ -49,12 +35,12 @@ def test_folder_with_classes(tmp_path):
 
 
 def test_archive_with_folders_has_no_classes(tmp_path):
-    images = open_raw_images(_zip(tmp_path / "x.zip", TREE))
+    images = open_raw_images(write_zip(tmp_path / "x.zip", TREE))
     assert images.names == ["a/1.png", "b/2.png", "c/d/3.JPG"]
     assert images.labels == [None] * 3
 
 
-@pytest.mark.parametrize("make", [_folder, _zip])
+@pytest.mark.parametrize("make", [write_folder, write_zip])
 def test_dataset_json(tmp_path, make):
     labels = [["c/d/3.JPG", 7], ["a/1.png", 0], ["b/2.png", 7]]
     images = open_raw_images(make(tmp_path / "x.zip", TREE | _metadata(labels)))
@@ -68,26 +54,26 @@ def test_dataset_json(tmp_path, make):
 
 
 def test_missing_labels_are_noted_and_wrong_ones_refused(tmp_path):
-    path = _folder(tmp_path / "a", TREE | _metadata([["a/1.png", 3]]))
+    path = write_folder(tmp_path / "a", TREE | _metadata([["a/1.png", 3]]))
     images = open_raw_images(path)
     assert images.labels == [3, None, None]
     assert "2 of 3 images have no label in dataset.json, for example 'b/2.png'" in images.notes[0]
     mixed = [["a/1.png", 3], ["b/2.png", [1.0]], ["c/d/3.JPG", 1]]
     with pytest.raises(ValueError, match="all labels must be integers, or all lists"):
-        open_raw_images(_folder(tmp_path / "b", TREE | _metadata(mixed)))
+        open_raw_images(write_folder(tmp_path / "b", TREE | _metadata(mixed)))
 
 
 def test_folders_that_are_no_classes(tmp_path):
-    images = open_raw_images(_folder(tmp_path / "a", {"one/1.png": PNG, "one/2.png": PNG}))
+    images = open_raw_images(write_folder(tmp_path / "a", {"one/1.png": PNG, "one/2.png": PNG}))
     assert images.labels == [None, None] and "no labels" in images.notes[0]
-    images = open_raw_images(_folder(tmp_path / "b", TREE | {"root.png": PNG}))
+    images = open_raw_images(write_folder(tmp_path / "b", TREE | {"root.png": PNG}))
     assert images.labels == [None] * 4 and "no labels" in images.notes[0]
-    images = open_raw_images(_folder(tmp_path / "c", {"1.png": PNG}))
+    images = open_raw_images(write_folder(tmp_path / "c", {"1.png": PNG}))
     assert images.labels == [None] and images.notes == ()
 
 
 def test_damaged_images_are_found_when_loaded(tmp_path):
-    images = open_raw_images(_folder(tmp_path, {"a.png": b"rubbish", "b.png": PNG}))
+    images = open_raw_images(write_folder(tmp_path, {"a.png": b"rubbish", "b.png": PNG}))
     with pytest.raises(ValueError, match=r"a\.png: cannot be used as an image"):
         images.load(0)
     (tmp_path / "b.png").unlink()
@@ -96,11 +82,14 @@ def test_damaged_images_are_found_when_loaded(tmp_path):
 
 
 def test_fingerprint(tmp_path):
-    first = open_raw_images(_folder(tmp_path / "a", TREE)).fingerprint()
+    first = open_raw_images(write_folder(tmp_path / "a", TREE)).fingerprint()
     assert open_raw_images(tmp_path / "a").fingerprint() == first
-    assert open_raw_images(_folder(tmp_path / "b", TREE | {"a/2.png": PNG})).fingerprint() != first
+    assert (
+        open_raw_images(write_folder(tmp_path / "b", TREE | {"a/2.png": PNG})).fingerprint()
+        != first
+    )
     relabelled = _metadata([[n, 1] for n in ("a/1.png", "b/2.png", "c/d/3.JPG")])
-    assert open_raw_images(_folder(tmp_path / "c", TREE | relabelled)).fingerprint() != first
+    assert open_raw_images(write_folder(tmp_path / "c", TREE | relabelled)).fingerprint() != first
 
 
 def test_lsun(tmp_path):

@@ -11,17 +11,11 @@ import zipfile
 
 import numpy as np
 import pytest
+from made_images import write_zip
 
 from edm_jax.data.stored_zip import ZipReader, central_directory, stored_record
 
 FILES = {"b/x.png": b"123", "a.txt": b"", "ü/é.png": bytes(range(256)) * 40, "b/a.png": b"z" * 999}
-
-
-def _write(path, files=FILES, **kwargs):
-    with zipfile.ZipFile(path, "w", **kwargs) as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return str(path)
 
 
 def _own(files, start=0):
@@ -36,7 +30,7 @@ def _own(files, start=0):
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_reads_what_zipfile_writes(tmp_path, method):
-    reader = ZipReader(_write(tmp_path / "x.zip", compression=method))
+    reader = ZipReader(write_zip(tmp_path / "x.zip", FILES, compression=method))
     assert reader.names == sorted(FILES)
     assert [reader.read(i) for i in range(4)] == [FILES[n] for n in sorted(FILES)]
 
@@ -112,14 +106,14 @@ def test_names_in_the_old_code_page(tmp_path):
 def test_names_are_read_as_they_are_and_nothing_is_extracted(tmp_path):
     inside = tmp_path / "inside"
     inside.mkdir()
-    reader = ZipReader(_write(inside / "x.zip", {"../../evil.png": b"1", "/abs.png": b"2"}))
+    reader = ZipReader(write_zip(inside / "x.zip", {"../../evil.png": b"1", "/abs.png": b"2"}))
     assert reader.names == ["../../evil.png", "/abs.png"] and reader.read(0) == b"1"
     assert os.listdir(tmp_path) == ["inside"] and os.listdir(inside) == ["x.zip"]
 
 
 def test_pickle_threads_and_forks_share_nothing_that_moves(tmp_path):
     files = {f"{i:03d}": np.random.default_rng(i).bytes(5000 + i) for i in range(100)}
-    reader = ZipReader(_write(tmp_path / "x.zip", files))
+    reader = ZipReader(write_zip(tmp_path / "x.zip", files))
     copy = pickle.loads(pickle.dumps(reader))
     wrong = []
 
@@ -182,8 +176,7 @@ def test_damaged_directory_and_headers(tmp_path):
     path.write_bytes(bad)
     with pytest.raises(ValueError, match="no local header"):
         ZipReader(path).read(0)
-    bad = bytearray(_write(path, {"a": b"1"}, compression=zipfile.ZIP_BZIP2) and path.read_bytes())
-    path.write_bytes(bad)
+    write_zip(path, {"a": b"1"}, compression=zipfile.ZIP_BZIP2)
     with pytest.raises(ValueError, match="compressed by method 12"):
         ZipReader(path).read(0)
     with zipfile.ZipFile(path, "w") as archive, pytest.warns(UserWarning, match="Duplicate"):

@@ -177,23 +177,26 @@ def sample_params(key: Key, shape: tuple[int, ...], pipe: AugmentPipe) -> Augmen
       pipe: what is drawn.
 
     Raises:
-      ValueError: if the number of keys is not B.
+      ValueError: if the number of keys is not B, or they are not typed keys.
     """
     batch, height, width = _check_shape(shape, pipe)
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise ValueError(f"need typed keys (jax.random.key), got an array of {key.dtype}")
     if key.ndim == 0:
         key = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
     if key.shape != (batch,):
         raise ValueError(f"need one key, or one per image: {key.shape} keys for shape {shape}")
     drawn = jax.vmap(lambda k: _draw(k, height, width, pipe))(key)
-    integers = {name: drawn[name].astype(jnp.int32) for name in _INTEGER}
-    return AugmentParams(**(drawn | integers))
+    # The same with and without 64-bit mode.
+    types = {name: jnp.int32 if name in _INTEGER else jnp.float32 for name in drawn}
+    return AugmentParams(**{name: drawn[name].astype(types[name]) for name in drawn})
 
 
 def _draw(key: Key, height: int, width: int, pipe: AugmentPipe) -> dict[str, Array]:
     """The parameters of one image; zeros for what is not enabled."""
     # A column per transformation, enabled or not: each keeps its numbers whatever else
     # is enabled, and there is one call of the generator, whose code compiles slowly.
-    uniform = jax.random.uniform(key, (6, len(TRANSFORMS)))
+    uniform = jax.random.uniform(key, (6, len(TRANSFORMS)), jnp.float32)
     gate, first, second, third = uniform[:4]
     # Inverse of the normal distribution function; at 0 it would be infinite.
     normal = math.sqrt(2) * jax.scipy.special.erfinv(jnp.maximum(2 * uniform[4:] - 1, 2.0**-24 - 1))

@@ -229,7 +229,7 @@ class ZipReader:
         return data
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Entry:
     """One written entry: what its line of the central directory needs."""
 
