@@ -20,7 +20,7 @@ from edm_jax.noise import DISTRIBUTIONS, WEIGHTS, NoiseDistribution, WeightFn
 from edm_jax.precond import PRECONDITIONINGS, Preconditioning
 from edm_jax.samplers import Churn
 from edm_jax.train.sharding import LAYOUTS
-from edm_jax.train.step import Averaging, Objective, make_optimizer
+from edm_jax.train.step import Averaging, Objective, make_optimizer, make_train_step
 from edm_jax.weights.model import describe
 
 SONG_UNET_ONLY = (
@@ -273,6 +273,19 @@ def build_optimizer(config: ml_collections.ConfigDict):
         b2=train.adam_b2,
         eps=train.adam_eps,
         grad_clip_norm=train.grad_clip_norm,
+    )
+
+
+def build_train_step(config: ml_collections.ConfigDict, net: nn.Module, source: ImageSource):
+    """The training step of a configuration, to be jitted with the state donated."""
+    return make_train_step(
+        build_objective(config, net, source),
+        build_optimizer(config),
+        build_averaging(config),
+        batch_size=config.train.batch_size,
+        log_every=build_intervals(config).log,
+        loss_scaling=config.train.loss_scaling,
+        micro_batch=config.train.micro_batch,
     )
 
 

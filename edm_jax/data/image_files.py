@@ -261,6 +261,11 @@ class ImageFiles:
         """Where image ``index`` comes from, for messages."""
         return f"{self._store.path}: {self._store.names[self._numbers[index]]}"
 
+    @property
+    def labels(self) -> np.ndarray | None:
+        """All labels, ``(N,)`` int32 or ``(N, K)`` float32; None if items carry none."""
+        return self._labels
+
     def __len__(self) -> int:
         return len(self._numbers)
 

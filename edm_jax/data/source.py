@@ -156,6 +156,11 @@ class ArraySource:
             raise ValueError(f"num_classes = {num_classes} needs labels, got None")
         self.label_names = check_label_names(label_names, self.num_classes)
 
+    @property
+    def labels(self) -> np.ndarray | None:
+        """All labels, ``(N,)`` int32 or ``(N, K)`` float32; None if there are none."""
+        return self._labels
+
     def __len__(self) -> int:
         return len(self._images)
 
@@ -243,6 +248,12 @@ class Subset(_Wrapper):
                 f"{self.indices.max()}"
             )
 
+    @property
+    def labels(self) -> np.ndarray | None:
+        """All labels where the whole has them at hand."""
+        labels = getattr(self.source, "labels", None)
+        return None if labels is None else labels[self.indices]
+
     def __len__(self) -> int:
         return len(self.indices)
 
@@ -252,6 +263,12 @@ class Subset(_Wrapper):
 
 class Mirrored(_Wrapper):
     """A source followed by its own left-right mirror images: twice the length."""
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """All labels where the whole has them at hand."""
+        labels = getattr(self.source, "labels", None)
+        return None if labels is None else np.concatenate([labels, labels])
 
     def __len__(self) -> int:
         return 2 * len(self.source)

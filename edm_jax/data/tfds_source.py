@@ -94,12 +94,20 @@ class TfdsSource:
             )
         item = {"image": pixels}
         if self.num_classes:
-            if self._features[self._label_key].shape == ():
-                label = np.asarray(features[self._label_key].int64_list.value[0])
-            else:  # vectors have several encodings, which TFDS knows
-                label = np.asarray(self._deserialize(record)[self._label_key])
-            item["label"] = self._check_label(index, label)
+            item["label"] = self._label(index, record, features)
         return item
+
+    def read_label(self, index: int) -> np.generic | np.ndarray:
+        """The label of an image that is not decoded; errors as of the image itself."""
+        record = self._records[source_lib.check_index(index, len(self))]
+        return self._label(index, record, _parse(record))
+
+    def _label(self, index: int, record: bytes, features: Any) -> np.generic | np.ndarray:
+        if self._features[self._label_key].shape == ():
+            label = np.asarray(features[self._label_key].int64_list.value[0])
+        else:  # vectors have several encodings, which TFDS knows
+            label = np.asarray(self._deserialize(record)[self._label_key])
+        return self._check_label(index, label)
 
     def _deserialize(self, record: bytes) -> dict[str, Any]:
         import tensorflow_datasets as tfds
