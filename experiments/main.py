@@ -357,7 +357,7 @@ RUN = {
 def main(argv: list[str]) -> None:
     """Run one mode; known failures end with one line."""
     del argv
-    logging.set_verbosity(logging.WARNING)  # libraries report every probe at INFO
+    logging.set_verbosity(logging.ERROR)  # libraries report every probe and wait
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         _check_flags_of_mode()
