@@ -12,8 +12,10 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
+import weights_golden
 from PIL import Image
 
 import edm_jax
@@ -71,8 +73,6 @@ def final_arrays(path):
 
 def assert_same_run(a, b):
     """Same weights, optimizer, averages, metrics and pictures, bit for bit."""
-    import jax
-
     (name_a, arrays_a), (name_b, arrays_b) = final_arrays(a), final_arrays(b)
     assert name_a == name_b
     jax.tree.map(np.testing.assert_array_equal, arrays_a, arrays_b)
@@ -337,3 +337,107 @@ def test_second_run_in_one_directory_is_refused(tmp_path):
         pass
     with workdir.locked(tmp_path):
         pass
+
+
+@pytest.mark.slow
+def test_import_sample_export_load(command, tmp_path):
+    """Published weights to a run directory to one file, the same network all the way."""
+    source = tmp_path / "edm_ddpmpp_cond.pkl"
+    source.write_bytes(weights_golden.content(source.name))
+    run = tmp_path / "imported"
+    said = command("--mode=import", f"--source={source}", f"--workdir={run}").stdout
+    assert "CC BY-NC-SA 4.0" in said and "SHA-256" in said
+    again = command("--mode=import", f"--source={source}", f"--workdir={run}", code=2)
+    assert "holds a run already" in again.stderr
+    single = tmp_path / "model.safetensors"
+    command("--mode=export", f"--workdir={run}", f"--dest={single}")
+    again = command("--mode=export", f"--workdir={run}", f"--dest={single}", code=2)
+    assert "exists" in again.stderr
+    models = [edm_jax.load(path) for path in (source, run, single)]
+    for model in models[1:]:
+        assert model.description["source"] == models[0].description["source"]
+        for a, b in zip(
+            jax.tree.leaves(model.params), jax.tree.leaves(models[0].params), strict=True
+        ):
+            np.testing.assert_array_equal(a, b)
+    flags = ["--mode=sample", f"--workdir={single}", f"--outdir={tmp_path / 'o'}"]
+    command(*flags, "--seeds=0-1", "--num_steps=2")
+    with Image.open(tmp_path / "o" / "000001.png") as picture:
+        assert picture.mode == "RGB"
+
+
+@pytest.mark.slow
+def test_bad_model_files_are_one_line(command, tmp_path):
+    run = tmp_path / "run"
+    hostile = tmp_path / "hostile.pkl"
+    hostile.write_bytes(b"cos\nsystem\n(S'touch " + os.fsencode(tmp_path / "owned") + b"'\ntR.")
+    for source, message, extra in (
+        (hostile, "os", ()),
+        (tmp_path / "none.pkl", "none.pkl", ()),
+        (hostile, "--source_options must be a JSON object", ("--source_options=[1]",)),
+    ):
+        done = command("--mode=import", f"--source={source}", f"--workdir={run}", *extra, code=2)
+        assert message in done.stderr and "Traceback" not in done.stderr
+    assert not run.exists() and not (tmp_path / "owned").exists()
+
+
+def test_newer_description_is_refused():
+    from edm_jax.weights.errors import WeightsError
+    from edm_jax.weights.model import build
+
+    with pytest.raises(WeightsError, match="format_version 99 is newer than 1"):
+        build({"format_version": 99})
+
+
+@pytest.mark.slow
+def test_dataset_then_training_on_it(command, tmp_path):
+    """A folder of images to the EDM zip to a (short) training run."""
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        folder = tmp_path / "images" / f"class{i % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    data = tmp_path / "data.zip"
+    command(
+        "--mode=dataset",
+        f"--source={tmp_path / 'images'}",
+        f"--dest={data}",
+        "--resolution=8x8",
+        "--transform=center-crop",
+    )
+    run = tmp_path / "run"
+    options = [
+        "--config=configs/tiny.py",
+        "--config.data.source=images",
+        f"--config.data.path={data}",
+        "--config.augment.probability=0.5",
+        "--config.train.micro_batch=8",
+        "--config.train.total_kimg=0.08",
+        "--config.evaluation.num_images=0",
+    ]
+    command("--mode=preflight", *options)
+    command(*options, f"--workdir={run}")
+    model = edm_jax.load(run)
+    assert model.image_shape == (8, 8, 3) and model.num_classes == 2
+    assert "map_augment" in model.params
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_leaves(run_dir, command, environment, tmp_path):
+    path = tmp_path / "stopped"
+    arguments = [sys.executable, str(MAIN), f"--config={ROOT}/configs/tiny.py", f"--workdir={path}"]
+    process = subprocess.Popen(
+        arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    metrics = path / "metrics.jsonl"
+    while not metrics.exists() or not metrics.read_text():
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.terminate()
+    _, said = process.communicate(timeout=300)
+    # The run may have been at its end already; otherwise it says where it stopped.
+    if process.returncode != 0:
+        assert process.returncode == 75 and "asked to stop; saved at step" in said
+    command("--config=configs/tiny.py", f"--workdir={path}")
+    assert_same_run(run_dir, path)
