@@ -62,7 +62,13 @@ def preflight(
 
     Returns:
       Exit code: 0, or 1 if the run would not work.
+
+    Raises:
+      ValueError: for arguments that make no sense; whatever is wrong with the run itself is
+        reported instead.
     """
+    if mesh_devices is not None and mesh_devices < 1:
+        raise ValueError(f"mesh_devices must be at least 1, got {mesh_devices}")
     findings = Findings(None if quick else report)
     devices = jax.device_count() if mesh_devices is None else mesh_devices
     if preset is not None:
@@ -75,7 +81,8 @@ def preflight(
             limit = _device_bytes() if device_gib is None else device_gib * 2**30
             with findings.part():
                 _schedule(findings, config, source, devices, images_per_second)
-                _costs(findings, config, workdir, net, source, devices, limit, mesh_devices)
+                compiles = mesh_devices is not None
+                _costs(findings, config, workdir, net, source, devices, limit, compiles)
     for line in findings.warnings:
         report(f"warning: {line}")
     for line in findings.errors:
@@ -191,7 +198,7 @@ def _costs(
     source: ImageSource | None,
     devices: int,
     limit: float | None,
-    mesh_devices: int | None,
+    compiles: bool,
 ) -> None:
     """Parameters, arithmetic, memory, disk; without a data set, for what it should be."""
     if source is None:
@@ -209,7 +216,8 @@ def _costs(
     _memory(findings, config, net, state, devices, kept, limit)
     checks.check_disk(findings, config, workdir, costs.tree_bytes(state))
     together = config.train.micro_batch or config.train.batch_size
-    if mesh_devices and config.train.batch_size % together == together % mesh_devices == 0:
+    divides = config.train.batch_size % together == together % devices == 0
+    if compiles and divides and (source is None or not findings.errors):
         _compiled(findings, config, shape, devices, limit)
 
 
