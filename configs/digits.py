@@ -27,19 +27,19 @@ def get_config():
 
     # An 8x8 digit keeps its shape under noise that would hide the details of a photograph:
     # what decides its class is learnt at higher noise levels than EDM's p_mean = -1.2.
-    config.noise.lognormal.p_mean = 0.0
+    config.noise.lognormal.p_mean = 0.4
     config.data.num_threads = 1  # images in memory need no more
 
     config.train.update(
-        total_kimg=60.0,
+        total_kimg=56.0,
         batch_size=128,
-        lr=2e-3,
+        lr=3e-3,
         lr_rampup_kimg=10.0,
-        ema_halflife_kimg=(2.5,),
+        ema_halflife_kimg=(5.0,),
         ema_rampup_ratio=0.0,
         log_kimg=2.5,
-        sample_kimg=15.0,
-        checkpoint_kimg=15.0,
+        sample_kimg=14.0,
+        checkpoint_kimg=14.0,
     )
     config.sampler.batch_size = 100
     config.evaluation.num_images = 2000

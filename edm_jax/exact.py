@@ -216,7 +216,11 @@ class GaussianMixture:
         low, high = jnp.min(ends, axis=0), jnp.max(ends, axis=0)
         bits = jnp.finfo(x.dtype).nmant + 12  # the bracket may be wide beside the answer
         low, high = jax.lax.fori_loop(0, bits, halve, (low, high))
-        return low + (high - low) / 2
+        found = jax.lax.stop_gradient(low + (high - low) / 2)
+        # One Newton step: no change of the value beyond rounding, but the derivative
+        # of the implicit function, which bisection does not have.
+        odds, slope = jax.jvp(lambda x: self.log_odds(x, sigma_to), (found,), (jnp.ones_like(x),))
+        return found - (odds - target) / jax.lax.stop_gradient(slope)
 
     def sample(self, key: Key, shape: tuple[int, ...] = ()) -> Array:
         """Data of shape ``(*shape, *event)``."""

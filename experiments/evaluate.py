@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from edm_jax import generate
+from edm_jax import generate, losses
 from edm_jax.data.source import ImageSource
 from edm_jax.noise import sample_sigma
-from edm_jax.precond import precondition
+from edm_jax.samplers import Churn, euler_step, heun_step
+from edm_jax.samplers.stochastic import add_noise
+from edm_jax.seeds import churn_noise, image_keys, latents
 from edm_jax.train.sharding import batch_sharding, make_mesh
 from edm_jax.weights.model import Model
 from experiments import build, figures
@@ -151,66 +153,110 @@ def result_table(result: dict[str, Any]) -> str:
 # ------------------------------------------------------------------------------ pictures
 
 
+def compiled_denoiser(model: Model) -> Callable[..., Any]:
+    """``denoise(variables, x, sigma, rows)`` of a model; one program for every figure."""
+    return jax.jit(lambda variables, *arguments: model.denoiser(variables)(*arguments))
+
+
 def loss_at_levels(
-    model: Model, config: ml_collections.ConfigDict, source: ImageSource, sigmas: np.ndarray
+    denoise: Callable[..., Any],
+    variables: Any,
+    images: np.ndarray,
+    rows: Any,
+    weight: Callable[..., Any],
+    sigmas: np.ndarray,
 ) -> np.ndarray:
     """Weighted loss per element of some images at every noise level.
 
     Args:
-      model: any weights.
-      config: gives the weight.
-      source: images; the first ones are used.
+      denoise: see `compiled_denoiser`.
+      variables: of its network.
+      images: ``(n, H, W, C)`` in [-1, 1].
+      rows: labels of the images as the network takes them, or None.
+      weight: lambda(sigma).
       sigmas: ``(S,)``.
 
     Returns:
       ``(S, n)`` float32.
     """
-    images, labels = stack_source(source, LOSS_IMAGES)
-    y = jnp.asarray(as_floats(images), jnp.float32)
-    rows = model.label_rows(jnp.asarray(labels), len(y)) if model.num_classes else None
-    weight = build.build_weight(config)
-    net, preconditioning = model.net, model.preconditioning
-    key = jax.random.key(config.seed, impl="threefry2x32")
-
-    @jax.jit
-    def at_level(variables, index, sigma):
-        noise = jax.random.normal(jax.random.fold_in(key, index), y.shape)
-
-        def net_fn(x, c_noise):
-            return net.apply(variables, x, c_noise, rows)
-
-        denoised = precondition(net_fn, preconditioning)(y + sigma * noise, sigma)
-        return weight(sigma) * jnp.mean(jnp.square(denoised - y), axis=(1, 2, 3))
-
-    levels = [at_level(model.variables, i, s) for i, s in enumerate(sigmas.astype(np.float32))]
-    return np.stack([np.asarray(level) for level in levels])
+    y = jnp.asarray(images, jnp.float32)
+    key = jax.random.key(0, impl="threefry2x32")
+    levels = []
+    for i, sigma in enumerate(sigmas.astype(np.float32)):
+        noise = jax.random.normal(jax.random.fold_in(key, i), y.shape)
+        denoised = denoise(variables, y + sigma * noise, sigma, rows)
+        loss = losses.sum_per_image(jnp.square(denoised - y)) / y[0].size
+        levels.append(np.asarray(weight(sigma) * loss))
+    return np.stack(levels)
 
 
-def loss_figure(
-    path: pathlib.Path,
+def trajectory(
+    denoise: Callable[..., Any], model: Model, seeds: np.ndarray, rows: Any, arguments: dict
+) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
+    """Sampling one step at a time, keeping what every step saw.
+
+    Returns:
+      N+1 states, N denoiser outputs, each ``(n, H, W, C)``, and the ``(N+1,)`` noise levels.
+    """
+    sigmas = build.sampler_sigmas(model.preconditioning, arguments)
+    levels = jnp.asarray(sigmas, jnp.float32)
+    churn, steps = arguments["churn"] or Churn(), len(sigmas) - 1
+    keys = image_keys(seeds)
+    shape = (len(seeds), *model.image_shape)
+    x = latents(keys, shape) * levels[0]
+
+    def of_state(x: Any, sigma: Any) -> Any:
+        return denoise(model.variables, x, sigma, rows)
+
+    states, outputs = [np.asarray(x)], []
+    for i in range(steps):
+        gamma = churn.gamma(levels[i], steps)
+        x, sigma = add_noise(x, levels[i], gamma, churn.s_noise, churn_noise(keys, i, shape))
+        step = heun_step if i < steps - 1 else euler_step
+        x, denoised = step(of_state, x, sigma, levels[i + 1])
+        states.append(np.asarray(x))
+        outputs.append(np.asarray(denoised))
+    return states, outputs, sigmas
+
+
+def draw_figures(
+    directory: pathlib.Path,
     initial: Model,
     trained: Model,
     config: ml_collections.ConfigDict,
     source: ImageSource,
 ) -> None:
-    """Loss per noise level before and after training (EDM Fig. 5a)."""
+    """Loss per noise level before and after training (EDM Fig. 5a), and trajectories."""
+    images, labels = stack_source(source, LOSS_IMAGES)
+    count = len(images)
+    denoise = compiled_denoiser(trained)
+
+    def rows(labels: np.ndarray) -> Any:
+        return trained.label_rows(jnp.asarray(labels), count) if trained.num_classes else None
+
     sigmas = np.geomspace(config.sampler.sigma_min, config.sampler.sigma_max, NUM_LOSS_LEVELS)
-    key = jax.random.key(0, impl="threefry2x32")
-    draws = sample_sigma(build.build_distribution(config), key, (20_000,))
+    fixed = (as_floats(images), rows(labels), build.build_weight(config), sigmas)
+    draws = sample_sigma(
+        build.build_distribution(config), jax.random.key(0, impl="threefry2x32"), (20_000,)
+    )
     figures.loss_per_noise_level(
-        path,
+        directory / "loss_per_noise_level.png",
         sigmas,
-        loss_at_levels(initial, config, source, sigmas),
-        loss_at_levels(trained, config, source, sigmas),
+        loss_at_levels(denoise, initial.variables, *fixed),
+        loss_at_levels(denoise, trained.variables, *fixed),
         np.asarray(draws),
     )
-
-
-def trajectory_figure(path: pathlib.Path, model: Model, config: ml_collections.ConfigDict) -> None:
-    """Denoising trajectories of a few seeds."""
-    seeds = np.arange(config.evaluation.trajectory_seeds)
-    labels = seeds % model.num_classes if model.num_classes else None
-    arguments = build.sampler_arguments(config)
-    trajectory = generate.sample(model, seeds, labels, trajectory=True, **arguments)
-    sigmas = build.sampler_sigmas(model.preconditioning, arguments)
-    figures.denoising_trajectories(path, trajectory.x, trajectory.denoised, sigmas, seeds.tolist())
+    shown = min(config.evaluation.trajectory_seeds, count)
+    if shown:
+        # As many seeds as there were images above, so that no program is compiled for them.
+        seeds = np.arange(count)
+        classes = seeds % max(trained.num_classes, 1)
+        arguments = build.sampler_arguments(config)
+        states, outputs, levels = trajectory(denoise, trained, seeds, rows(classes), arguments)
+        figures.denoising_trajectories(
+            directory / "trajectories.png",
+            np.stack([x[:shown] for x in states]),
+            np.stack([d[:shown] for d in outputs]),
+            levels,
+            seeds[:shown].tolist(),
+        )

@@ -371,15 +371,7 @@ def _finish(run: Run, state: TrainState, started: float) -> dict[str, Any] | Non
     if not run.leads:
         return None
     run.status.say("drawing figures ...")
-    evaluate.loss_figure(
-        run.path / "figures" / "loss_per_noise_level.png",
-        initial,
-        model,
-        run.config,
-        run.source,
-    )
-    if run.config.evaluation.trajectory_seeds:
-        evaluate.trajectory_figure(run.path / "figures" / "trajectories.png", model, run.config)
+    evaluate.draw_figures(run.path / "figures", initial, model, run.config, run.source)
     rows = workdir.read_metrics(run.path)
     figures.training_curve(
         run.path / "figures" / "loss.png", [r["kimg"] for r in rows], [r["loss"] for r in rows]

@@ -79,10 +79,12 @@ def test_flow_solves_the_probability_flow_ode(name, x64):
         rtol=1e-11,
         atol=1e-11,
     )
+    flow = jax.jit(lambda x: bed.flow(x, 80.0, 0.1))
     # 1e-7: the reference solution's own error, amplified where trajectories part.
-    np.testing.assert_allclose(
-        jax.jit(bed.flow)(x, 80.0, 0.1), solution.y[:, -1], rtol=1e-7, atol=1e-7
-    )
+    np.testing.assert_allclose(flow(x), solution.y[:, -1], rtol=1e-7, atol=1e-7)
+    slope = jax.grad(lambda x: jnp.sum(flow(x)))(x)
+    difference = (flow(x + 1e-3) - flow(x - 1e-3)) / 2e-3
+    np.testing.assert_allclose(slope, difference, rtol=1e-5)  # central differences
 
 
 def test_single_point_flow_is_a_straight_line(x64):

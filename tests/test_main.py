@@ -149,7 +149,7 @@ def test_another_configuration_is_refused(run_dir, command):
     done = command(
         "--config=configs/tiny.py", f"--workdir={run_dir}", "--config.train.lr=0.5", code=2
     )
-    assert "train.lr: 0.002 there, 0.5 now" in done.stderr
+    assert "train.lr: 0.003 there, 0.5 now" in done.stderr
     assert done.stderr.startswith("error: ")
 
 
