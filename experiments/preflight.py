@@ -164,6 +164,8 @@ def _check(
             steps = checkpoints.checkpoint_steps(workdir / "checkpoints")
             at = f"goes on from step {int(steps[-1].name):,}" if steps else "starts anew"
             findings.fact("directory", f"{workdir} holds this run, which {at}")
+    if config.evaluation.num_images:
+        _check_test_split(findings, config)
     net = None
     with findings.part():
         source = build.build_source(config) if source is None else source
@@ -173,6 +175,17 @@ def _check(
     if net is not None:
         findings.warnings += checks.doubtful_network(net)
     return net, source
+
+
+def _check_test_split(findings: Findings, config: ml_collections.ConfigDict) -> None:
+    """The evaluation at the end compares with images that were not trained on."""
+    try:
+        build.build_source(config, split="test")
+    except (ValueError, OSError) as error:
+        findings.errors.append(
+            f"config.evaluation.num_images={config.evaluation.num_images} needs test images: "
+            f"{checks.one_line(error)}; set it to 0, or choose data that have them"
+        )
 
 
 def _differences(
@@ -234,7 +247,7 @@ def _schedule(
     epochs = f", {images / len(source):,.1f} times the data set" if known else ""
     findings.fact(
         "training",
-        f"{intervals.total:,} steps of {train.batch_size:,} images: {images / 1000:,.0f} kimg"
+        f"{intervals.total:,} steps of {train.batch_size:,} images: {images / 1000:,.6g} kimg"
         f"{epochs}",
     )
     part = (train.micro_batch or train.batch_size) // devices
@@ -341,10 +354,7 @@ def _compiled(
     limit: float | None,
 ) -> None:
     """Memory per device of the compiled training step."""
-    findings.fact(
-        "compiled",
-        f"the training step for {devices} device(s); this takes minutes for a large network",
-    )
+    findings.fact("compiling", f"for {devices} device(s): minutes for a large network ...")
     memory = costs.compiled_memory(config, shape, devices)
     findings.fact(
         "",
