@@ -10,6 +10,10 @@ and explains them).  Images from a trained run, with no configuration:
     python experiments/main.py --mode=sample --workdir=runs/digits --seeds=0-63 --labels=3 \
         --num_steps=18 --outdir=out
 
+Before a long run: check everything and say what it costs, without an accelerator:
+
+    python experiments/main.py --mode=preflight --config=configs/imagenet64.py --devices=8
+
 Evaluate a trained run again:
 
     python experiments/main.py --mode=evaluate --workdir=runs/digits
@@ -44,7 +48,7 @@ if str(ROOT) not in sys.path:
 from absl import app, flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-MODES = ("train", "sample", "evaluate", "import", "export", "dataset")
+MODES = ("train", "preflight", "sample", "evaluate", "import", "export", "dataset")
 
 FLAGS = flags.FLAGS
 _CONFIG = config_flags.DEFINE_config_file(
@@ -99,6 +103,12 @@ flags.DEFINE_integer("num_workers", None, "dataset: threads; default: one per co
 flags.DEFINE_bool("strict", False, "dataset: end with an error at the first unusable image.")
 
 SAMPLER_FLAGS = "num_steps sigma_min sigma_max rho s_churn s_tmin s_tmax s_noise batch_size".split()
+flags.DEFINE_integer(
+    "devices",
+    None,
+    "preflight: devices of the run; its memory is found by compiling for them.",
+    lower_bound=1,
+)
 flags.DEFINE_string("coordinator_address", None, "host:port of process 0, for several processes.")
 flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1)
 flags.DEFINE_integer("process_id", None, "Which process this is, from 0.", lower_bound=0)
@@ -112,7 +122,8 @@ READ_BY = {name: ("sample",) for name in ("seeds", "labels", "outdir", "grid", *
     "attention_order": ("import",),
     "source_options": ("import",),
     "dest": ("export", "dataset"),
-    "config": ("train", "evaluate"),
+    "config": ("train", "evaluate", "preflight"),
+    "devices": ("preflight",),
 }
 
 
@@ -223,6 +234,32 @@ def _stored_config(workdir: pathlib.Path):
     return ml_collections.ConfigDict(read_config(workdir), type_safe=False)
 
 
+def _preflight() -> None:
+    config = _resolved_config()
+    from experiments import preflight
+
+    workdir = pathlib.Path(FLAGS.workdir) if FLAGS.workdir else None
+    code = preflight.preflight(
+        config,
+        workdir,
+        mesh_devices=FLAGS.devices,
+        quick=False,
+        preset=preflight.read_preset(_find_config(_config_argument())),
+    )
+    if code:
+        sys.exit(code)
+
+
+def _config_argument() -> str:
+    """What stands behind --config on the command line."""
+    for i, argument in enumerate(sys.argv):
+        if argument in ("--config", "-config"):
+            return sys.argv[i + 1]
+        if argument.startswith(("--config=", "-config=")):
+            return argument.partition("=")[2]
+    raise UsageError("--config is missing, for example --config=configs/digits.py")
+
+
 def _sample() -> None:
     workdir = _workdir()
     from edm_jax.samplers import Churn
@@ -308,6 +345,7 @@ def _dataset() -> None:
 
 RUN = {
     "train": _train,
+    "preflight": _preflight,
     "sample": _sample,
     "evaluate": _evaluate,
     "import": _import,
@@ -319,7 +357,7 @@ RUN = {
 def main(argv: list[str]) -> None:
     """Run one mode; known failures end with one line."""
     del argv
-    logging.set_verbosity(logging.WARNING)  # libraries report every probe at INFO
+    logging.set_verbosity(logging.ERROR)  # libraries report every probe and wait
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         _check_flags_of_mode()

@@ -21,7 +21,7 @@ from edm_jax.train.checkpoint import CheckpointStore
 from edm_jax.train.state import SIGMA_BIN_EDGES, TrainState
 from edm_jax.train.step import init_state, learning_rate, make_train_step
 from edm_jax.weights.model import Model, from_description
-from experiments import build, evaluate, figures, workdir
+from experiments import build, evaluate, figures, preflight, workdir
 from experiments.preemption import Preempted, StopRequest
 from experiments.status import StatusLine, memory_gib
 
@@ -96,9 +96,11 @@ def check_run(config: ml_collections.ConfigDict) -> tuple[ImageSource, Any]:
       ConfigError: or another ValueError of one line.
     """
     build.check_config(config)
-    mesh = sharding.make_mesh()
-    sharding.check_batch_size(config.train.batch_size, mesh, config.train.micro_batch)
+    sharding.check_batch_size(
+        config.train.batch_size, sharding.make_mesh(), config.train.micro_batch
+    )
     source = build.build_source(config)
+    preflight.before_training(config, source, report=print)
     for name in config.evaluation.metrics:
         build.pick(evaluate.METRICS, name, "evaluation.metrics")
     net = build.build_network(build.network_arguments(config, source))
@@ -178,12 +180,15 @@ def open_run(
         donate_argnums=0,
         out_shardings=shardings,
     )
+    if leads:
+        preflight.require_disk(config, path, jax.eval_shape(make_state))
     store = CheckpointStore(
         path / "checkpoints",
         keep_last=config.train.keep_last,
         keep_every=intervals.keep_every or None,
     )
     status = StatusLine(intervals.total, config.train.batch_size, enabled=leads)
+    status.say(models.parameter_table(models.abstract_variables(net), stats=False))
     status.say(
         f"{models.param_count(net):,} parameters, {len(source):,} images of "
         f"{'x'.join(map(str, source.image_shape))}, {source.num_classes} classes, "

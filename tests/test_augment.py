@@ -96,7 +96,7 @@ def test_flips_alone_copy_pixels(golden, case):
 
 @pytest.mark.parametrize("method", ["gather", "matmul"])
 def test_warp_of_the_specification(method):
-    # edm.md 11.5; values printed there to six digits, float32 geometry adds up to 2e-5.
+    # The specification, 11.5; values printed there to six digits, float32 geometry adds up to 2e-5.
     row, column = np.mgrid[:16, :16]
     image = (0.5 * np.sin(0.4 * row) + 0.5 * np.cos(0.3 * column + 0.2))[None, :, :, None]
     params = _params(

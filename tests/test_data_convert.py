@@ -54,7 +54,7 @@ def test_resize_alone():
 @pytest.mark.parametrize(("height", "width"), [(21, 30), (30, 21), (24, 24)])
 def test_center_crop(height, width):
     pixels = noise(height, width)
-    # edm.md 8.2: offset (dim - crop) // 2, end (dim + crop) // 2.
+    # The specification, 8.2: offset (dim - crop) // 2, end (dim + crop) // 2.
     crop = min(height, width)
     rows = slice((height - crop) // 2, (height + crop) // 2)
     columns = slice((width - crop) // 2, (width + crop) // 2)
@@ -72,7 +72,7 @@ def test_center_crop_makes_grey_images_rgb():
 
 
 def test_center_crop_wide():
-    # edm.md 8.2, 40 wide, 35 high, to 16x10: ch = round(16 * 35 / 40) = 14, rows
+    # The specification, 8.2, 40 wide, 35 high, to 16x10: ch = round(16 * 35 / 40) = 14, rows
     # (35 - 14) // 2 = 10 to (35 + 14) // 2 = 24 are resized to 16x10 and put in row 3.
     pixels = noise(35, 40)
     band = Image.fromarray(np.ascontiguousarray(pixels[10:24]))

@@ -70,7 +70,7 @@ def test_labels_are_left_out_unless_asked_for(make):
 def test_subset_then_mirror(make):
     path = make(PNGS | _metadata([[n, i] for i, n in enumerate(NAMES)]))
     source = open_images(path, max_size=4, use_labels=True, mirror=True, seed=0)
-    # edm.md 11.6: 2, 4, 8, 9 are kept of ten; the label dimension stays that of all.
+    # The specification, 11.6: 2, 4, 8, 9 are kept of ten; the label dimension stays that of all.
     assert len(source) == 8 and source.num_classes == 10
     assert [int(source[i]["label"]) for i in range(8)] == [2, 4, 8, 9, 2, 4, 8, 9]
     np.testing.assert_array_equal(source[5]["image"], IMAGES[4, :, ::-1])

@@ -12,13 +12,13 @@ def _first(count, *args, **kwargs):
 
 
 def test_published_order():
-    # edm.md 11.6: n = 10, seed 0.
+    # The specification, 11.6: n = 10, seed 0.
     expected = [2, 8, 4, 9, 1, 6, 2, 3, 0, 9, 7, 8, 1, 5, 6, 4, 3, 8, 2, 1, 9, 6, 7, 5]
     assert _first(24, 10) == expected
 
 
 def test_published_order_of_two_processes():
-    # edm.md 11.6: n = 10, seed 0, two processes.
+    # The specification, 11.6: n = 10, seed 0, two processes.
     assert _first(12, 10, num_shards=2) == [2, 4, 1, 2, 0, 7, 1, 6, 3, 2, 9, 7]
     assert _first(12, 10, shard=1, num_shards=2) == [8, 9, 6, 3, 9, 8, 5, 4, 8, 1, 6, 5]
 

@@ -78,7 +78,7 @@ def test_bad_arrays(images, kwargs, message):
 
 
 def test_published_subset():
-    # edm.md 11.6: 4 of 10, seed 0.
+    # The specification, 11.6: 4 of 10, seed 0.
     np.testing.assert_array_equal(max_size_indices(10, 4, seed=0), [2, 4, 8, 9])
     np.testing.assert_array_equal(max_size_indices(10, 4, seed=2**31), [2, 4, 8, 9])
     np.testing.assert_array_equal(max_size_indices(3, 4), [0, 1, 2])

@@ -1,4 +1,4 @@
-"""Conversion of any image collection to the EDM format (edm.md 8.1, 8.2).
+"""Conversion of any image collection to the EDM format (EDM dataset_tool conventions).
 
 Images are decoded and resized by many threads and written in order by one, so the
 result is the same for any number of threads.  A killed conversion goes on where it

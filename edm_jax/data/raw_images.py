@@ -63,7 +63,7 @@ class RawImages:
 
 
 def open_raw_images(source: str | os.PathLike) -> RawImages:
-    """Recognise a source by its name (edm.md 8.2).
+    """Recognise a source by its name.
 
     Args:
       source: a folder ending in "_lmdb" (LSUN), any other folder of images, a .zip
