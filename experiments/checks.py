@@ -21,8 +21,8 @@ from experiments import build, evaluate, workdir
 
 # Images that are decoded; enough that the standard deviation is known to a few per cent.
 SAMPLE, QUICK_SAMPLE = 1024, 64
-# Sigma_data may be off by this factor from the data before it is remarked on; that of the
-# paper's data sets is 0.5 for all of them, and within a tenth of what is measured.
+# Sigma_data may be off by this factor from the data before it is remarked on: the paper has
+# 0.5 for all of its data sets.
 SIGMA_DATA_FACTOR = 1.25
 # The largest rate per image of a batch in the published runs is that of CIFAR-10.
 LR_PER_IMAGE = 1e-3 / 512
@@ -184,12 +184,20 @@ def _moments_of(source: ImageSource) -> Callable[[int], tuple[float, float]]:
             raise ValueError(
                 f"image {index} is {image.dtype} of shape {image.shape}, expected uint8 of {shape}"
             )
-        if source.num_classes and "label" not in item:
-            raise ValueError(f"image {index} has no label")
+        if source.num_classes:
+            _check_label(index, item, source.num_classes)
         pixels = image / 127.5 - 1
         return float(pixels.mean()), float(np.square(pixels).mean())
 
     return moments
+
+
+def _check_label(index: int, item: dict[str, Any], num_classes: int) -> None:
+    if "label" not in item:
+        raise ValueError(f"image {index} has no label")
+    label = item["label"]
+    if np.ndim(label) == 0 and not 0 <= label < num_classes:
+        raise ValueError(f"image {index} has label {label}, not in [0, {num_classes})")
 
 
 def _read_all(

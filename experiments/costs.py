@@ -55,7 +55,8 @@ class DataShape:
     @classmethod
     def of(cls, source: ImageSource) -> DataShape:
         """That of a data set; reads one image if it has labels."""
-        vector = bool(source.num_classes) and jnp.ndim(source[0]["label"]) == 1
+        labelled = source.num_classes > 0 and len(source) > 0
+        vector = labelled and jnp.ndim(source[0]["label"]) == 1
         return cls(tuple(source.image_shape), source.num_classes, vector)
 
     def batch(self, size: int, where: jax.sharding.Sharding | None = None) -> dict[str, Any]:

@@ -62,7 +62,13 @@ def preflight(
 
     Returns:
       Exit code: 0, or 1 if the run would not work.
+
+    Raises:
+      ValueError: for arguments that make no sense; whatever is wrong with the run itself is
+        reported instead.
     """
+    if mesh_devices is not None and mesh_devices < 1:
+        raise ValueError(f"mesh_devices must be at least 1, got {mesh_devices}")
     findings = Findings(None if quick else report)
     devices = jax.device_count() if mesh_devices is None else mesh_devices
     if preset is not None:
@@ -75,7 +81,8 @@ def preflight(
             limit = _device_bytes() if device_gib is None else device_gib * 2**30
             with findings.part():
                 _schedule(findings, config, source, devices, images_per_second)
-                _costs(findings, config, workdir, net, source, devices, limit, mesh_devices)
+                compiles = mesh_devices is not None
+                _costs(findings, config, workdir, net, source, devices, limit, compiles)
     for line in findings.warnings:
         report(f"warning: {line}")
     for line in findings.errors:
@@ -157,6 +164,8 @@ def _check(
             steps = checkpoints.checkpoint_steps(workdir / "checkpoints")
             at = f"goes on from step {int(steps[-1].name):,}" if steps else "starts anew"
             findings.fact("directory", f"{workdir} holds this run, which {at}")
+    if config.evaluation.num_images:
+        _check_test_split(findings, config)
     net = None
     with findings.part():
         source = build.build_source(config) if source is None else source
@@ -166,6 +175,17 @@ def _check(
     if net is not None:
         findings.warnings += checks.doubtful_network(net)
     return net, source
+
+
+def _check_test_split(findings: Findings, config: ml_collections.ConfigDict) -> None:
+    """The evaluation at the end compares with images that were not trained on."""
+    try:
+        build.build_source(config, split="test")
+    except (ValueError, OSError) as error:
+        findings.errors.append(
+            f"config.evaluation.num_images={config.evaluation.num_images} needs test images: "
+            f"{checks.one_line(error)}; set it to 0, or choose data that have them"
+        )
 
 
 def _differences(
@@ -191,7 +211,7 @@ def _costs(
     source: ImageSource | None,
     devices: int,
     limit: float | None,
-    mesh_devices: int | None,
+    compiles: bool,
 ) -> None:
     """Parameters, arithmetic, memory, disk; without a data set, for what it should be."""
     if source is None:
@@ -209,7 +229,8 @@ def _costs(
     _memory(findings, config, net, state, devices, kept, limit)
     checks.check_disk(findings, config, workdir, costs.tree_bytes(state))
     together = config.train.micro_batch or config.train.batch_size
-    if mesh_devices and config.train.batch_size % together == together % mesh_devices == 0:
+    divides = config.train.batch_size % together == together % devices == 0
+    if compiles and divides and (source is None or not findings.errors):
         _compiled(findings, config, shape, devices, limit)
 
 
@@ -226,7 +247,7 @@ def _schedule(
     epochs = f", {images / len(source):,.1f} times the data set" if known else ""
     findings.fact(
         "training",
-        f"{intervals.total:,} steps of {train.batch_size:,} images: {images / 1000:,.0f} kimg"
+        f"{intervals.total:,} steps of {train.batch_size:,} images: {images / 1000:,.6g} kimg"
         f"{epochs}",
     )
     part = (train.micro_batch or train.batch_size) // devices
@@ -333,10 +354,7 @@ def _compiled(
     limit: float | None,
 ) -> None:
     """Memory per device of the compiled training step."""
-    findings.fact(
-        "compiled",
-        f"the training step for {devices} device(s); this takes minutes for a large network",
-    )
+    findings.fact("compiling", f"for {devices} device(s): minutes for a large network ...")
     memory = costs.compiled_memory(config, shape, devices)
     findings.fact(
         "",

@@ -50,6 +50,7 @@ def test_class_labels_from_dataset_json(make):
     assert source.num_classes == 7 and source.label_names is None
     assert [int(source[i]["label"]) for i in range(10)] == [(3 * i) % 7 for i in range(10)]
     assert source[0]["label"].dtype == np.int32
+    np.testing.assert_array_equal(source.labels, [(3 * i) % 7 for i in range(10)])
 
 
 def test_label_vectors_from_dataset_json(make):
@@ -63,7 +64,7 @@ def test_label_vectors_from_dataset_json(make):
 
 def test_labels_are_left_out_unless_asked_for(make):
     source = open_images(make(PNGS | _metadata([[n, 1] for n in NAMES])))
-    assert source.num_classes == 0 and "label" not in source[0]
+    assert source.num_classes == 0 and "label" not in source[0] and source.labels is None
 
 
 def test_subset_then_mirror(make):

@@ -105,6 +105,14 @@ def test_mirror_images_follow_the_originals():
         source[8]
 
 
+def test_all_labels_at_once():
+    whole = ArraySource(IMAGES, [2, 0, 1, 2])
+    np.testing.assert_array_equal(whole.labels, [2, 0, 1, 2])
+    np.testing.assert_array_equal(Subset(whole, [3, 1]).labels, [2, 0])
+    np.testing.assert_array_equal(Mirrored(Subset(whole, [3, 1])).labels, [2, 0, 2, 0])
+    assert ArraySource(IMAGES).labels is Mirrored(Subset(ArraySource(IMAGES), [0])).labels is None
+
+
 def test_pickling():
     source = Mirrored(Subset(ArraySource(IMAGES, [0, 1, 2, 3]), [3, 1]))
     copy = pickle.loads(pickle.dumps(source))

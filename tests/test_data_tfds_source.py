@@ -97,6 +97,22 @@ def test_vectors_and_plain_numbers(data_dir):
     assert source.num_classes == 20 and _find(source, IMAGES[7])["label"] == 7
 
 
+def test_labels_without_their_images(data_dir, monkeypatch):
+    sources = [
+        TfdsSource("edm_tiny", data_dir=data_dir, label_key=key, use_labels=True)
+        for key in ("label", "vector")
+    ]
+    expected = [[source[i]["label"] for i in range(12)] for source in sources]
+    bare = TfdsSource("edm_tiny", "bare", data_dir=data_dir, use_labels=True)
+    monkeypatch.setattr(TfdsSource, "_image", None)  # decoding would fail
+    for source, labels in zip(sources, expected, strict=True):
+        np.testing.assert_array_equal([source.read_label(i) for i in range(12)], labels)
+        with pytest.raises(IndexError):
+            source.read_label(12)
+    with pytest.raises(ValueError, match=r"record 0: label -1 is not in \[0, 3\)"):
+        bare.read_label(0)
+
+
 def test_slices_of_splits(data_dir):
     first = TfdsSource("edm_tiny", "train[:25%]", data_dir=data_dir)
     both = TfdsSource("edm_tiny:1.0.0", "train+bare", data_dir=data_dir)
