@@ -170,11 +170,10 @@ def load_subject(path: str) -> Subject:
 
     subject = Subject(path, run, float(getattr(fn, "order", 1)))
     # Whether it draws noise is observed, not believed.
-    sigmas = grids.karras_sigmas(4)
-    x = jnp.zeros((2, 2)) + sigmas[0]
-    results = [
-        run(GAUSSIAN.denoise, x, jnp.asarray(sigmas), seeds.image_keys([s, s + 1])) for s in (0, 7)
-    ]
+    with jax.enable_x64(True):
+        sigmas = jnp.asarray(grids.karras_sigmas(4))
+        x = jnp.zeros((2, 2)) + sigmas[0]
+        results = [run(GAUSSIAN.denoise, x, sigmas, seeds.image_keys([s, s + 1])) for s in (0, 7)]
     return dataclasses.replace(subject, stochastic=not np.array_equal(*results))
 
 

@@ -247,10 +247,15 @@ def _mixture_denoiser(x, sigma):
 MEANS, STDS, WEIGHTS = [-1.0, 0.2, 0.7], [0.15, 0.3, 0.1], [0.3, 0.5, 0.2]
 
 
+@functools.cache
+def _mixture_flow():
+    return jax.jit(exact.GaussianMixture(np.array(MEANS), np.array(STDS), np.array(WEIGHTS)).flow)
+
+
 def _exact_start_error(method, order, num_steps):
     """Error at sigma_min when the first states and the history come from the exact flow."""
     sigmas = grids.append_zero(np.geomspace(3.0, 0.05, num_steps + 1))
-    flow = jax.jit(exact.GaussianMixture(np.array(MEANS), np.array(STDS), np.array(WEIGHTS)).flow)
+    flow = _mixture_flow()
     start = np.linspace(-4.0, 4.0, 32)
     states = [np.asarray(flow(start, sigmas[0], sigmas[k])) for k in range(order)]
     newest_first = [_mixture_denoiser(x, s) for x, s in zip(states, sigmas, strict=False)][::-1]

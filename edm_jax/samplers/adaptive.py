@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from edm_jax import names
 from edm_jax.samplers import loop
-from edm_jax.typing import Array, ArrayLike, DenoiseFn
+from edm_jax.typing import Array, ArrayLike, DenoiseFn, PyTree
 
 # Network calls per attempted step; the last stage of each pair is the next one's first.
 SOLVERS = {"dopri5": 6, "tsit5": 6, "bosh3": 3, "dopri8": 13}
@@ -56,7 +56,8 @@ def _per_image(denoise: DenoiseFn, x: Array) -> DenoiseFn:
 
     One that takes any batch is called with batches of one, which JAX maps and
     differentiates.  One that closes over arrays of the batch (labels) must see the
-    whole batch at once: it is called with all images, and cannot be differentiated.
+    whole batch at once: its vmap rule calls it with all images, and it cannot be
+    differentiated.
     """
     single = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
     level = jax.ShapeDtypeStruct((1,), x.dtype)
@@ -67,17 +68,24 @@ def _per_image(denoise: DenoiseFn, x: Array) -> DenoiseFn:
     if free:
         return lambda x, sigma: denoise(x[None], sigma[None])[0]
 
+    import equinox as eqx  # diffrax depends on it
+
+    # What it closes over must be passed: a vmap rule may run inside other traces.
+    full = jax.ShapeDtypeStruct(x.shape, x.dtype), jax.ShapeDtypeStruct(x.shape[:1], x.dtype)
+    closed = eqx.filter_closure_convert(denoise, *full)
+    arrays, rest = eqx.partition(closed, eqx.is_array)
+
     @jax.custom_batching.custom_vmap
-    def denoise_one(x: Array, sigma: Array) -> Array:
-        return denoise(x[None], sigma[None])[0]
+    def denoise_one(x: Array, sigma: Array, arrays: PyTree) -> Array:
+        return x  # stands for the shape: only the rule below ever runs
 
     @denoise_one.def_vmap
-    def _(size: int, batched: list[bool], x: Array, sigma: Array) -> tuple[Array, bool]:
+    def _(size: int, batched: list, x: Array, sigma: Array, arrays: PyTree) -> tuple:
         x = x if batched[0] else jnp.broadcast_to(x, (size, *x.shape))
         sigma = sigma if batched[1] else jnp.broadcast_to(sigma, (size,))
-        return denoise(x, sigma), True
+        return eqx.combine(arrays, rest)(x, sigma).astype(x.dtype), True
 
-    return denoise_one
+    return lambda x, sigma: denoise_one(x, sigma, arrays)
 
 
 def sample_adaptive(
@@ -160,11 +168,9 @@ def sample_adaptive(
     states = jnp.moveaxis(states, 1, 0)
     sigma_min = jnp.broadcast_to(levels[-1], x.shape[:1])
     if trajectory:
-        denoised = jnp.stack(
-            [
-                denoise(s, jnp.broadcast_to(l, x.shape[:1]))
-                for s, l in zip(states, levels, strict=True)
-            ]
+        denoised = jax.lax.map(
+            lambda at: denoise(at[0], jnp.broadcast_to(at[1], x.shape[:1])).astype(x.dtype),
+            (states, levels),
         )
         result = loop.Trajectory(jnp.concatenate([states, denoised[-1:]]), denoised)
     else:
