@@ -19,7 +19,13 @@ from edm_jax.models.names import (
 )
 from edm_jax.models.song import SongUNet
 from edm_jax.models.unet import UNet
-from edm_jax.models.variables import init_variables, logical_axes, param_count, parameter_table
+from edm_jax.models.variables import (
+    abstract_variables,
+    init_variables,
+    logical_axes,
+    param_count,
+    parameter_table,
+)
 
 __all__ = [
     "NETWORKS",
@@ -28,6 +34,7 @@ __all__ = [
     "DhariwalUNet",
     "SongUNet",
     "UNet",
+    "abstract_variables",
     "build",
     "from_state_dict",
     "init_variables",
