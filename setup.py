@@ -18,9 +18,11 @@ TRAIN = [
     "tensorflow-datasets>=4.9.8",
     "tqdm>=4.66",
 ]
+# Other sources of images (LSUN), a faster decoder, and random access to TFDS data.
+DATA = ["array-record>=0.5", "lmdb>=1.4", "pyspng>=0.1.1"]
 TENSORBOARD = ["tensorflow>=2.18", "tensorboard>=2.18"]
 DIFFRAX = ["diffrax>=0.7"]
-TEST = ["hypothesis>=6.100", "pytest>=8.0", "ruff>=0.9"]
+TEST = ["hypothesis>=6.100", "pytest>=8.0", "ruff>=0.9", "safetensors>=0.5"]
 
 setup(
     name="edm_jax",
@@ -32,8 +34,9 @@ setup(
     install_requires=CORE,
     extras_require={
         "train": TRAIN,
+        "data": DATA,
         "tensorboard": TENSORBOARD,
         "diffrax": DIFFRAX,
-        "dev": TRAIN + TENSORBOARD + DIFFRAX + TEST,
+        "dev": TRAIN + DATA + TENSORBOARD + DIFFRAX + TEST,
     },
 )

@@ -1,1 +1,44 @@
-"""Diffusion models as EDM (Karras et al. 2022) describes them, in JAX and Flax."""
+"""Diffusion models as Karras et al. (2022), "EDM", describe them, in JAX and Flax.
+
+    model = edm_jax.load("runs/digits")
+    images = edm_jax.sample(model, seeds=range(64), labels=3, num_steps=18)
+
+The functions beneath accept any callable ``denoise(x, sigma)`` and arrays of any shape:
+`karras_sigmas` makes the noise levels, `precondition` a denoiser of a raw network,
+`sample_heun` and `sample_stochastic` draw samples.
+"""
+
+from edm_jax.generate import sample, to_uint8
+from edm_jax.losses import denoising_loss
+from edm_jax.models import DhariwalUNet, SongUNet
+from edm_jax.noise import LogNormal, edm_weight
+from edm_jax.precond import Preconditioning, edm_coefs, edm_preconditioning, precondition
+from edm_jax.samplers import Churn, Trajectory, sample_heun, sample_stochastic
+from edm_jax.schedules import karras_sigmas
+from edm_jax.seeds import image_keys, latents
+from edm_jax.weights.model import Model, load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Churn",
+    "DhariwalUNet",
+    "LogNormal",
+    "Model",
+    "Preconditioning",
+    "SongUNet",
+    "Trajectory",
+    "denoising_loss",
+    "edm_coefs",
+    "edm_preconditioning",
+    "edm_weight",
+    "image_keys",
+    "karras_sigmas",
+    "latents",
+    "load",
+    "precondition",
+    "sample",
+    "sample_heun",
+    "sample_stochastic",
+    "to_uint8",
+]

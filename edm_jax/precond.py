@@ -201,6 +201,11 @@ class Preconditioning:
     round_sigma: Callable[[ArrayLike], Array] = _identity
     channel_multiplier: int = 1
 
+    @property
+    def rounds(self) -> bool:
+        """Whether the network knows a table of noise levels only."""
+        return self.round_sigma is not _identity
+
     def __call__(self, sigma: ArrayLike) -> Coefs:
         return self.coefs(sigma)
 

@@ -3,12 +3,13 @@
 A schedule and a scaling are each one small value, independent of the other
 (EDM Table 1, rows "Schedule" and "Scaling").  Grids are computed with NumPy in
 float64 and cast where they enter a sampler: the rho = 7 warp costs a digit in
-float32.
+float32.  EDM's grid and iDDPM's table are here, the others in `edm_jax.grids`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Protocol
 
 import jax
@@ -36,6 +37,23 @@ class Schedule(Protocol):
     def inverse(self, sigma: ArrayLike) -> Array: ...
 
 
+class Scaling(Protocol):
+    """s as a function of sigma, so that it combines with any schedule sigma(t).
+
+    s(t) = scale(sigma(t)) and ds/dt = scale_dot(sigma(t), dsigma/dt).
+    """
+
+    def scale(self, sigma: ArrayLike) -> Array: ...
+
+    def scale_dot(self, sigma: ArrayLike, sigma_dot: ArrayLike) -> Array: ...
+
+
+def _log1p_square(sigma: ArrayLike) -> ArrayLike:
+    """ln(1 + sigma^2); in float64 NumPy where the value is not traced."""
+    xp = jnp if isinstance(sigma, jax.Array) else np
+    return xp.log1p(xp.square(sigma))
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class VPSchedule:
@@ -47,6 +65,32 @@ class VPSchedule:
 
     beta_d: ArrayLike = VP_BETA_D
     beta_min: ArrayLike = VP_BETA_MIN
+
+    @classmethod
+    def fit(
+        cls, sigma_min: ArrayLike, sigma_max: ArrayLike, eps_s: ArrayLike = VP_EPS_S
+    ) -> VPSchedule:
+        """The schedule with sigma(eps_s) = sigma_min and sigma(1) = sigma_max.
+
+        beta_min comes out slightly negative for some ranges; sigma(t) is then
+        undefined below t = 2 |beta_min| / beta_d, which is less than eps_s.
+
+        Raises:
+          ValueError: if sigma(t) would not increase between eps_s and 1 (a range that
+            spans too little for so small an eps_s); traced values go unchecked.
+        """
+        low, high = _log1p_square(sigma_min), _log1p_square(sigma_max)
+        beta_d = 2 * (low / eps_s - high) / (eps_s - 1)
+        beta_min = high - 0.5 * beta_d
+        if not isinstance(beta_d, jax.core.Tracer):
+            # beta(t) = beta_min + beta_d t is linear, so its ends decide.
+            if min(beta_min + beta_d * eps_s, beta_min + beta_d) <= 0:
+                raise ValueError(
+                    f"the VP schedule with sigma({eps_s}) = {sigma_min} and sigma(1) = "
+                    f"{sigma_max} does not increase in between; use a smaller sigma_min, a "
+                    "larger sigma_max or a larger eps_s"
+                )
+        return cls(beta_d, beta_min)
 
     def sigma(self, t: ArrayLike) -> Array:
         """Noise level at time ``t``; expm1 keeps the digits that exp - 1 loses."""
@@ -98,6 +142,58 @@ class LinearSchedule:
     def inverse(self, sigma: ArrayLike) -> Array:
         """t = sigma."""
         return jnp.asarray(sigma)
+
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "vp": VPSchedule,
+    "ve": VESchedule,
+    "linear": LinearSchedule,
+}
+
+
+# ------------------------------------------------------------------- signal scalings
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class VPScaling:
+    """s = 1 / sqrt(1 + sigma^2): the state keeps unit variance for unit-variance data.
+
+    With the VP schedule it is EDM Table 1's 1 / sqrt(exp(beta_d t^2 / 2 + beta_min t)).
+    """
+
+    def scale(self, sigma: ArrayLike) -> Array:
+        """s at noise level ``sigma``."""
+        sigma = jnp.asarray(sigma)
+        return 1 / jnp.hypot(sigma, jnp.ones_like(sigma))
+
+    def scale_dot(self, sigma: ArrayLike, sigma_dot: ArrayLike) -> Array:
+        """ds/dt = -sigma (dsigma/dt) s^3."""
+        scale = self.scale(sigma)
+        # Grouped so that no factor overflows: sigma s <= 1.
+        return -(sigma * scale) * (sigma_dot * scale) * scale
+
+    def inverse(self, scale: ArrayLike) -> Array:
+        """The noise level at which s = ``scale``, in (0, 1]."""
+        scale = jnp.asarray(scale)
+        return jnp.sqrt((1 - scale) * (1 + scale)) / scale
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NoScaling:
+    """s = 1 (EDM Table 1: VE, iDDPM and EDM).  Constant, so it has no inverse."""
+
+    def scale(self, sigma: ArrayLike) -> Array:
+        """1."""
+        return jnp.ones_like(sigma)
+
+    def scale_dot(self, sigma: ArrayLike, sigma_dot: ArrayLike) -> Array:
+        """0."""
+        return jnp.zeros_like(sigma)
+
+
+SCALINGS: dict[str, Callable[..., Scaling]] = {"vp": VPScaling, "none": NoScaling}
 
 
 # ---------------------------------------------------------------- noise-level grids

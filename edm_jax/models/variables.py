@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from edm_jax.models.unet import UNet
 from edm_jax.typing import Key, PyTree
@@ -72,15 +73,16 @@ def param_count(net: UNet) -> int:
     return sum(math.prod(leaf.shape) for leaf in leaves)
 
 
-def parameter_table(variables: PyTree) -> str:
-    """Text table of all parameters: name, shape, dtype, size, mean, std; and the total.
+def parameter_table(variables: PyTree, *, stats: bool = True) -> str:
+    """Names, shapes and sizes of all parameters as a text table (clu).
 
     Args:
-      variables: of a network, or their shapes (`abstract_variables`), which have no mean
-        and std.
+      variables: of a network; without statistics, shapes alone (`abstract_variables`) do.
+      stats: also mean and standard deviation of every parameter, which reads them all.
     """
-    from clu import parameter_overview  # heavy, and only for people to look at
+    from clu import parameter_overview
 
     params = variables["params"]
-    abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params))
-    return parameter_overview.get_parameter_overview(params, include_stats=not abstract)
+    if stats:
+        params = jax.tree.map(np.asarray, params)
+    return parameter_overview.get_parameter_overview(params, include_stats=stats)

@@ -1,15 +1,62 @@
 """Samplers: one algorithm a file, each a public step function and a scan of it."""
 
+from edm_jax.samplers.adaptive import AdaptiveStats, sample_adaptive
+from edm_jax.samplers.baselines import sample_ddim, sample_ve, sample_vp
+from edm_jax.samplers.ddpm import ddpm_step, sample_ddpm
+from edm_jax.samplers.dpmpp import (
+    dpmpp_2s_step,
+    sample_dpmpp_2m,
+    sample_dpmpp_2m_sde,
+    sample_dpmpp_2s,
+    sample_dpmpp_3m,
+    sample_dpmpp_3m_sde,
+)
+from edm_jax.samplers.general import (
+    Setting,
+    general_euler_step,
+    general_step,
+    sample_general,
+    table1,
+)
 from edm_jax.samplers.heun import euler_step, heun_step, sample_heun
+from edm_jax.samplers.lms import sample_lms
 from edm_jax.samplers.loop import Trajectory
+from edm_jax.samplers.predictor_corrector import langevin_step, sample_predictor_corrector
+from edm_jax.samplers.registry import SAMPLERS, SamplerInfo, get
 from edm_jax.samplers.stochastic import Churn, sample_stochastic, stochastic_step
+from edm_jax.samplers.unipc import sample_unipc
 
 __all__ = [
+    "SAMPLERS",
+    "AdaptiveStats",
     "Churn",
+    "SamplerInfo",
+    "Setting",
     "Trajectory",
+    "ddpm_step",
+    "dpmpp_2s_step",
     "euler_step",
+    "general_euler_step",
+    "general_step",
+    "get",
     "heun_step",
+    "langevin_step",
+    "sample_adaptive",
+    "sample_ddim",
+    "sample_ddpm",
+    "sample_dpmpp_2m",
+    "sample_dpmpp_2m_sde",
+    "sample_dpmpp_2s",
+    "sample_dpmpp_3m",
+    "sample_dpmpp_3m_sde",
+    "sample_general",
     "sample_heun",
+    "sample_lms",
+    "sample_predictor_corrector",
     "sample_stochastic",
+    "sample_unipc",
+    "sample_ve",
+    "sample_vp",
     "stochastic_step",
+    "table1",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from edm_jax.progress import ReportFn
 from edm_jax.samplers import loop
 from edm_jax.typing import Array, ArrayLike, DenoiseFn
 
@@ -50,7 +51,13 @@ def heun_step(
 
 
 def sample_heun(
-    denoise: DenoiseFn, x: Array, sigmas: ArrayLike, *, trajectory: bool = False
+    denoise: DenoiseFn,
+    x: Array,
+    sigmas: ArrayLike,
+    *,
+    trajectory: bool = False,
+    progress: bool | ReportFn = False,
+    remat: bool = False,
 ) -> Array | loop.Trajectory:
     """Deterministic sampling (EDM Algorithm 1); 2N - 1 network calls.
 
@@ -61,6 +68,8 @@ def sample_heun(
       sigmas: ``(N+1,)`` strictly decreasing levels ending in 0, as karras_sigmas
         makes them.  May be traced: new values never recompile.
       trajectory: return every state instead of the last.
+      progress: show progress from inside the compiled loop (`loop.scan`).
+      remat: recompute the network in the backward pass (`loop.scan`).
 
     Returns:
       The sample, of the shape of x, or a Trajectory.
@@ -80,4 +89,13 @@ def sample_heun(
         return euler_step(denoise, x, sigma, jnp.zeros_like(sigma))
 
     pairs = (sigmas[:-2], sigmas[1:-1])
-    return loop.scan_steps(step, last_step, x, pairs, (sigmas[-2],), trajectory=trajectory)
+    return loop.scan_steps(
+        step,
+        last_step,
+        x,
+        pairs,
+        (sigmas[-2],),
+        trajectory=trajectory,
+        progress=progress,
+        remat=remat,
+    )

@@ -9,12 +9,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from edm_jax import seeds
+from edm_jax.progress import ReportFn
 from edm_jax.samplers import heun, loop
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, Key
 
 MAX_GAMMA = math.sqrt(2) - 1  # EDM Algorithm 2, line 2: never more new noise than old
-NoiseFn = Callable[[Array], Array]
 
 
 @jax.tree_util.register_dataclass
@@ -108,9 +107,11 @@ def sample_stochastic(
     key: Key | None = None,
     churn: Churn = Churn(),
     *,
-    noise_fn: NoiseFn | None = None,
+    noise_fn: loop.NoiseFn | None = None,
     round_sigma: Callable[[Array], Array] | None = None,
     trajectory: bool = False,
+    progress: bool | ReportFn = False,
+    remat: bool = False,
 ) -> Array | loop.Trajectory:
     """Stochastic sampling (EDM Algorithm 2); 2N - 1 network calls, churn or not.
 
@@ -126,8 +127,11 @@ def sample_stochastic(
       noise_fn: step index -> standard normal noise of the shape of x, to replay
         recorded draws; by default drawn from ``key``.
       round_sigma: rounding of raised levels to those the network knows
-        (`Preconditioning.round_sigma`); None for none.
+        (`Preconditioning.round_sigma`); None for none.  With it the grid, rounded
+        too (`grids.round_grid`), may repeat levels.
       trajectory: return every state instead of the last.
+      progress: show progress from inside the compiled loop (`loop.scan`).
+      remat: recompute the network in the backward pass (`loop.scan`).
 
     Returns:
       The sample, of the shape of x, or a Trajectory whose ``denoised`` is
@@ -136,35 +140,33 @@ def sample_stochastic(
     Raises:
       ValueError: for a bad grid, or if neither key nor noise_fn is given.
     """
-    loop.check_sigmas(sigmas)
+    loop.check_sigmas(sigmas, repeats=round_sigma is not None)
     x = jnp.asarray(x, loop.state_dtype(x))
     sigmas = jnp.asarray(sigmas, x.dtype)
     num_steps = sigmas.shape[0] - 1
-    if noise_fn is None:
-        if key is None:
-            raise ValueError(
-                "sample_stochastic needs a key (or a noise_fn); sample_heun needs none"
-            )
-        shape, dtype = x.shape, x.dtype
-
-        def noise_fn(step: Array) -> Array:
-            return seeds.churn_noise(key, step, shape, dtype)
-
+    draw = loop.noise_source(key, noise_fn, x)
     gammas = churn.gamma(sigmas[:-1], num_steps)
     s_noise = jnp.asarray(churn.s_noise, x.dtype)
     steps = jnp.arange(num_steps)
 
     def step(x: Array, i: Array, sigma: Array, sigma_next: Array, gamma: Array) -> tuple:
-        noise = noise_fn(i).astype(x.dtype)
         return stochastic_step(
-            denoise, x, sigma, sigma_next, gamma, s_noise, noise, round_sigma=round_sigma
+            denoise, x, sigma, sigma_next, gamma, s_noise, draw(i), round_sigma=round_sigma
         )
 
     def last_step(x: Array, i: Array, sigma: Array, gamma: Array) -> tuple[Array, Array]:
-        noise = noise_fn(i).astype(x.dtype)
-        x_hat, sigma_hat = add_noise(x, sigma, gamma, s_noise, noise, round_sigma)
+        x_hat, sigma_hat = add_noise(x, sigma, gamma, s_noise, draw(i), round_sigma)
         return heun.euler_step(denoise, x_hat, sigma_hat, jnp.zeros_like(sigma))
 
     inputs = (steps[:-1], sigmas[:-2], sigmas[1:-1], gammas[:-1])
     last_inputs = (steps[-1], sigmas[-2], gammas[-1])
-    return loop.scan_steps(step, last_step, x, inputs, last_inputs, trajectory=trajectory)
+    return loop.scan_steps(
+        step,
+        last_step,
+        x,
+        inputs,
+        last_inputs,
+        trajectory=trajectory,
+        progress=progress,
+        remat=remat,
+    )

@@ -1,0 +1,121 @@
+r"""Speed of training: the step alone, and the step fed by the input pipeline.
+
+    python benchmarks/training.py [--nets=digits,cifar10]
+
+For each network: images per second of the jitted step on resident data, the same when fed by
+the pipeline (their ratio tells whether the device ever waits for the host), the step over one
+denoiser call on the same batch, compile time and number of traces.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import common
+import jax
+import numpy as np
+from networks_under_test import CASES, random_batch
+
+from edm_jax.data import pipeline
+from edm_jax.data.source import ArraySource
+from edm_jax.noise import LogNormal, edm_weight
+from edm_jax.train import sharding
+from edm_jax.train.step import (
+    Averaging,
+    Objective,
+    init_state,
+    make_optimizer,
+    make_train_step,
+)
+
+
+def measure(name: str, repeats: int, steps: int) -> list:
+    """One row of the table."""
+    case = CASES[name]()
+    model, batch_size = case.model(), case.batch()
+    mesh = sharding.make_mesh()
+    optimizer = make_optimizer(batch_size=batch_size, lr=1e-4, lr_rampup_kimg=10)
+    averaging = Averaging((500.0,))
+    objective = Objective(
+        model.net.apply, model.preconditioning, LogNormal(), edm_weight, model.num_classes
+    )
+    train_step = make_train_step(
+        objective, optimizer, averaging, batch_size=batch_size, log_every=10
+    )
+    traces = 0
+
+    def counted(*args):
+        nonlocal traces
+        traces += 1
+        return train_step(*args)
+
+    jitted = jax.jit(counted, donate_argnums=0, out_shardings=sharding.replicated(mesh))
+    state = sharding.replicate(init_state(model.variables, optimizer, averaging), mesh)
+    spec = sharding.batch_sharding(mesh)
+    resident = jax.device_put(random_batch(model, batch_size), spec)
+    key = jax.random.key(0)
+    _, compile_seconds = common.compile_timed(jitted, state, resident, key)
+    traces = 0
+    images = random_batch(model, 8 * batch_size)
+    source = ArraySource(images["image"], images["label"] if model.num_classes else None)
+    stream = pipeline.device_batches(
+        pipeline.host_batches(source, batch_size, seed=0, num_threads=1), spec
+    )
+
+    def run(batches):
+        nonlocal state
+        for _ in range(steps):
+            state = jitted(state, next(batches), key)
+        return state
+
+    def forever():
+        while True:
+            yield resident
+
+    denoise = jax.jit(lambda variables, x: model.denoiser(variables)(x, 1.0))
+    x = np.zeros((batch_size, *model.image_shape), np.float32)
+    endless = forever()
+    alone, fed, single = common.interleaved(
+        [lambda: run(endless), lambda: run(stream), lambda: denoise(model.variables, x)],
+        repeats=repeats,
+    )
+    return [
+        name,
+        batch_size,
+        f"{steps * batch_size / alone:.2f}",
+        f"{alone / fed:.3f}",
+        f"{alone / steps / single:.2f}",
+        f"{compile_seconds:.1f}",
+        traces,
+    ]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--nets", default="digits,cifar10", help=f"of {', '.join(CASES)}")
+    parser.add_argument("--repeats", type=int, default=3, help="timings taken, median shown")
+    parser.add_argument("--steps", type=int, default=3, help="steps per timing")
+    args = parser.parse_args()
+    names = args.nets.split(",")
+    for name in names:
+        if name not in CASES:
+            parser.error(f"--nets: {name!r} is not one of {', '.join(CASES)}")
+    device = jax.devices()[0]
+    print(f"{device.platform} {device.device_kind}, jax {jax.__version__}, float32")
+    header = [
+        "network",
+        "batch",
+        "img/s",
+        "fed / resident",
+        "step / denoise",
+        "compile s",
+        "traces",
+    ]
+    common.print_table(header, [measure(name, args.repeats, args.steps) for name in names])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+r"""Defaults of every option; other files state their differences.
+
+    python experiments/main.py --config=configs/<file>.py --workdir=runs/<name> \
+        --config.train.lr=1e-4
+
+Values are those of EDM Table 1 and of the published training runs for CIFAR-10.
+"""
+
+import difflib
+from typing import Any
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The default configuration."""
+    d = ml_collections.ConfigDict
+    config = d()
+    config.seed = 0
+
+    # Where images come from: digits | images (folder or zip) | tfds.
+    config.data = d(
+        dict(
+            source="digits",
+            path="",  # images: folder or zip; tfds: "name" or "name:split"
+            conditional=True,  # use the labels, if there are any
+            resolution=0,  # width and height the images must have; 0: as stored
+            max_size=0,  # use a random subset of this many images; 0: all
+            mirror=False,  # random left-right flips; not together with augmentation
+            num_threads=8,
+            num_workers=0,  # reading processes; 0 reads in threads
+        )
+    )
+
+    # The raw network; sizes that follow from the data are filled in.
+    config.model = d(
+        dict(
+            name="SongUNet",
+            model_channels=128,
+            channel_mult=(2, 2, 2),
+            channel_mult_emb=4,
+            num_blocks=4,
+            attn_resolutions=(16,),
+            dropout=0.13,
+            label_dropout=0.0,
+            # SongUNet only (DDPM++ values)
+            embedding_type="positional",
+            channel_mult_noise=1,
+            encoder_type="standard",
+            decoder_type="standard",
+            resample_filter=(1, 1),
+            # how it is computed, not what
+            dtype="float32",
+            remat="none",
+        )
+    )
+
+    # Each choice has a name and its constants for every name (EDM Table 1).
+    config.precond = d(
+        dict(
+            name="edm",
+            edm=d(dict(sigma_data=0.5)),
+            vp=d(dict(beta_d=19.9, beta_min=0.1, num_levels=1000, eps_t=1e-5)),
+            ve=d(dict(sigma_min=0.02, sigma_max=100.0)),
+            iddpm=d(dict(num_levels=1000, c_1=0.001, c_2=0.008)),
+        )
+    )
+    config.noise = d(
+        dict(
+            name="lognormal",
+            lognormal=d(dict(p_mean=-1.2, p_std=1.2)),
+            uniform_time=d(dict(beta_d=19.9, beta_min=0.1, eps_t=1e-5)),
+            loguniform=d(dict(sigma_min=0.02, sigma_max=100.0)),
+            discrete=d(dict()),
+        )
+    )
+    config.weight = d(dict(name="edm", edm=d(dict(sigma_data=0.5)), inverse_square=d(dict())))
+
+    # Non-leaking augmentation (EDM section F.2): probability and multipliers.
+    config.augment = d(
+        dict(
+            probability=0.0,  # 0: no augmentation, and no augmentation labels
+            xflip=1e8,
+            yflip=1.0,
+            scale=1.0,
+            rotate_frac=1.0,
+            aniso=1.0,
+            translate_frac=1.0,
+        )
+    )
+
+    config.train = d(
+        dict(
+            total_kimg=200_000.0,
+            batch_size=512,  # global
+            micro_batch=0,  # global images per round of gradient accumulation; 0: all at once
+            sharding="data",  # data: a copy per device; fsdp: parameters split over devices
+            lr=1e-3,
+            lr_rampup_kimg=10_000.0,
+            adam_b1=0.9,
+            adam_b2=0.999,
+            adam_eps=1e-8,
+            ema_halflife_kimg=(500.0,),  # several give several averages; sampling uses the first
+            ema_rampup_ratio=0.05,
+            grad_clip_norm=0.0,  # 0: none
+            loss_scaling=1.0,
+            log_kimg=50.0,
+            sample_kimg=2_500.0,  # 0: only at the start and at the end
+            checkpoint_kimg=2_500.0,
+            keep_last=3,
+            keep_every_kimg=0.0,  # also keep one checkpoint per this many; 0: none
+        )
+    )
+
+    # Sampling: EDM Table 1 and Algorithm 2.
+    config.sampler = d(
+        dict(
+            num_steps=18,
+            sigma_min=0.002,
+            sigma_max=80.0,
+            rho=7.0,
+            s_churn=0.0,
+            s_tmin=0.0,
+            s_tmax=float("inf"),
+            s_noise=1.0,
+            batch_size=64,
+        )
+    )
+
+    # What is measured when training ends, and by --mode=evaluate.
+    config.evaluation = d(
+        dict(
+            num_images=0,  # 0: no evaluation
+            first_seed=100_000_000,  # far from the seeds of the sample grids
+            metrics=("frechet_pixels", "classifier"),
+            trajectory_seeds=6,
+        )
+    )
+    return config
+
+
+# The networks of the paper (EDM Table 2); channel_mult of the first two is that of
+# 32x32 images, at 64x64 it is (1, 2, 2, 2).
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "ddpmpp": dict(
+        name="SongUNet",
+        model_channels=128,
+        channel_mult=(2, 2, 2),
+        num_blocks=4,
+        attn_resolutions=(16,),
+        embedding_type="positional",
+        channel_mult_noise=1,
+        encoder_type="standard",
+        decoder_type="standard",
+        resample_filter=(1, 1),
+    ),
+    "ncsnpp": dict(
+        name="SongUNet",
+        model_channels=128,
+        channel_mult=(2, 2, 2),
+        num_blocks=4,
+        attn_resolutions=(16,),
+        embedding_type="fourier",
+        channel_mult_noise=2,
+        encoder_type="residual",
+        decoder_type="standard",
+        resample_filter=(1, 3, 3, 1),
+    ),
+    "adm": dict(
+        name="DhariwalUNet",
+        model_channels=192,
+        channel_mult=(1, 2, 3, 4),
+        num_blocks=3,
+        attn_resolutions=(32, 16, 8),
+    ),
+}
+
+
+def choose(variant: str, *groups: tuple[str, ...]) -> tuple[str, ...]:
+    """The variant of a configuration: one word of each group, in the order of the groups.
+
+    Args:
+      variant: words with commas between, in any order, such as "uncond,ncsnpp".
+      *groups: the words of each choice; the first one is the default.
+
+    Raises:
+      ValueError: for a word in none of the groups, or two of one group.
+    """
+    known = {word.lower(): (i, word) for i, group in enumerate(groups) for word in group}
+    chosen: dict[int, str] = {}
+    for given in filter(None, (word.strip() for word in variant.split(","))):
+        if given.lower() not in known:
+            near = difflib.get_close_matches(given.lower(), known, n=1, cutoff=0.3)
+            hint = f"; did you mean {known[near[0]][1]!r}?" if near else ""
+            names = ", ".join(" or ".join(group) for group in groups)
+            raise ValueError(f"variant {given!r} is not known (there are {names}){hint}")
+        index, word = known[given.lower()]
+        if chosen.setdefault(index, word) != word:
+            raise ValueError(
+                f"variant {variant!r} names both {chosen[index]!r} and {word!r}; choose one"
+            )
+    return tuple(chosen.get(i, group[0]) for i, group in enumerate(groups))

@@ -1,0 +1,240 @@
+"""Encoded images to uint8 pixels and back.
+
+Every source decodes through here, so that a palette, an alpha channel or 16 bits mean
+the same wherever an image comes from.  What cannot be represented faithfully is an
+error; what loses something (16 bits, CMYK, animations) is done and noted.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import struct
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# An explicit list: Pillow also "opens" formats that it only identifies (HDF5, MPEG) or
+# hands to another program (EPS).
+IMAGE_FORMATS = (
+    "PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF",
+)  # fmt: skip
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_STORED_BLOCK = 65535  # largest stored block of a deflate stream (RFC 1951, 3.2.4)
+_EXIF_ORIENTATION = 0x0112
+
+
+@functools.cache
+def _available_formats() -> tuple[str, ...]:
+    from PIL import Image
+
+    Image.init()  # loads all plugins; until then Pillow does not know MPO, for one
+    return tuple(name for name in IMAGE_FORMATS if name in Image.OPEN)
+
+
+@functools.cache
+def image_extensions() -> frozenset[str]:
+    """Lower-case file extensions, dot included, of the formats that are read."""
+    from PIL import Image
+
+    known = Image.registered_extensions()
+    return frozenset(ext.lower() for ext, name in known.items() if name in IMAGE_FORMATS)
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of that name is taken for an image."""
+    base = name.rsplit("/", 1)[-1]
+    # macOS puts a "._x.png" that is no image beside x.png in its archives.
+    hidden = base.startswith("._") or "__MACOSX" in name.split("/")
+    dot = base.rfind(".")
+    return dot > 0 and not hidden and base[dot:].lower() in image_extensions()
+
+
+def decode_image(data: bytes, name: str) -> np.ndarray:
+    """Pixels of an encoded image.
+
+    Args:
+      data: the file's bytes.
+      name: what messages call it.
+
+    Returns:
+      ``(H, W, C)`` uint8, C = 1 for grey and black-and-white images, else 3.
+
+    Raises:
+      ValueError: if the data is corrupt, or has no faithful 8-bit form (partly
+        transparent, float or 32-bit pixels).
+    """
+    pixels = _decode_png_fast(data)
+    if pixels is None:
+        pixels = np.asarray(open_image(data, name)[0])
+        pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
+    return pixels
+
+
+def open_image(data: bytes, name: str) -> tuple[Image.Image, list[str]]:
+    """The same as a Pillow image of mode L or RGB, and notes on what was lost.
+
+    Raises:
+      ValueError: as `decode_image`.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        image = Image.open(io.BytesIO(data), formats=_available_formats())
+        notes = _notes(image, data)
+        image.load()
+        if image.mode in ("L", "RGB") and "transparency" not in image.info:
+            return image, notes
+        return _to_grey_or_rgb(image), notes
+    except Exception as error:  # decoders of damaged data raise whatever they meet
+        # Pillow's text for this one is the address of our buffer.
+        unknown = isinstance(error, UnidentifiedImageError)
+        text = "of no known format" if unknown else str(error).strip() or type(error).__name__
+        raise ValueError(
+            f"{name}: cannot be used as an image ({text if data else 'empty file'}); repair or "
+            "remove it"
+        ) from error
+
+
+def _notes(image: Image.Image, data: bytes) -> list[str]:
+    notes = []
+    if getattr(image, "is_animated", False):
+        notes.append("several frames, the first is used")
+    if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        notes.append(f"{image.mode} converted to RGB")
+    if image.mode.startswith("I;16") or (image.format == "PNG" and data[24] == 16):
+        notes.append("16 bits per channel, the upper 8 are used")
+    if image.format in ("JPEG", "MPO", "TIFF", "WEBP", "PNG"):
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+        if orientation != 1:
+            notes.append(f"stored turned (EXIF orientation {orientation}), pixels used as stored")
+    return notes
+
+
+def _to_grey_or_rgb(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    mode = image.mode
+    if mode.startswith("I;16"):
+        # Not convert("L"): that clips at 255 instead of scaling.
+        array = np.asarray(image)
+        return Image.fromarray((array.astype(np.uint16) >> 8).astype(np.uint8))
+    if mode in ("I", "F"):
+        raise ValueError(f"pixels of type {mode} (32 bits) have no defined 8-bit range")
+    if "transparency" in image.info or mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        grey = mode in ("L", "1", "LA", "La")
+        image = image.convert("RGBA")
+        if image.getextrema()[3][0] < 255:
+            raise ValueError("partly transparent; flatten it onto a background first")
+        return image.convert("RGB").convert("L" if grey else "RGB")
+    return image.convert("L" if mode in ("1", "L") else "RGB")
+
+
+def _decode_png_fast(data: bytes) -> np.ndarray | None:
+    """8-bit grey or RGB PNG without Pillow; None where that needs more than is here."""
+    if data[:8] != _PNG_SIGNATURE or len(data) < 57 or data[12:16] != b"IHDR":
+        return None
+    width, height, depth, colour, _, _, interlace = struct.unpack_from(">IIBBBBB", data, 16)
+    if depth != 8 or colour not in (0, 2) or interlace:
+        return None
+    channels = 3 if colour == 2 else 1
+    pixels = _decode_unfiltered_png(data, width, height, channels)
+    if pixels is None and (load := _pyspng_load()) is not None and _is_plain_png(data):
+        try:
+            pixels = load(data).reshape(height, width, channels)
+        except (RuntimeError, ValueError):
+            return None  # Pillow says what is wrong
+    return pixels
+
+
+def _is_plain_png(data: bytes) -> bool:
+    """Whether checksums hold, which pyspng does not look at, and nothing is transparent."""
+    at, view = 8, memoryview(data)
+    while at + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 8 + length
+        if end + 4 > len(data) or kind == b"tRNS":
+            return False
+        if zlib.crc32(view[at + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            return False
+        if kind == b"IEND":
+            return True
+        at = end + 4
+    return False
+
+
+def _decode_unfiltered_png(
+    data: bytes, width: int, height: int, channels: int
+) -> np.ndarray | None:
+    """The PNG that `encode_png` writes: one IDAT, no row filtered.  None for others."""
+    length, kind = struct.unpack_from(">I4s", data, 33)
+    if kind != b"IDAT" or len(data) != 57 + length or data[49 + length : 53 + length] != b"IEND":
+        return None
+    stored_crc = struct.unpack_from(">I", data, 41 + length)[0]
+    if zlib.crc32(memoryview(data)[37 : 41 + length]) != stored_crc:
+        return None
+    size = height * (1 + width * channels)
+    try:
+        # Bounded: a damaged header must not make a small file fill the memory.
+        raw = zlib.decompressobj().decompress(memoryview(data)[41 : 41 + length], size + 1)
+    except zlib.error:
+        return None
+    if len(raw) != size:
+        return None
+    rows = np.frombuffer(raw, np.uint8).reshape(height, 1 + width * channels)
+    if rows[:, 0].any():
+        return None
+    return rows[:, 1:].reshape(height, width, channels)
+
+
+@functools.cache
+def _pyspng_load() -> Any:
+    try:
+        import pyspng
+    except ImportError:
+        return None
+    return pyspng.load
+
+
+def pyspng_installed() -> bool:
+    """Whether PNGs with filtered rows are decoded by pyspng, several times faster."""
+    return _pyspng_load() is not None
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """A PNG at compression level 0, the same bytes on every machine.
+
+    Written here, without any library: their output depends on their version.  No row
+    is filtered, which `decode_image` reads several times faster than other PNGs.
+
+    Args:
+      pixels: ``(H, W)``, ``(H, W, 1)`` or ``(H, W, 3)`` uint8.
+    """
+    channels = pixels.shape[2] if pixels.ndim == 3 else 1
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or channels not in (1, 3):
+        raise ValueError(
+            f"pixels must be uint8 of shape (H, W), (H, W, 1) or (H, W, 3), got {pixels.dtype} "
+            f"{pixels.shape}"
+        )
+    height, width = pixels.shape[:2]
+    rows = np.zeros((height, 1 + width * channels), np.uint8)
+    rows[:, 1:] = pixels.reshape(height, -1)
+    raw = rows.tobytes()
+    # zlib stream (RFC 1950) of stored blocks, the last one flagged.
+    stream = [b"\x78\x01"]
+    for start in range(0, len(raw), _STORED_BLOCK):
+        block = raw[start : start + _STORED_BLOCK]
+        last = start + _STORED_BLOCK >= len(raw)
+        stream += [struct.pack("<BHH", last, len(block), len(block) ^ 0xFFFF), block]
+    stream.append(struct.pack(">I", zlib.adler32(raw)))
+    header = struct.pack(">IIBBBBB", width, height, 8, 2 if channels == 3 else 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", b"".join(stream)), (b"IEND", b"")]
+    return _PNG_SIGNATURE + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )

@@ -1,0 +1,24 @@
+"""Looking up a choice by its name, with a helpful error."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
+    """``table[name]``; a ValueError that names the nearest known choices otherwise.
+
+    Args:
+      table: name -> value.
+      name: the choice.
+      kind: what is being chosen ("sampler"), for the message.
+    """
+    if isinstance(name, str) and name in table:
+        return table[name]
+    near = difflib.get_close_matches(str(name), table, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"unknown {kind} {name!r}{hint} Known: {', '.join(sorted(table))}")

@@ -1,0 +1,84 @@
+"""Progress of a sampler, reported from inside its compiled loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+ReportFn = Callable[[int, int], None]
+
+
+class ProgressBar:
+    """Shows steps done, rate and time left on the terminal of the first process.
+
+    Silent on other processes, and where standard error is not a terminal.  Reports
+    may come late, repeated or out of order (batched or sharded programs); only the
+    furthest counts.
+    """
+
+    def __init__(self, description: str = "sampling") -> None:
+        self._description = description
+        self._bar: Any = None
+
+    def __call__(self, done: int, total: int) -> None:
+        """Report that ``done`` of ``total`` steps are finished; 0 starts a new bar."""
+        if jax.process_index() != 0:
+            return
+        if done == 0:
+            self._start(total)
+        elif self._bar is not None and done > self._bar.n:
+            self._bar.update(done - self._bar.n)
+            if done >= total:
+                self._close()
+
+    def _start(self, total: int) -> None:
+        if self._bar is not None and self._bar.n == 0:
+            return  # a batched program starts once for every lane
+        import tqdm
+
+        self._close()
+        # disable=None: no output unless standard error is a terminal.
+        self._bar = tqdm.tqdm(total=total, desc=self._description, disable=None)
+        if self._bar.disable:
+            self._bar = None
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def reporter(progress: bool | ReportFn) -> ReportFn | None:
+    """What a sampler's ``progress`` argument asks for.
+
+    Args:
+      progress: False for none, True for a ProgressBar, or a function
+        ``(done, total)`` that runs on the host.
+
+    Returns:
+      The function to call on the host, or None.
+    """
+    if progress is True:
+        try:
+            import tqdm  # noqa: F401
+        except ImportError as error:
+            raise ImportError(
+                "progress=True needs tqdm (pip install tqdm); or pass a function (done, total)"
+            ) from error
+        return ProgressBar()
+    if progress is False or progress is None:
+        return None
+    if not callable(progress):
+        raise ValueError(f"progress must be a bool or a function (done, total), got {progress!r}")
+    return progress
+
+
+def report(report_fn: ReportFn | None, done: Any, total: int) -> None:
+    """Emit a host call from traced code; nothing at all if report_fn is None."""
+    if report_fn is None:
+        return
+
+    # Unordered: ordered effects exclude vmap and programs on several devices.
+    jax.debug.callback(lambda done: report_fn(int(done), total), done)

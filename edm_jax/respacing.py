@@ -1,0 +1,96 @@
+"""DDPM tables of noise levels, and the respacing rules that visit part of one.
+
+The networks of DDPM, iDDPM and ADM know M levels.  Sampling in fewer steps keeps a
+subset of their indices, and the variances follow from the kept levels alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from edm_jax import names
+from edm_jax.grids import as_sigmas
+from edm_jax.schedules import append_zero
+from edm_jax.typing import ArrayLike
+
+
+def ddpm_levels(name: str = "cosine", num_levels: int = 1000) -> np.ndarray:
+    """Noise levels sqrt(1/abar_j - 1) of the DDPM variance schedules.
+
+    "linear" (Ho et al. 2020): b_j from 1e-4 to 0.02, times 1000 / M.
+    "cosine" (Nichol & Dhariwal 2021): b_j = min(1 - f((j+1)/M) / f(j/M), 0.999),
+    f(u) = cos^2((u + 0.008) / 1.008 * pi/2); it is iDDPM's table.
+
+    Returns:
+      ``(M+1,)`` float64, strictly decreasing, last entry 0; the network's index of
+      entry k is M - 1 - k (as in `schedules.iddpm_levels`).
+    """
+    if name == "linear":
+        betas = np.linspace(1e-4, 0.02, num_levels) * (1000 / num_levels)
+    elif name == "cosine":
+        f = np.cos((np.arange(num_levels + 1) / num_levels + 0.008) / 1.008 * np.pi / 2) ** 2
+        betas = np.minimum(1 - f[1:] / f[:-1], 0.999)
+    else:
+        names.lookup({"linear": 0, "cosine": 0}, name, "variance schedule")
+    # sigma^2 = 1/abar - 1 through logarithms: no cancellation at the small levels.
+    sigmas = np.sqrt(np.expm1(-np.cumsum(np.log1p(-betas))))
+    return append_zero(sigmas[::-1])
+
+
+def respaced_indices(num_levels: int, steps: str | int | Sequence[int]) -> np.ndarray:
+    """Which of a network's M indices a shorter ancestral or DDIM run visits.
+
+    Args:
+      num_levels: M.
+      steps: K (an int, or "K"), K evenly spread indices from 0 to M - 1; a list of
+        counts (or "10,20,30"), one for each of as many equal sections of the
+        indices; or "ddimK", the smallest stride that gives K indices 0, i, 2i, ...
+
+    Returns:
+      Increasing integers in [0, M).
+    """
+    if isinstance(steps, str) and steps.startswith("ddim"):
+        count = int(steps[len("ddim") :])
+        for stride in range(1, num_levels + 1):
+            if -(-num_levels // stride) == count:
+                return np.arange(0, num_levels, stride)
+        raise ValueError(f"no stride over {num_levels} levels gives {count} steps")
+    if isinstance(steps, str):
+        counts = [int(part) for part in steps.split(",")]
+    else:
+        counts = [steps] if isinstance(steps, (int, np.integer)) else list(steps)
+    size, extra = divmod(num_levels, len(counts))
+    indices, start = [], 0
+    for section, count in enumerate(counts):
+        section_size = size + (section < extra)
+        if not 1 <= count <= section_size:
+            raise ValueError(
+                f"a section of {section_size} levels cannot give {count} steps (steps={steps!r})"
+            )
+        stride = (section_size - 1) / (count - 1) if count > 1 else 1.0
+        position = 0.0
+        for _ in range(count):
+            # A running sum, rounded half to even: other roundings pick other indices.
+            indices.append(start + round(position))
+            position += stride
+        start += section_size
+    return np.array(indices)
+
+
+def respaced_sigmas(levels: ArrayLike, indices: ArrayLike) -> np.ndarray:
+    """The grid that visits the given indices of a table, largest level first.
+
+    Args:
+      levels: ``(M+1,)`` decreasing table ending in 0 (`ddpm_levels`).
+      indices: ``(K,)`` network indices (`respaced_indices`).
+
+    Returns:
+      ``(K+1,)``, last entry 0.
+    """
+    levels = as_sigmas(levels)
+    indices = np.unique(indices)
+    if indices[0] < 0 or indices[-1] > len(levels) - 2:
+        raise ValueError(f"indices must lie in [0, {len(levels) - 2}], got {indices}")
+    return append_zero(levels[len(levels) - 2 - indices[::-1]])

@@ -1,0 +1,251 @@
+"""The samplers that EDM starts from, each with its published update.
+
+VP: Euler-Maruyama and the reverse-diffusion and ancestral predictors (Song et al.
+2021).  VE: the reverse-diffusion predictor (the predictor-corrector has its own
+file).  DDPM ancestral sampling (Ho et al. 2020) and DDIM (Song et al. 2020).
+All take and return unscaled states x = y + sigma n, whatever variable they run in.
+EDM's own re-implementation of them is `sample_general` with the settings of `table1`.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from edm_jax import names, schedules
+from edm_jax.progress import ReportFn
+from edm_jax.samplers import loop
+from edm_jax.samplers import rows as rows_lib
+from edm_jax.samplers.rows import Rows
+from edm_jax.typing import Array, ArrayLike, DenoiseFn, Key
+
+VP_METHODS = {
+    "euler_maruyama": "euler_maruyama",
+    "reverse_diffusion": "reverse_diffusion",
+    "ancestral": "ancestral",
+}
+
+
+def vp_rows(
+    sigmas: ArrayLike,
+    method: str = "euler_maruyama",
+    *,
+    ode: bool = False,
+    beta_d: float = schedules.VP_BETA_D,
+    beta_min: float = schedules.VP_BETA_MIN,
+) -> tuple[Rows, ArrayLike]:
+    """Rows of the VP predictors in z = s x, and the scaling s of every step.
+
+    With b the noise a step adds, score = (D - x) / (s sigma^2) and f = 1 (1/2 for the ODE):
+
+        euler_maruyama:     z' = (1 + b/2) z + f b score,          b = beta(t) / N
+        reverse_diffusion:  z' = (2 - sqrt(1 - b)) z + f b score,  b from 0.1/N to 20/N
+        ancestral:          z' = (z + f b score) / sqrt(1 - b),    the same b
+
+    plus sqrt(b) noise except for the ODE and in the last step.  The step is 1/N though
+    the grid is spaced (1 - eps_s) / (N - 1), as released.
+
+    Args:
+      sigmas: ``(N+1,)`` grid, levels of N evenly spaced times (`grids.vp_sigmas`).
+      method: one of VP_METHODS.
+      ode: probability flow instead of the SDE.
+      beta_d, beta_min: constants of the VP schedule.
+
+    Returns:
+      Rows with K = 1, and s ``(N,)``.
+    """
+    names.lookup(VP_METHODS, method, "VP method")
+    num_steps = np.shape(sigmas)[0] - 1
+    xp, (sigmas,) = rows_lib.concrete(sigmas)
+    square = xp.square(sigmas[:-1])
+    scales = 1 / xp.sqrt(1 + square)
+    if method == "euler_maruyama":
+        # beta(t) at the time of each level: t solves 2 ln(1 + sigma^2) = beta_d t^2 + ...
+        rate = xp.sqrt(beta_min**2 + 2 * beta_d * xp.log1p(square))
+        b = rate / num_steps
+        keep, gain = 1 + b / 2, b
+    else:
+        b = xp.linspace((beta_min + beta_d) / num_steps, beta_min / num_steps, num_steps)
+        root = xp.sqrt(1 - b)
+        ancestral = method == "ancestral"
+        keep, gain = (1 / root, b / root) if ancestral else (2 - root, b)
+    gain = gain / 2 if ode else gain
+    a = keep - gain * (1 + 1 / square)
+    rows = Rows(a, (gain / (scales * square))[:, None])
+    if ode:
+        return rows, scales
+    last = np.arange(num_steps) == num_steps - 1
+    return rows._replace(c=xp.where(last, 0.0, xp.sqrt(b))), scales
+
+
+def _check_even_times(sigmas: ArrayLike, beta_d: float, beta_min: float) -> None:
+    if not loop.is_known(sigmas) or np.shape(sigmas)[0] < 4:
+        return
+    log_term = 2 * np.log1p(np.square(np.asarray(sigmas, np.float64)[:-1]))
+    times = (np.sqrt(beta_min**2 + beta_d * log_term) - beta_min) / beta_d
+    steps = np.diff(times)
+    # 1e-3: the grid may have gone through float32.
+    if np.ptp(steps) > 1e-3 * abs(steps.mean()) or abs(times[0] - 1) > 1e-3:
+        raise ValueError(
+            "the VP predictors step 1/N over evenly spaced times from 1, got levels at times "
+            f"{times[:3]}...; build the grid with vp_sigmas (its default range) or use "
+            "sample_general for other grids"
+        )
+
+
+def sample_vp(
+    denoise: DenoiseFn,
+    x: Array,
+    sigmas: ArrayLike,
+    key: Key | None = None,
+    *,
+    method: str = "euler_maruyama",
+    ode: bool = False,
+    beta_d: float = schedules.VP_BETA_D,
+    beta_min: float = schedules.VP_BETA_MIN,
+    noise_fn: loop.NoiseFn | None = None,
+    trajectory: bool = False,
+    progress: bool | ReportFn = False,
+    remat: bool = False,
+) -> Array | loop.Trajectory:
+    """The original VP samplers (Song et al. 2021); N network calls.
+
+    Returns the mean of the last step, at t = eps_s - 1/N, as released.
+
+    Args:
+      denoise: D(x; sigma).
+      x: unscaled state at noise level sigmas[0], any shape.  The released prior
+        z ~ N(0, 1) is x = sqrt(1 + sigmas[0]^2) times standard normal noise.
+      sigmas: ``(N+1,)`` levels of evenly spaced times (`grids.vp_sigmas`); may be traced.
+      key: ``(B,)`` keys, one per image, or one key; not needed for the ODE.
+      method: "euler_maruyama", "reverse_diffusion" or "ancestral"; the last two need
+        N > 20.
+      ode: probability flow instead of the SDE.
+      beta_d, beta_min: constants of the VP schedule.
+      noise_fn: step index -> standard normal noise, to replay recorded draws.
+      trajectory: return every state; these are z = s x.
+      progress, remat: as in sample_heun.
+
+    Returns:
+      The sample, of the shape of x, or a Trajectory.
+    """
+    names.lookup(VP_METHODS, method, "VP method")
+    if ode and method == "ancestral":
+        raise ValueError("the ancestral predictor has no ODE form; use reverse_diffusion")
+    min_steps = 1 if method == "euler_maruyama" else int(beta_d + beta_min) + 1
+    loop.check_sigmas(sigmas, min_steps=min_steps)
+    _check_even_times(sigmas, beta_d, beta_min)
+    x = jnp.asarray(x, loop.state_dtype(x))
+    draw = None if ode else loop.noise_source(key, noise_fn, x)
+    rows, scales = vp_rows(sigmas, method, ode=ode, beta_d=beta_d, beta_min=beta_min)
+    x = x * jnp.asarray(scales[0], x.dtype)
+    options = {"trajectory": trajectory, "progress": progress, "remat": remat}
+    return rows_lib.sample_rows(denoise, x, sigmas, rows, draw=draw, scales=scales, **options)
+
+
+def ve_rows(sigmas: ArrayLike, *, ode: bool = False) -> Rows:
+    """Rows of the VE reverse-diffusion predictor.
+
+        x' = D + (sigma'^2 / sigma^2) (x - D) + sqrt(sigma^2 - sigma'^2) noise
+        ODE: x' = x + (sigma'^2 - sigma^2) / (2 sigma^2) (x - D), no noise
+
+    The ODE form is Euler's method for sigma(t) = sqrt(t).  No noise in the last step.
+    """
+    xp, (sigmas,) = rows_lib.concrete(sigmas)
+    now, after = sigmas[:-1], sigmas[1:]
+    ratio = xp.square(after / now)
+    if ode:
+        return Rows((1 + ratio) / 2, ((1 - ratio) / 2)[:, None])
+    noise = xp.sqrt((now - after) * (now + after))
+    return Rows(ratio, (1 - ratio)[:, None], xp.where(after > 0, noise, 0.0))
+
+
+def sample_ve(
+    denoise: DenoiseFn,
+    x: Array,
+    sigmas: ArrayLike,
+    key: Key | None = None,
+    *,
+    ode: bool = False,
+    noise_fn: loop.NoiseFn | None = None,
+    trajectory: bool = False,
+    progress: bool | ReportFn = False,
+    remat: bool = False,
+) -> Array | loop.Trajectory:
+    """The reverse-diffusion predictor for VE (Song et al. 2021); N network calls.
+
+    Args:
+      denoise: D(x; sigma).
+      x: state at noise level sigmas[0], any shape.
+      sigmas: ``(N+1,)`` strictly decreasing levels ending in 0 (`grids.ve_sigmas`).
+      key: ``(B,)`` keys, one per image, or one key; not needed for the ODE.
+      ode: probability flow instead of the SDE; the last step then goes half way.
+      noise_fn: step index -> standard normal noise, to replay recorded draws.
+      trajectory, progress, remat: as in sample_heun.
+
+    Returns:
+      The sample, of the shape of x, or a Trajectory.
+    """
+    loop.check_sigmas(sigmas)
+    x = jnp.asarray(x, loop.state_dtype(x))
+    draw = None if ode else loop.noise_source(key, noise_fn, x)
+    options = {"trajectory": trajectory, "progress": progress, "remat": remat}
+    rows = ve_rows(sigmas, ode=ode)
+    return rows_lib.sample_rows(denoise, x, sigmas, rows, draw=draw, **options)
+
+
+def ddim_rows(sigmas: ArrayLike, *, eta: ArrayLike = 0.0, s_noise: ArrayLike = 1.0) -> Rows:
+    """Rows of DDIM: part of the noise is removed for good, part drawn anew.
+
+        up = min(sigma', eta sigma' sqrt(sigma^2 - sigma'^2) / sigma)
+        x' = D + sqrt(sigma'^2 - up^2) / sigma (x - D) + up noise
+
+    eta = 0 is Euler on sigma(t) = t; eta = 1 is DDPM with the small variance.
+    """
+    xp, (sigmas, eta, s_noise) = rows_lib.concrete(sigmas, eta, s_noise)
+    now, after = sigmas[:-2], sigmas[1:-1]
+    up = eta * after * xp.sqrt((now - after) * (now + after)) / now
+    up = xp.minimum(after, up)
+    down = xp.sqrt((after - up) * (after + up)) / now
+    return rows_lib.to_zero(xp, down, [1 - down], s_noise * up)
+
+
+def sample_ddim(
+    denoise: DenoiseFn,
+    x: Array,
+    sigmas: ArrayLike,
+    key: Key | None = None,
+    *,
+    eta: ArrayLike = 0.0,
+    s_noise: ArrayLike = 1.0,
+    noise_fn: loop.NoiseFn | None = None,
+    trajectory: bool = False,
+    progress: bool | ReportFn = False,
+    remat: bool = False,
+) -> Array | loop.Trajectory:
+    """DDIM (Song et al. 2020) with noise eta; N network calls.
+
+    The released programs clip D to [-1, 1] by default: pass `adapters.clipped(denoise)`.
+
+    Args:
+      denoise: D(x; sigma).
+      x: state at noise level sigmas[0], any shape.
+      sigmas: ``(N+1,)`` strictly decreasing levels ending in 0; may be traced.
+      key: ``(B,)`` keys, one per image, or one key; not needed if eta is the number 0.
+      eta: 0 is deterministic, 1 is ancestral sampling; may be traced.
+      s_noise: scale of the added noise.
+      noise_fn: step index -> standard normal noise, to replay recorded draws.
+      trajectory, progress, remat: as in sample_heun.
+
+    Returns:
+      The sample, of the shape of x, or a Trajectory.
+    """
+    loop.check_sigmas(sigmas)
+    x = jnp.asarray(x, loop.state_dtype(x))
+    rows, draw = ddim_rows(sigmas, eta=eta, s_noise=s_noise), None
+    if loop.is_known(eta) and np.all(np.asarray(eta) == 0):
+        rows = rows._replace(c=None)
+    else:
+        draw = loop.noise_source(key, noise_fn, x)
+    options = {"trajectory": trajectory, "progress": progress, "remat": remat}
+    return rows_lib.sample_rows(denoise, x, sigmas, rows, draw=draw, **options)

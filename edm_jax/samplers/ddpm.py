@@ -1,0 +1,109 @@
+"""DDPM ancestral sampling (Ho et al. 2020; learned variance of Nichol & Dhariwal 2021)."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from edm_jax import names
+from edm_jax.progress import ReportFn
+from edm_jax.samplers import loop
+from edm_jax.typing import Array, ArrayLike, DenoiseFn, Key
+
+VARIANCES = {"small": 0.0, "large": 1.0, "learned": None}
+
+
+def ancestral_variance(sigma: ArrayLike, sigma_next: ArrayLike, v: ArrayLike) -> Array:
+    """Variance of the noise added by the step sigma -> sigma' > 0.
+
+        small (v = 0): sigma'^2 (sigma^2 - sigma'^2) / sigma^2
+        large (v = 1): (sigma^2 - sigma'^2) (1 + sigma'^2) / (1 + sigma^2)
+
+    and in between, geometrically interpolated by v, which may have any shape.
+    """
+    gap = (sigma - sigma_next) * (sigma + sigma_next)
+    small = jnp.square(sigma_next / sigma) * gap
+    large = gap * ((1 + jnp.square(sigma_next)) / (1 + jnp.square(sigma)))
+    # large / small to the power v: exactly small at v = 0.
+    return small * (large / small) ** v
+
+
+def ddpm_step(
+    denoise: DenoiseFn,
+    x: Array,
+    sigma: ArrayLike,
+    sigma_next: ArrayLike,
+    noise: Array,
+    v: ArrayLike | None = 0.0,
+) -> tuple[Array, Array]:
+    """One ancestral step; 1 network call.
+
+        x' = D + (sigma'^2 / sigma^2) (x - D) + sqrt(V) noise
+
+    Args:
+      denoise: D(x; sigma); with v = None it returns (D, v), v of the shape of x.
+      x: state at noise level sigma, any shape.
+      sigma, sigma_next: scalars, sigma_next > 0.
+      noise: standard normal, of the shape of x.
+      v: where the variance lies between small (0) and large (1).
+
+    Returns:
+      The state at sigma_next and D(x; sigma), both of the shape of x.
+    """
+    denoised = denoise(x, sigma)
+    if v is None:
+        denoised, v = denoised
+        v = v.astype(x.dtype)
+    denoised = denoised.astype(x.dtype)
+    std = jnp.sqrt(ancestral_variance(sigma, sigma_next, v))
+    mean = denoised + jnp.square(sigma_next / sigma) * (x - denoised)
+    return (mean + std * noise).astype(x.dtype), denoised
+
+
+def sample_ddpm(
+    denoise: DenoiseFn,
+    x: Array,
+    sigmas: ArrayLike,
+    key: Key | None = None,
+    *,
+    variance: str | ArrayLike = "small",
+    noise_fn: loop.NoiseFn | None = None,
+    trajectory: bool = False,
+    progress: bool | ReportFn = False,
+    remat: bool = False,
+) -> Array | loop.Trajectory:
+    """DDPM ancestral sampling; N network calls, the last step returns D.
+
+    The released programs clip D to [-1, 1] by default: pass `adapters.clipped(denoise)`.
+
+    Args:
+      denoise: D(x; sigma); with variance="learned" it returns (D, v), where v in
+        [0, 1] of the shape of x is the network's (output + 1) / 2.
+      x: state at noise level sigmas[0], any shape.  The released prior z ~ N(0, 1) is
+        x = sqrt(1 + sigmas[0]^2) times standard normal noise.
+      sigmas: ``(N+1,)`` strictly decreasing levels ending in 0, for respaced runs from
+        `respacing.respaced_sigmas`; may be traced.
+      key: ``(B,)`` keys, one per image, or one key.
+      variance: "small", "large", "learned", or a number between small (0) and large (1).
+      noise_fn: step index -> standard normal noise, to replay recorded draws.
+      trajectory, progress, remat: as in sample_heun.
+
+    Returns:
+      The sample, of the shape of x, or a Trajectory.
+    """
+    v = names.lookup(VARIANCES, variance, "variance") if isinstance(variance, str) else variance
+    loop.check_sigmas(sigmas)
+    x = jnp.asarray(x, loop.state_dtype(x))
+    sigmas = jnp.asarray(sigmas, x.dtype)
+    draw = loop.noise_source(key, noise_fn, x)
+
+    def step(x: Array, i: Array, sigma: Array, sigma_next: Array) -> tuple[Array, Array]:
+        return ddpm_step(denoise, x, sigma, sigma_next, draw(i), v)
+
+    def last_step(x: Array, sigma: Array) -> tuple[Array, Array]:
+        denoised = denoise(x, sigma)
+        denoised = (denoised[0] if v is None else denoised).astype(x.dtype)
+        return denoised, denoised
+
+    inputs = (jnp.arange(sigmas.shape[0] - 2), sigmas[:-2], sigmas[1:-1])
+    options = {"trajectory": trajectory, "progress": progress, "remat": remat}
+    return loop.scan_steps(step, last_step, x, inputs, (sigmas[-2],), **options)

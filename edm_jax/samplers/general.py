@@ -1,0 +1,293 @@
+"""The general sampler: every choice of EDM Table 1, freely mixed.
+
+Solver, time steps, sigma(t), s(t) and stochasticity are separate arguments.  The
+earlier methods are single settings of it (`table1`), and with EDM's choices it is
+EDM Algorithm 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from edm_jax import grids, names, schedules
+from edm_jax.precond import Preconditioning
+from edm_jax.progress import ReportFn
+from edm_jax.samplers import loop
+from edm_jax.samplers.stochastic import Churn, add_noise
+from edm_jax.schedules import LinearSchedule, NoScaling, Scaling, Schedule, VPSchedule
+from edm_jax.typing import Array, ArrayLike, DenoiseFn, Key
+
+SOLVERS = ("euler", "heun")
+
+
+class Setting(NamedTuple):
+    """The sampling rows of one column of EDM Table 1, as `sample_general` takes them.
+
+    Attributes:
+      sigmas: ``(N+1,)`` noise levels of the time steps, last entry 0.
+      schedule: sigma(t).
+      scaling: s.
+    """
+
+    sigmas: np.ndarray
+    schedule: Schedule
+    scaling: Scaling
+
+
+def table1(
+    num_steps: int,
+    *,
+    discretization: str = "edm",
+    schedule: str = "linear",
+    scaling: str = "none",
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    eps_s: float = schedules.VP_EPS_S,
+    preconditioning: Preconditioning | None = None,
+    **options: float | np.ndarray,
+) -> Setting:
+    """Time steps, sigma(t) and s(t) of EDM Table 1 by name.
+
+    The noise range (by default that of the discretization, `grids.RANGES`) is first
+    clamped to the network's; the VP constants are fitted to the result.
+
+    Args:
+      num_steps: N.
+      discretization: one of grids.GRIDS.
+      schedule: one of schedules.SCHEDULES.
+      scaling: one of schedules.SCALINGS.
+      sigma_min, sigma_max: wanted noise range.
+      eps_s: last time of the VP schedule.
+      preconditioning: of the network, whose range and rounding are respected.
+      **options: of the grid (rho, levels).
+
+    Returns:
+      A Setting; the baselines are VP = ("vp", "vp", "vp"), VE = ("ve", "ve", "none")
+      and DDIM = ("iddpm", "linear", "none"), all with the Euler solver.
+    """
+    make_schedule = names.lookup(schedules.SCHEDULES, schedule, "schedule")
+    make_scaling = names.lookup(schedules.SCALINGS, scaling, "scaling")
+    names.lookup(grids.GRIDS, discretization, "grid of time steps")
+    low, high = grids.RANGES[discretization]
+    if discretization == "vp":
+        low = float(VPSchedule().sigma(eps_s)) if eps_s != schedules.VP_EPS_S else low
+        options = {**options, "eps_s": eps_s}
+    low = low if sigma_min is None else sigma_min
+    high = high if sigma_max is None else sigma_max
+    low, high = grids.clamp_range(low, high, preconditioning)
+    sigmas = grids.make_sigmas(
+        discretization,
+        num_steps,
+        sigma_min=low,
+        sigma_max=high,
+        preconditioning=preconditioning,
+        **options,
+    )
+    fitted = VPSchedule.fit(low, high, eps_s) if schedule == "vp" else make_schedule()
+    return Setting(sigmas, fitted, make_scaling())
+
+
+def ode_slope(
+    denoise: DenoiseFn,
+    x: Array,
+    t: ArrayLike,
+    sigma: ArrayLike,
+    schedule: Schedule,
+    scaling: Scaling,
+) -> tuple[Array, Array]:
+    """dx/dt of the probability-flow ODE (EDM Eq. 4); 1 network call.
+
+        dx/dt = (s'/s + sigma'/sigma) x - (sigma' s / sigma) D(x / s; sigma)
+
+    Args:
+      denoise: D(x; sigma).
+      x: scaled state s(t) (y + sigma(t) n), any shape.
+      t: time, scalar.
+      sigma: sigma(t), scalar; passed besides t so that a grid level stays exact.
+      schedule, scaling: sigma(t) and s.
+
+    Returns:
+      dx/dt and D(x / s; sigma), both of the shape of x.
+    """
+    sigma_dot, scale = schedule.sigma_dot(t), scaling.scale(sigma)
+    scale_dot = scaling.scale_dot(sigma, sigma_dot)
+    denoised = denoise(x / scale, sigma).astype(x.dtype)
+    slope = (sigma_dot / sigma) * (x - scale * denoised) + (scale_dot / scale) * x
+    return slope, denoised
+
+
+def general_euler_step(
+    denoise: DenoiseFn,
+    x: Array,
+    sigma: ArrayLike,
+    t_next: ArrayLike,
+    schedule: Schedule,
+    scaling: Scaling,
+) -> tuple[Array, Array]:
+    """One Euler step of the probability-flow ODE in t; 1 network call.
+
+    Args:
+      denoise: D(x; sigma).
+      x: scaled state at noise level sigma, any shape.
+      sigma: scalar, > 0.
+      t_next: time to step to, scalar; may be 0.
+      schedule, scaling: sigma(t) and s.
+
+    Returns:
+      The state at t_next and D at the start, both of the shape of x.
+    """
+    t = schedule.inverse(sigma)
+    slope, denoised = ode_slope(denoise, x, t, sigma, schedule, scaling)
+    return (x + (t_next - t) * slope).astype(x.dtype), denoised
+
+
+def general_step(
+    denoise: DenoiseFn,
+    x: Array,
+    sigma: ArrayLike,
+    sigma_next: ArrayLike,
+    schedule: Schedule,
+    scaling: Scaling,
+    alpha: ArrayLike = 1.0,
+) -> tuple[Array, Array]:
+    """One two-stage Runge-Kutta step in t; 2 network calls.
+
+        h = t' - t,  d = f(x, t),  d' = f(x + alpha h d, t + alpha h)
+        result = x + h ((1 - 1/(2 alpha)) d + 1/(2 alpha) d')
+
+    Args:
+      denoise: D(x; sigma).
+      x: scaled state at noise level sigma, any shape.
+      sigma, sigma_next: scalars, > 0.
+      schedule, scaling: sigma(t) and s.
+      alpha: place of the second stage; 1 is Heun.
+
+    Returns:
+      The state at sigma_next and D at the start, both of the shape of x.
+    """
+    t, t_next = schedule.inverse(sigma), schedule.inverse(sigma_next)
+    h = t_next - t
+    d, denoised = ode_slope(denoise, x, t, sigma, schedule, scaling)
+    # At alpha = 1 the stage is at t_next itself, whose noise level is known exactly.
+    t_stage = jnp.where(alpha == 1, t_next, t + alpha * h)
+    sigma_stage = jnp.where(alpha == 1, sigma_next, schedule.sigma(t_stage))
+    x_stage = x + (alpha * h) * d
+    d_prime, _ = ode_slope(denoise, x_stage, t_stage, sigma_stage, schedule, scaling)
+    weight = 0.5 / alpha
+    return (x + h * ((1 - weight) * d + weight * d_prime)).astype(x.dtype), denoised
+
+
+def _check_alpha(
+    sigmas: ArrayLike, alpha: ArrayLike, schedule: Schedule, gammas: Array | None
+) -> None:
+    """Refuse an alpha whose second evaluation has no noise level; known values only."""
+    if loop.is_known(alpha) and not np.all(np.asarray(alpha) > 0):
+        raise ValueError(f"alpha must be positive, got {alpha}; 1 is Heun, 0.5 the midpoint rule")
+    if not loop.is_known(sigmas, alpha, schedule, gammas) or np.all(np.asarray(alpha) <= 1):
+        return
+    levels = jnp.asarray(sigmas)[:-1]
+    raised = levels if gammas is None else levels * (1 + gammas)
+    t_hat = schedule.inverse(raised)[:-1]
+    stage = np.asarray(t_hat + alpha * (schedule.inverse(levels)[1:] - t_hat))
+    undefined = np.isnan(np.asarray(schedule.sigma(stage)))
+    if np.any(undefined):
+        i = int(np.argmax(undefined))
+        raise ValueError(
+            f"alpha={alpha} puts the second evaluation of step {i} at time {stage[i]:.3g}, where "
+            "sigma(t) is undefined; use a smaller alpha or more steps"
+        )
+
+
+def sample_general(
+    denoise: DenoiseFn,
+    x: Array,
+    sigmas: ArrayLike,
+    key: Key | None = None,
+    *,
+    solver: str = "heun",
+    alpha: ArrayLike = 1.0,
+    schedule: Schedule = LinearSchedule(),
+    scaling: Scaling = NoScaling(),
+    churn: Churn | None = None,
+    noise_fn: loop.NoiseFn | None = None,
+    round_sigma: Callable[[Array], Array] | None = None,
+    trajectory: bool = False,
+    progress: bool | ReportFn = False,
+    remat: bool = False,
+) -> Array | loop.Trajectory:
+    """Sampling with any solver, time steps, schedule, scaling and churn (EDM Table 1).
+
+    Steps are taken in t, from t_i = sigma^-1(sigma_i) to t_N = 0.  Each may first
+    raise the noise level, as EDM Algorithm 2 does.  Two-stage solvers evaluate the
+    slope again at t + alpha h and weigh it 1 / (2 alpha): alpha = 1 is Heun, 2/3
+    Ralston, 1/2 the midpoint rule.  The step to 0 is Euler.
+
+    Only ``solver`` and whether there is churn change the program; every number may
+    be traced, so a sweep over them compiles once and can be vmapped.
+
+    Args:
+      denoise: D(x; sigma); sigma arrives as a scalar of the dtype of the state.
+      x: unscaled state at noise level sigmas[0], that is sigmas[0] times standard
+        normal noise; any shape.
+      sigmas: ``(N+1,)`` strictly decreasing levels ending in 0.
+      key: ``(B,)`` keys, one per image, or one key; needed with churn only.
+      solver: "euler" (N network calls) or "heun" (2N - 1).
+      alpha: place of the second evaluation of "heun"; > 0.  Above 1 it looks past the
+        next level: with few steps and sigma(t) = t the last one may be negative.
+      schedule: sigma(t).
+      scaling: s; the default of 1 leaves the state unscaled.
+      churn: constants of the added noise; None draws none.
+      noise_fn: step index -> standard normal noise, to replay recorded draws.
+      round_sigma: rounding of raised levels to those the network knows; with it the
+        grid may repeat levels.
+      trajectory: return every state; these are scaled by s(t_i).
+      progress: show progress from inside the compiled loop (`loop.scan`).
+      remat: recompute the network in the backward pass (`loop.scan`).
+
+    Returns:
+      The sample, of the shape of x (at t = 0 the scale is 1), or a Trajectory.
+
+    Raises:
+      ValueError: for an unknown solver, a bad grid, churn without key, or an alpha
+        that reaches beyond t = 0.
+    """
+    names.lookup({name: name for name in SOLVERS}, solver, "solver")
+    loop.check_sigmas(sigmas, repeats=round_sigma is not None)
+    x = jnp.asarray(x, loop.state_dtype(x))
+    levels = jnp.asarray(sigmas, x.dtype)
+    num_steps = levels.shape[0] - 1
+    gammas, draw = jnp.zeros_like(levels[:-1]), None
+    if churn is not None:
+        gammas, draw = churn.gamma(levels[:-1], num_steps), loop.noise_source(key, noise_fn, x)
+    if solver == "heun":
+        _check_alpha(sigmas, alpha, schedule, None if churn is None else gammas)
+    alpha = jnp.asarray(alpha, x.dtype)
+
+    def raised(x: Array, i: Array, sigma: Array, gamma: Array) -> tuple[Array, Array]:
+        if draw is None:
+            return x, sigma
+        x = x / scaling.scale(sigma)
+        x, sigma = add_noise(x, sigma, gamma, churn.s_noise, draw(i), round_sigma)
+        return (scaling.scale(sigma) * x).astype(x.dtype), sigma
+
+    def step(x: Array, i: Array, sigma: Array, sigma_next: Array, gamma: Array) -> tuple:
+        x, sigma = raised(x, i, sigma, gamma)
+        if solver == "heun":
+            return general_step(denoise, x, sigma, sigma_next, schedule, scaling, alpha)
+        t_next = schedule.inverse(sigma_next)
+        return general_euler_step(denoise, x, sigma, t_next, schedule, scaling)
+
+    def last_step(x: Array, i: Array, sigma: Array, gamma: Array) -> tuple[Array, Array]:
+        x, sigma = raised(x, i, sigma, gamma)
+        return general_euler_step(denoise, x, sigma, 0.0, schedule, scaling)
+
+    steps = jnp.arange(num_steps)
+    x = (x * scaling.scale(levels[0])).astype(x.dtype)
+    inputs = (steps[:-1], levels[:-2], levels[1:-1], gammas[:-1])
+    last_inputs = (steps[-1], levels[-2], gammas[-1])
+    options = {"trajectory": trajectory, "progress": progress, "remat": remat}
+    return loop.scan_steps(step, last_step, x, inputs, last_inputs, **options)

@@ -1,0 +1,175 @@
+"""Writing and resuming checkpoints: atomic, checksummed, asynchronous (Orbax)."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from edm_jax.train.state import TrainState
+from edm_jax.typing import PyTree
+from edm_jax.weights import checkpoints
+from edm_jax.weights.checkpoints import CheckpointError
+
+
+def _items(state: TrainState) -> dict[str, PyTree]:
+    """The state as the separately readable trees of a checkpoint."""
+    return {
+        "params": {"params": state.params, "buffers": state.buffers},
+        "ema": state.ema,
+        "train": {
+            "step": state.step,
+            "opt_state": state.opt_state,
+            "metrics": state.metrics,
+            "bad_step": state.bad_step,
+        },
+    }
+
+
+def _from_items(items: Mapping[str, PyTree]) -> TrainState:
+    return TrainState(**items["params"], ema=items["ema"], **items["train"])
+
+
+class CheckpointStore:
+    """The checkpoints of one run.
+
+    A step appears under its name only when all its files and their checksums are on
+    disk.  Saving copies the state to the host and returns; writing goes on behind it.
+    """
+
+    def __init__(
+        self, directory: pathlib.Path, *, keep_last: int = 3, keep_every: int | None = None
+    ):
+        """Open or create.
+
+        Args:
+          directory: holds one sub-directory per step.
+          keep_last: how many of the newest to keep, at least 2: one may be damaged.
+          keep_every: also keep steps that are a multiple of this.
+        """
+        if keep_last < 2:
+            raise ValueError(f"keep_last must be at least 2, got {keep_last}")
+        self.directory = directory.resolve()
+        if jax.process_index() == 0:
+            self._remove_unfinished()
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep_last,
+                keep_period=keep_every,
+                step_format_fixed_length=8,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+            ),
+        )
+
+    def _remove_unfinished(self) -> None:
+        """Delete what a killed run was writing."""
+        for path in self.directory.glob("*orbax-checkpoint-tmp*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _seal(self) -> None:
+        """Write the checksums of every step that has none, before it gets its name."""
+        if jax.process_index() != 0:
+            return
+        for path in self.directory.iterdir():
+            if (path / "description").is_dir() and not (path / checkpoints.CHECKSUMS).exists():
+                checkpoints.write_checksums(path)
+
+    def save(self, state: TrainState, step: int, description: Mapping[str, Any]) -> None:
+        """Start saving; waits only for the copy to the host and an unfinished earlier save."""
+        self._save(_items(state), step, description)
+
+    def save_model(
+        self, variables: Mapping[str, PyTree], step: int, description: Mapping[str, Any]
+    ) -> None:
+        """Save a model without a training state, such as an imported one.
+
+        Args:
+          variables: ``{"params": ..., "buffers": ...}`` for each variant of
+            ``description["variants"]``; all have the same buffers.
+          step: its number.
+          description: see `weights.description`.
+        """
+        raw = variables.get("raw", {}).get("params", {})
+        buffers = next(iter(variables.values())).get("buffers", {})
+        averages = {name: tree["params"] for name, tree in variables.items() if name != "raw"}
+        items = {"params": {"params": raw, "buffers": buffers}, "ema": averages}
+        self._save(items, step, description)
+        self.wait()
+
+    def _save(self, items: Mapping[str, PyTree], step: int, description: Mapping[str, Any]) -> None:
+        args: dict[str, Any] = {n: ocp.args.StandardSave(tree) for n, tree in items.items()}
+        args["description"] = ocp.args.JsonSave(dict(description))
+        self._manager.save(step, args=ocp.args.Composite(**args), force=True)
+
+    def wait(self) -> None:
+        """Block until the last save is on disk; raises what went wrong there."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait and release."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, oldest first."""
+        return [int(path.name) for path in checkpoints.checkpoint_steps(self.directory)]
+
+    def restore_latest(
+        self, abstract: TrainState, report: Callable[[str], None] = warnings.warn
+    ) -> TrainState | None:
+        """The newest undamaged state, or None if there is no checkpoint.
+
+        Damaged steps are reported, renamed to ``damaged-<step>`` and passed over.
+
+        Args:
+          abstract: the state as ShapeDtypeStructs with shardings.
+          report: called with one line for each damaged step.
+
+        Raises:
+          CheckpointError: if there are checkpoints but none can be used.
+        """
+        steps = checkpoints.checkpoint_steps(self.directory)
+        damaged: list[pathlib.Path] = []
+        for step_dir in reversed(steps):
+            try:
+                checkpoints.verify_checksums(step_dir)
+                state = self._restore(int(step_dir.name), abstract)
+            except CheckpointError as error:
+                report(f"damaged checkpoint passed over: {error}")
+                damaged.append(step_dir)
+            else:
+                self._set_aside(damaged)
+                return state
+        if steps:
+            raise CheckpointError(
+                f"{self.directory}: none of its {len(steps)} checkpoints can be restored; "
+                "nothing was changed there"
+            )
+        return None
+
+    def _set_aside(self, damaged: list[pathlib.Path]) -> None:
+        """Rename damaged steps, so that training may write them anew."""
+        if not damaged:
+            return
+        if jax.process_index() == 0:
+            for path in damaged:
+                target = path.with_name(f"damaged-{path.name}")
+                if target.exists():
+                    shutil.rmtree(target)
+                path.rename(target)
+        self._manager.reload()
+
+    def _restore(self, step: int, abstract: TrainState) -> TrainState:
+        args = {name: ocp.args.StandardRestore(tree) for name, tree in _items(abstract).items()}
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+        except Exception as error:  # Orbax raises many kinds
+            text = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise CheckpointError(f"step {step}: cannot be restored ({text})") from error
+        return _from_items({name: restored[name] for name in args})

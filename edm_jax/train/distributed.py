@@ -1,0 +1,73 @@
+"""Several processes as one program: who coordinates, and what to say when it fails."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import jax
+
+
+class DistributedError(RuntimeError):
+    """The processes of a run did not find each other."""
+
+
+def wanted(environment: Mapping[str, str]) -> bool:
+    """Whether the environment is that of one of several processes.
+
+    True under SLURM with more than one task, on a TPU pod of more than one worker, and
+    where JAX_COORDINATOR_ADDRESS is set; a single process then starts as usual elsewhere.
+    """
+    if environment.get("JAX_COORDINATOR_ADDRESS"):
+        return True
+    tasks = environment.get("SLURM_NTASKS", "1")
+    if environment.get("SLURM_PROCID") and tasks.isdigit() and int(tasks) > 1:
+        return True
+    return len(environment.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
+
+
+def initialize(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    timeout_seconds: int = 300,
+) -> None:
+    """Join the processes of a run; does nothing for a single process.
+
+    TPU pods and SLURM are recognised; elsewhere the three numbers are given. Must run
+    before JAX touches a device.
+
+    Args:
+      coordinator: ``host:port`` of process 0.
+      num_processes: how many there are.
+      process_id: which this is, from 0.
+      timeout_seconds: how long to wait for the others.
+
+    Raises:
+      ValueError: if only some of the three are given, or they make no sense.
+      DistributedError: if the others do not come in time.
+    """
+    given = [coordinator is not None, num_processes is not None, process_id is not None]
+    if any(given) and not all(given):
+        raise ValueError(
+            "--coordinator_address, --num_processes and --process_id go together: give all three, "
+            "or none on TPU pods and under SLURM"
+        )
+    if all(given) and not 0 <= process_id < num_processes:
+        raise ValueError(
+            f"--process_id must be in 0..num_processes-1, got {process_id} of {num_processes}"
+        )
+    if not any(given) and not wanted(os.environ):
+        return
+    try:
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, initialization_timeout=timeout_seconds
+        )
+    except Exception as error:  # each backend fails in its own way
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DistributedError(
+            f"the processes of the run did not find each other within {timeout_seconds} s "
+            f"({text}); is every process started, and can each reach "
+            f"{coordinator or 'the coordinator'}?"
+        ) from error

@@ -1,0 +1,103 @@
+"""--mode=import and --mode=export: models from and to files of other programs."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from edm_jax.weights import export, importer
+from edm_jax.weights.model import load
+from experiments.workdir import CONFIG, WorkdirError, prepare
+
+Report = Callable[[str], None]
+
+
+def parse_options(text: str | None) -> dict[str, Any] | None:
+    """``--source_options``: a JSON object, or the path of a file that holds one.
+
+    Raises:
+      ValueError: for anything else.
+    """
+    if text is None:
+        return None
+    try:
+        if not text.lstrip().startswith("{"):
+            text = pathlib.Path(text).read_text()
+        options = json.loads(text)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"--source_options must be a JSON object or a file that holds one: {error}"
+        ) from error
+    if not isinstance(options, dict):
+        raise ValueError(f"--source_options must be a JSON object, got {type(options).__name__}")
+    return options
+
+
+def import_model(
+    source: pathlib.Path,
+    workdir: pathlib.Path,
+    *,
+    attention_order: str | None = None,
+    options: dict[str, Any] | None = None,
+    report: Report = print,
+) -> None:
+    """Read a foreign model file and write it as a checkpoint that describes itself.
+
+    Args:
+      source: of any kind that `weights.importer.read_model_file` knows.
+      workdir: receives ``checkpoints/00000000/``; must not hold a run.
+      attention_order, options: what the file does not say (see read_model_file).
+      report: gets lines for the user.
+
+    Raises:
+      WorkdirError: if the directory is in use or cannot be written.
+      WeightsError, FileNotFoundError: for a bad file; nothing is written then.
+    """
+    if (workdir / CONFIG).exists() or (workdir / "checkpoints").exists():
+        raise WorkdirError(f"--workdir={workdir} holds a run already; choose another directory")
+    found = importer.read_model_file(source, attention_order=attention_order, config=options)
+    averages = [name for name in found.variables if name != "raw"]
+    variants = averages + [name for name in found.variables if name == "raw"]
+    description = found.description | {"variants": variants}
+    prepare(workdir)
+    from edm_jax.train.checkpoint import CheckpointStore
+
+    store = CheckpointStore(workdir / "checkpoints")
+    store.save_model(found.variables, 0, description)
+    store.close()
+    network, origin = description["network"], description["source"]
+    report(
+        f"{origin['file']} ({origin['format']}): {network['name']}, "
+        f"{network['img_resolution']}x{network['img_resolution']}, "
+        f"{description['num_classes']} classes, {description['precond']['name']} preconditioning, "
+        f"weights {', '.join(variants)}"
+    )
+    report(f"SHA-256 {origin['sha256']}")
+    report(f"licence of these weights: {origin['licence']}")
+    report(f"written to {workdir}; edm_jax.load({str(workdir)!r}) reads it")
+
+
+def export_model(
+    workdir: pathlib.Path, dest: pathlib.Path, *, variant: str | None = None, report: Report = print
+) -> None:
+    """Write a checkpoint as one self-describing ``.safetensors`` file.
+
+    Args:
+      workdir: anything that `edm_jax.load` reads.
+      dest: the file to write; must not exist.
+      variant: which weights; by default the first average.
+      report: gets lines for the user.
+    """
+    if dest.suffix != ".safetensors":
+        raise ValueError(f"--dest={dest}: the name must end in .safetensors")
+    if dest.exists():
+        raise WorkdirError(f"--dest={dest} exists; remove it or choose another name")
+    model = load(workdir, variant=variant)
+    prepare(dest.parent)
+    description = dict(model.description) | {"variants": [model.variant]}
+    digest = export.write_single_file(dest, description, {model.variant: model.variables})
+    size = dest.stat().st_size / 2**20
+    report(f"{dest}: {model.variant}, {size:.1f} MiB, SHA-256 of the contents {digest}")
+    report(f"edm_jax.load({str(dest)!r}) reads it")

@@ -1,0 +1,262 @@
+"""Evaluation of a model against its data: numbers, pictures and a table."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from edm_jax import generate, losses
+from edm_jax.data.source import ImageSource
+from edm_jax.noise import sample_sigma
+from edm_jax.samplers import Churn, euler_step, heun_step
+from edm_jax.samplers.stochastic import add_noise
+from edm_jax.seeds import churn_noise, image_keys, latents
+from edm_jax.train.sharding import batch_sharding, make_mesh
+from edm_jax.weights.model import Model
+from experiments import build, figures
+from experiments.workdir import EVALUATION, write_atomically
+
+Report = Callable[[str], None]
+NUM_LOSS_LEVELS = 32
+LOSS_IMAGES = 64
+
+
+def as_floats(images: np.ndarray) -> np.ndarray:
+    """uint8 -> float64 [-1, 1]."""
+    return images / 127.5 - 1
+
+
+def stack_source(source: ImageSource, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """All (or the first) images and labels of a source, labels empty if it has none."""
+    count = len(source) if limit is None else min(limit, len(source))
+    examples = [source[i] for i in range(count)]
+    images = np.stack([e["image"] for e in examples])
+    labels = np.stack([e["label"] for e in examples]) if source.num_classes else np.zeros(0)
+    return images, labels
+
+
+def progress_bar(total: int, name: str) -> Any:
+    """A bar with rate and time left, on a terminal only."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=name, unit="img", disable=None, leave=False)
+
+
+def draw_samples(
+    model: Model, seeds: np.ndarray, labels: np.ndarray | None, arguments: dict, name: str
+) -> np.ndarray:
+    """Samples on all local devices, with a progress bar."""
+    with progress_bar(len(seeds), name) as bar:
+        return generate.sample(
+            model,
+            seeds,
+            labels,
+            sharding=batch_sharding(make_mesh(jax.local_devices())),
+            on_batch=lambda done: bar.update(done - bar.n),
+            **arguments,
+        )
+
+
+def nfe(num_steps: int) -> int:
+    """Network calls per image of the Heun samplers: 2N - 1."""
+    return 2 * num_steps - 1
+
+
+def evaluate(
+    model: Model, config: ml_collections.ConfigDict, report: Report = print
+) -> dict[str, Any]:
+    """Draw samples and measure them as ``config.evaluation`` asks.
+
+    Returns:
+      JSON values: number of images, NFE, and one or more numbers for each metric.
+    """
+    group = config.evaluation
+    arguments = build.sampler_arguments(config)
+    seeds = group.first_seed + np.arange(group.num_images)
+    labels = np.arange(group.num_images) % model.num_classes if model.num_classes else None
+    report(f"drawing {group.num_images} images, {nfe(arguments['num_steps'])} network calls each")
+    samples = draw_samples(model, seeds, labels, arguments, "evaluation")
+    # Measured as they would be saved: rounded to bytes.
+    samples = as_floats(generate.to_uint8(samples))
+    result: dict[str, Any] = {
+        "num_images": int(group.num_images),
+        "nfe": nfe(arguments["num_steps"]),
+        "num_steps": int(arguments["num_steps"]),
+        "weights": model.variant,
+        "progress": model.description.get("progress"),
+    }
+    train_images, train_labels = stack_source(build.build_source(config))
+    test_images, test_labels = stack_source(build.build_source(config, split="test"))
+    train, test = as_floats(train_images), as_floats(test_images)
+    for name in group.metrics:
+        measure = build.pick(METRICS, name, "evaluation.metrics")
+        result |= measure(samples, labels, train, train_labels, test, test_labels)
+    return result
+
+
+def _frechet_pixels(samples, labels, train, train_labels, test, test_labels) -> dict[str, float]:
+    from edm_jax.metrics.frechet import frechet_between
+
+    flat = [a.reshape(len(a), -1) for a in (samples, train, test)]
+    return {
+        "frechet_distance": frechet_between(flat[0], flat[1]),
+        "frechet_distance_floor": frechet_between(flat[2], flat[1]),
+    }
+
+
+def _classifier(samples, labels, train, train_labels, test, test_labels) -> dict[str, float]:
+    if labels is None:
+        return {}
+    from edm_jax.metrics.classifier import class_accuracy, fit_pixel_classifier
+
+    classify = fit_pixel_classifier(train, train_labels)
+    return {
+        "class_accuracy": class_accuracy(classify(samples), labels),
+        "class_accuracy_real_test": class_accuracy(classify(test), test_labels),
+    }
+
+
+METRICS = {"frechet_pixels": _frechet_pixels, "classifier": _classifier}
+
+
+def write_evaluation(workdir: pathlib.Path, result: dict[str, Any]) -> pathlib.Path:
+    """Write evaluation.json."""
+    path = workdir / EVALUATION
+    write_atomically(path, json.dumps(result, indent=2) + "\n")
+    return path
+
+
+ROWS = (
+    ("class_accuracy", "class accuracy of samples", "{:.2%}"),
+    ("class_accuracy_real_test", "class accuracy of real test images", "{:.2%}"),
+    ("frechet_distance", "Frechet distance, samples to train", "{:.4f}"),
+    ("frechet_distance_floor", "Frechet distance, real test to train", "{:.4f}"),
+    ("num_images", "images", "{:d}"),
+    ("nfe", "network calls per image", "{:d}"),
+)
+
+
+def result_table(result: dict[str, Any]) -> str:
+    """The result as a short table."""
+    rows = [(label, form.format(result[key])) for key, label, form in ROWS if key in result]
+    width = max(len(label) for label, _ in rows)
+    return "\n".join(f"  {label:<{width}}  {value:>10}" for label, value in rows)
+
+
+# ------------------------------------------------------------------------------ pictures
+
+
+def compiled_denoiser(model: Model) -> Callable[..., Any]:
+    """``denoise(variables, x, sigma, rows)`` of a model; one program for every figure."""
+    return jax.jit(lambda variables, *arguments: model.denoiser(variables)(*arguments))
+
+
+def loss_at_levels(
+    denoise: Callable[..., Any],
+    variables: Any,
+    images: np.ndarray,
+    rows: Any,
+    weight: Callable[..., Any],
+    sigmas: np.ndarray,
+) -> np.ndarray:
+    """Weighted loss per element of some images at every noise level.
+
+    Args:
+      denoise: see `compiled_denoiser`.
+      variables: of its network.
+      images: ``(n, H, W, C)`` in [-1, 1].
+      rows: labels of the images as the network takes them, or None.
+      weight: lambda(sigma).
+      sigmas: ``(S,)``.
+
+    Returns:
+      ``(S, n)`` float32.
+    """
+    y = jnp.asarray(images, jnp.float32)
+    key = jax.random.key(0, impl="threefry2x32")
+    levels = []
+    for i, sigma in enumerate(sigmas.astype(np.float32)):
+        noise = jax.random.normal(jax.random.fold_in(key, i), y.shape)
+        denoised = denoise(variables, y + sigma * noise, sigma, rows)
+        loss = losses.sum_per_image(jnp.square(denoised - y)) / y[0].size
+        levels.append(np.asarray(weight(sigma) * loss))
+    return np.stack(levels)
+
+
+def trajectory(
+    denoise: Callable[..., Any], model: Model, seeds: np.ndarray, rows: Any, arguments: dict
+) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
+    """Sampling one step at a time, keeping what every step saw.
+
+    Returns:
+      N+1 states, N denoiser outputs, each ``(n, H, W, C)``, and the ``(N+1,)`` noise levels.
+    """
+    sigmas = build.sampler_sigmas(model.preconditioning, arguments)
+    levels = jnp.asarray(sigmas, jnp.float32)
+    churn, steps = arguments["churn"] or Churn(), len(sigmas) - 1
+    keys = image_keys(seeds)
+    shape = (len(seeds), *model.image_shape)
+    x = latents(keys, shape) * levels[0]
+
+    def of_state(x: Any, sigma: Any) -> Any:
+        return denoise(model.variables, x, sigma, rows)
+
+    states, outputs = [np.asarray(x)], []
+    for i in range(steps):
+        gamma = churn.gamma(levels[i], steps)
+        x, sigma = add_noise(x, levels[i], gamma, churn.s_noise, churn_noise(keys, i, shape))
+        step = heun_step if i < steps - 1 else euler_step
+        x, denoised = step(of_state, x, sigma, levels[i + 1])
+        states.append(np.asarray(x))
+        outputs.append(np.asarray(denoised))
+    return states, outputs, sigmas
+
+
+def draw_figures(
+    directory: pathlib.Path,
+    initial: Model,
+    trained: Model,
+    config: ml_collections.ConfigDict,
+    source: ImageSource,
+) -> None:
+    """Loss per noise level before and after training (EDM Fig. 5a), and trajectories."""
+    images, labels = stack_source(source, LOSS_IMAGES)
+    count = len(images)
+    denoise = compiled_denoiser(trained)
+
+    def rows(labels: np.ndarray) -> Any:
+        return trained.label_rows(jnp.asarray(labels), count) if trained.num_classes else None
+
+    sigmas = np.geomspace(config.sampler.sigma_min, config.sampler.sigma_max, NUM_LOSS_LEVELS)
+    fixed = (as_floats(images), rows(labels), build.build_weight(config), sigmas)
+    draws = sample_sigma(
+        build.build_distribution(config), jax.random.key(0, impl="threefry2x32"), (20_000,)
+    )
+    figures.loss_per_noise_level(
+        directory / "loss_per_noise_level.png",
+        sigmas,
+        loss_at_levels(denoise, initial.variables, *fixed),
+        loss_at_levels(denoise, trained.variables, *fixed),
+        np.asarray(draws),
+    )
+    shown = min(config.evaluation.trajectory_seeds, count)
+    if shown:
+        # As many seeds as there were images above, so that no program is compiled for them.
+        seeds = np.arange(count)
+        classes = seeds % max(trained.num_classes, 1)
+        arguments = build.sampler_arguments(config)
+        states, outputs, levels = trajectory(denoise, trained, seeds, rows(classes), arguments)
+        figures.denoising_trajectories(
+            directory / "trajectories.png",
+            np.stack([x[:shown] for x in states]),
+            np.stack([d[:shown] for d in outputs]),
+            levels,
+            seeds[:shown].tolist(),
+        )

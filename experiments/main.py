@@ -1,0 +1,378 @@
+r"""Train, sample and evaluate EDM diffusion models.
+
+Train (and evaluate at the end), or resume; the same command does both:
+
+    python experiments/main.py --config=configs/digits.py --workdir=runs/digits
+
+Any option of the configuration can be set: --config.train.lr=1e-3 (configs/base.py lists
+and explains them).  Images from a trained run, with no configuration:
+
+    python experiments/main.py --mode=sample --workdir=runs/digits --seeds=0-63 --labels=3 \
+        --num_steps=18 --outdir=out
+
+Before a long run: check everything and say what it costs, without an accelerator:
+
+    python experiments/main.py --mode=preflight --config=configs/imagenet64.py --devices=8
+
+Evaluate a trained run again:
+
+    python experiments/main.py --mode=evaluate --workdir=runs/digits
+
+Published weights into a directory that edm_jax.load reads, and any model into one file:
+
+    python experiments/main.py --mode=import --source=FILE.pkl --workdir=runs/imported
+    python experiments/main.py --mode=export --workdir=runs/digits --dest=digits.safetensors
+
+Images of any kind (folder, zip, CIFAR-10, MNIST, LSUN) into the EDM zip format:
+
+    python experiments/main.py --mode=dataset --source=images/ --dest=images-64x64.zip \
+        --resolution=64x64 --transform=center-crop
+
+Exit codes: 0 done, 1 the work failed, 2 the command or its input was wrong, 75 stopped on
+request (SIGTERM) after saving, 130 interrupted from the keyboard.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import pathlib
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Run as a script, Python sees only this folder; configs and experiments are beside it.
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from absl import app, flags, logging  # noqa: E402
+from ml_collections import config_flags  # noqa: E402
+
+MODES = ("train", "preflight", "sample", "evaluate", "import", "export", "dataset")
+
+FLAGS = flags.FLAGS
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Configuration file; --config.a.b=value sets one option of it.",
+    lock_config=True,
+)
+flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+flags.DEFINE_string("workdir", None, "Directory of the run: all results are below it.")
+flags.DEFINE_string("seeds", "0-63", "sample: seeds, such as 0-63 or 1,2,5-10.")
+flags.DEFINE_string(
+    "labels", None, "sample: a class index for all images, or one per seed; default: random."
+)
+flags.DEFINE_string("outdir", None, "sample: where images go; default: <workdir>/generated.")
+flags.DEFINE_bool("grid", False, "sample: one sheet of all images instead of a file for each.")
+flags.DEFINE_string("variant", None, "sample, evaluate: which weights; default: the first EMA.")
+flags.DEFINE_integer("num_steps", None, "sample: steps N (2N - 1 network calls).", lower_bound=1)
+flags.DEFINE_float("sigma_min", None, "sample: lowest noise level before 0.")
+flags.DEFINE_float("sigma_max", None, "sample: highest noise level.")
+flags.DEFINE_float("rho", None, "sample: warp of the noise levels.")
+flags.DEFINE_float("s_churn", None, "sample: amount of churn; 0 is deterministic.", lower_bound=0)
+flags.DEFINE_float("s_tmin", None, "sample: lowest noise level that churns.")
+flags.DEFINE_float("s_tmax", None, "sample: highest noise level that churns.")
+flags.DEFINE_float("s_noise", None, "sample: scale of the churned noise.")
+flags.DEFINE_integer("batch_size", None, "sample: images at a time.", lower_bound=1)
+
+flags.DEFINE_string(
+    "source", None, "import: the file of weights (.pkl .pt .safetensors); dataset: what to convert."
+)
+flags.DEFINE_enum(
+    "attention_order",
+    None,
+    ("new", "legacy"),
+    "import: row order of attention in guided-diffusion weights, which their file does not say.",
+)
+flags.DEFINE_string(
+    "source_options", None, "import: what else the file does not say, as JSON or a file of it."
+)
+flags.DEFINE_string(
+    "dest", None, "export: the .safetensors file to write; dataset: the .zip or folder to write."
+)
+flags.DEFINE_string("resolution", None, "dataset: size of the images written, such as 64x64.")
+flags.DEFINE_enum(
+    "transform",
+    None,
+    ("center-crop", "center-crop-wide"),
+    "dataset: how images become square; default: resized as they are.",
+)
+flags.DEFINE_integer("max_images", None, "dataset: stop after this many.", lower_bound=1)
+flags.DEFINE_integer("num_workers", None, "dataset: threads; default: one per core.", lower_bound=1)
+flags.DEFINE_bool("strict", False, "dataset: end with an error at the first unusable image.")
+
+SAMPLER_FLAGS = "num_steps sigma_min sigma_max rho s_churn s_tmin s_tmax s_noise batch_size".split()
+flags.DEFINE_integer(
+    "devices",
+    None,
+    "preflight: devices of the run; its memory is found by compiling for them.",
+    lower_bound=1,
+)
+flags.DEFINE_string("coordinator_address", None, "host:port of process 0, for several processes.")
+flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1)
+flags.DEFINE_integer("process_id", None, "Which process this is, from 0.", lower_bound=0)
+
+# Flags that only some modes read; given to another mode they are refused.
+READ_BY = {name: ("sample",) for name in ("seeds", "labels", "outdir", "grid", *SAMPLER_FLAGS)} | {
+    "variant": ("sample", "evaluate", "export"),
+    "source": ("import", "dataset"),
+    **{name: ("dataset",) for name in ("resolution", "transform", "max_images", "num_workers")},
+    "strict": ("dataset",),
+    "attention_order": ("import",),
+    "source_options": ("import",),
+    "dest": ("export", "dataset"),
+    "config": ("train", "evaluate", "preflight"),
+    "devices": ("preflight",),
+}
+
+
+class UsageError(ValueError):
+    """A command line that cannot be carried out, said in one line."""
+
+
+# ---------------------------------------------------------------------- command line
+
+
+def _find_config(value: str) -> str:
+    """``file.py[:variant]`` with the file found here or in the repository."""
+    name, separator, variant = value.partition(":")
+    for base in (pathlib.Path.cwd(), ROOT):
+        if (base / name).is_file():
+            return f"{base / name}{separator}{variant}"
+    known = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").glob("*.py"))
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
+    raise UsageError(f"--config={name}: no such file{hint}")
+
+
+def _complete(argv: list[str]) -> list[str]:
+    """The command line with the configuration's path resolved."""
+    result, expect = [], False
+    for argument in argv:
+        if expect:
+            argument, expect = _find_config(argument), False
+        elif argument in ("--config", "-config"):
+            expect = True
+        elif argument.startswith(("--config=", "-config=")):
+            head, _, value = argument.partition("=")
+            argument = f"{head}={_find_config(value)}"
+        result.append(argument)
+    return result
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parse the command line; what is wrong ends the program with one line and code 2."""
+    try:
+        rest = FLAGS(_complete(argv))
+        if len(rest) > 1:
+            raise UsageError(f"unexpected argument {rest[1]!r}; options are written --name=value")
+        return rest
+    except (flags.Error, UsageError) as error:
+        _fail(str(error), 2)
+    except (AttributeError, KeyError) as error:  # an unknown key of the configuration
+        text = " ".join(str(error.args[0]).split()).replace("\\'", "'").strip("'\"")
+        _fail(f"unknown configuration option: {text}", 2)
+    except (ImportError, SyntaxError, TypeError, ValueError, OSError) as error:
+        _fail(f"the configuration cannot be read: {error}", 2)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def _resolved_config():
+    """The configuration of --config, with errors of the file itself in one line."""
+    if FLAGS["config"].value is None:
+        raise UsageError("--config is missing, for example --config=configs/digits.py")
+    config = _CONFIG.value
+    try:
+        config.to_dict()
+    except AttributeError:
+        raise UsageError(f"--config: {getattr(config, '_error', 'cannot be loaded')}") from None
+    return config
+
+
+def _workdir() -> pathlib.Path:
+    return _required("workdir", "runs/digits")
+
+
+def _check_flags_of_mode() -> None:
+    for name, modes in READ_BY.items():
+        if FLAGS[name].present and FLAGS.mode not in modes:
+            cure = "; training takes --config.sampler.* instead" if FLAGS.mode == "train" else ""
+            raise UsageError(f"--{name} belongs to --mode={' or --mode='.join(modes)}{cure}")
+
+
+def _required(name: str, example: str) -> pathlib.Path:
+    if not FLAGS[name].value:
+        raise UsageError(f"--{name} is missing, for example --{name}={example}")
+    return pathlib.Path(FLAGS[name].value)
+
+
+# ------------------------------------------------------------------------------ modes
+
+
+def _train() -> None:
+    config = _resolved_config()
+    workdir = _workdir()
+    from edm_jax.train import distributed
+    from experiments import train_loop
+
+    distributed.initialize(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
+
+    train_loop.train(config, workdir)
+
+
+def _stored_config(workdir: pathlib.Path):
+    """The configuration that a run directory was trained with."""
+    import ml_collections
+
+    from experiments.workdir import read_config
+
+    return ml_collections.ConfigDict(read_config(workdir), type_safe=False)
+
+
+def _preflight() -> None:
+    config = _resolved_config()
+    from experiments import preflight
+
+    workdir = pathlib.Path(FLAGS.workdir) if FLAGS.workdir else None
+    code = preflight.preflight(
+        config,
+        workdir,
+        mesh_devices=FLAGS.devices,
+        quick=False,
+        preset=preflight.read_preset(_find_config(_config_argument())),
+    )
+    if code:
+        sys.exit(code)
+
+
+def _config_argument() -> str:
+    """What stands behind --config on the command line."""
+    for i, argument in enumerate(sys.argv):
+        if argument in ("--config", "-config"):
+            return sys.argv[i + 1]
+        if argument.startswith(("--config=", "-config=")):
+            return argument.partition("=")[2]
+    raise UsageError("--config is missing, for example --config=configs/digits.py")
+
+
+def _sample() -> None:
+    workdir = _workdir()
+    from edm_jax.samplers import Churn
+    from edm_jax.weights.model import load
+    from experiments import sample
+
+    sample.parse_ranges(FLAGS.seeds, "seeds")  # before the model is loaded
+    if FLAGS.labels is not None:
+        sample.parse_ranges(FLAGS.labels, "labels")
+    settings = dict(
+        num_steps=18,
+        sigma_min=0.002,
+        sigma_max=80.0,
+        rho=7.0,
+        s_churn=0.0,
+        s_tmin=0.0,
+        s_tmax=math.inf,
+        s_noise=1.0,
+        batch_size=64,
+    )
+    if (workdir / "config.json").exists():
+        settings |= _stored_config(workdir).sampler.to_dict()
+    settings |= {n: FLAGS[n].value for n in SAMPLER_FLAGS if FLAGS[n].value is not None}
+    churn = [settings.pop(n) for n in ("s_churn", "s_tmin", "s_tmax", "s_noise")]
+    settings["churn"] = Churn(*churn) if churn[0] else None
+    sample.write_samples(
+        load(workdir, variant=FLAGS.variant),
+        pathlib.Path(FLAGS.outdir) if FLAGS.outdir else workdir / "generated",
+        seeds=FLAGS.seeds,
+        labels=FLAGS.labels,
+        arguments=settings,
+        grid=FLAGS.grid,
+    )
+
+
+def _evaluate() -> None:
+    workdir = _workdir()
+    from edm_jax.weights.model import load
+    from experiments import build, evaluate
+
+    config = _resolved_config() if FLAGS["config"].value is not None else _stored_config(workdir)
+    build.check_config(config)
+    if not config.evaluation.num_images:
+        raise UsageError("config.evaluation.num_images is 0: there is nothing to evaluate")
+    result = evaluate.evaluate(load(workdir, variant=FLAGS.variant), config)
+    path = evaluate.write_evaluation(workdir, result)
+    print("\n" + evaluate.result_table(result) + f"\n\n  {path}")
+
+
+def _import() -> None:
+    source, workdir = _required("source", "edm-cifar10.pkl"), _workdir()
+    from experiments import convert_weights
+
+    options = convert_weights.parse_options(FLAGS.source_options)
+    convert_weights.import_model(
+        source, workdir, attention_order=FLAGS.attention_order, options=options
+    )
+
+
+def _export() -> None:
+    workdir, dest = _workdir(), _required("dest", "digits.safetensors")
+    from experiments import convert_weights
+
+    convert_weights.export_model(workdir, dest, variant=FLAGS.variant)
+
+
+def _dataset() -> None:
+    source, dest = _required("source", "images/"), _required("dest", "images-64x64.zip")
+    from experiments import dataset_tool
+
+    code = dataset_tool.run(
+        source,
+        dest,
+        resolution=FLAGS.resolution,
+        transform=FLAGS.transform,
+        max_images=FLAGS.max_images,
+        num_workers=FLAGS.num_workers,
+        strict=FLAGS.strict,
+    )
+    if code:
+        sys.exit(code)
+
+
+RUN = {
+    "train": _train,
+    "preflight": _preflight,
+    "sample": _sample,
+    "evaluate": _evaluate,
+    "import": _import,
+    "export": _export,
+    "dataset": _dataset,
+}
+
+
+def main(argv: list[str]) -> None:
+    """Run one mode; known failures end with one line."""
+    del argv
+    logging.set_verbosity(logging.ERROR)  # libraries report every probe and wait
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        _check_flags_of_mode()
+        RUN[FLAGS.mode]()
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on from the last checkpoint", 130)
+    except (ValueError, FileNotFoundError) as error:
+        _fail(str(error), 2)
+    except RuntimeError as error:
+        if type(error).__name__ == "Preempted":
+            _fail(str(error), 75)
+        if type(error).__module__.startswith(("experiments.", "edm_jax.")):
+            _fail(str(error), 2 if type(error).__name__ == "WorkdirError" else 1)
+        raise
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,45 @@
+"""Stopping when the machine asks for it: finish the step, save, leave."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+from typing import Any
+
+import jax
+
+# EX_TEMPFAIL: not an error; the same command goes on.  Documented in main.py.
+EXIT_PREEMPTED = 75
+
+
+class Preempted(RuntimeError):
+    """The run was asked to stop and has saved its state."""
+
+
+class StopRequest:
+    """Whether SIGTERM (or the platform's notice) has come; all hosts agree on the step."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._previous: Any = None
+
+    def __enter__(self) -> StopRequest:
+        if jax.process_count() == 1:
+            self._previous = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+
+    def at(self, step: int) -> bool:
+        """Whether training should stop after ``step``, the same answer on every host."""
+        if jax.process_count() == 1:
+            return self._asked
+        from jax.experimental import multihost_utils
+
+        # JAX's preemption service catches SIGTERM on any host and picks a common step.
+        return multihost_utils.reached_preemption_sync_point(step)

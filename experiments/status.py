@@ -1,0 +1,89 @@
+"""One compact line that tells where a training run is."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import jax
+
+
+def format_duration(seconds: float) -> str:
+    """``5s``, ``3m07s``, ``2h05m``, ``4d03h``."""
+    seconds = round(seconds)
+    for size, big, small in ((86400, "d", "h"), (3600, "h", "m"), (60, "m", "s")):
+        if seconds >= size:
+            part = {"h": 3600, "m": 60, "s": 1}[small]
+            return f"{seconds // size}{big}{seconds % size // part:02d}{small}"
+    return f"{seconds}s"
+
+
+def memory_gib() -> float:
+    """Peak memory: of the fullest device where the backend tells, else of this process."""
+    peaks = [
+        stats["peak_bytes_in_use"]
+        for device in jax.local_devices()
+        if (stats := device.memory_stats()) and "peak_bytes_in_use" in stats
+    ]
+    if peaks:
+        return max(peaks) / 2**30
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+class StatusLine:
+    """Prints progress; rewrites one line on a terminal, prints lines elsewhere."""
+
+    def __init__(self, total_steps: int, batch_size: int, *, enabled: bool = True):
+        """A line for a run of ``total_steps``; silent unless ``enabled``."""
+        self._total, self._batch = total_steps, batch_size
+        self._enabled = enabled
+        self._interactive = sys.stdout.isatty()
+        self._open = False
+        self.start(0)
+
+    def start(self, step: int) -> None:
+        """Rates count from here."""
+        self._mark_time, self._mark_step = time.perf_counter(), step
+
+    def rate(self, step: int) -> float:
+        """Images per second since the last call."""
+        now = time.perf_counter()
+        steps, seconds = step - self._mark_step, now - self._mark_time
+        self._mark_time, self._mark_step = now, step
+        return steps * self._batch / max(seconds, 1e-9)
+
+    def pause(self) -> float:
+        """Start of work that is not training; give the result to `resume`."""
+        return time.perf_counter()
+
+    def resume(self, paused_at: float) -> None:
+        """Leave the time since ``paused_at`` out of the rate."""
+        self._mark_time += time.perf_counter() - paused_at
+
+    def show(self, step: int, *, rate: float, loss: float, lr: float) -> None:
+        """One line: kimg, share done, rate, loss, lr, memory, time left."""
+        if not self._enabled:
+            return
+        left = (self._total - step) * self._batch / max(rate, 1e-9)
+        line = (
+            f"kimg {step * self._batch / 1000:<9.1f} {100 * step / self._total:5.1f} %  "
+            f"{rate:8.1f} img/s  loss {loss:<8.4f} lr {lr:<8.2e} "
+            f"mem {memory_gib():.2f} GiB  left {format_duration(left)}"
+        )
+        if self._interactive:
+            print(f"\r\x1b[K{line}", end="", flush=True)
+            self._open = True
+        else:
+            print(line, flush=True)
+
+    def say(self, text: str) -> None:
+        """Print a line of its own."""
+        if not self._enabled:
+            return
+        if self._open:
+            print()
+            self._open = False
+        print(text, flush=True)

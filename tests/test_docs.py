@@ -1,0 +1,58 @@
+"""The examples of the documents run as they stand."""
+
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from test_generate import tiny_model
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def blocks(path):
+    """Python examples of a document by the heading above them."""
+    text = (ROOT / path).read_text()
+    found = {}
+    for section in re.split(r"^## ", text, flags=re.M)[1:]:
+        for code in re.findall(r"^```python\n(.*?)^```", section, flags=re.M | re.S):
+            found.setdefault(section.splitlines()[0], []).append(code)
+    return found
+
+
+USING = blocks("docs/using_models.md")
+
+
+@pytest.mark.parametrize("heading", USING)
+def test_using_models(heading):
+    if "Equinox" in heading:
+        pytest.importorskip("equinox")
+    model = tiny_model()
+    names = {
+        "model": model,
+        "jax": jax,
+        "x": jax.random.normal(jax.random.key(0), (2, *model.image_shape)),
+        "sigma": jnp.float32(0.7),
+        "labels": 1,
+        "rows": model.label_rows(1, 2),
+    }
+    for code in USING[heading]:
+        exec(code, names)
+    assert names["result"].shape == (2, *model.image_shape)
+
+
+def test_every_way_has_an_example():
+    assert len(USING) == 4 and all(len(codes) == 1 for codes in USING.values())
+
+
+def test_readme_example():
+    """The functions beneath, as README.md shows them, on a stand-in network."""
+    (_, functions) = blocks("README.md")["In your own project"]
+
+    def net_fn(x, c_noise):
+        return 0.1 * x + 0.1 * c_noise.reshape(-1, 1, 1, 1)
+
+    names = {"net_fn": net_fn}
+    exec(functions, names)
+    assert names["images"].shape == (16, 32, 32, 3)

@@ -1,0 +1,201 @@
+"""From seeds to images: what an image depends on, what compiles, what is refused."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import edm_jax
+from edm_jax import generate, models, seeds
+from edm_jax.samplers import Churn, sample_heun
+from edm_jax.train import sharding
+from edm_jax.weights.model import describe, from_description
+
+# Two float32 runs of the same network in batches of another shape: measured 2e-6.
+PIXELS = dict(rtol=1e-4, atol=1e-4)
+
+
+@functools.cache
+def tiny_model(num_classes=3):
+    network = dict(
+        name="SongUNet", img_resolution=4, in_channels=2, out_channels=2, label_dim=num_classes,
+        model_channels=8, channel_mult=[1], num_blocks=1, attn_resolutions=[],
+    )  # fmt: skip
+    description = describe(
+        network=network,
+        precond={"name": "edm", "sigma_data": 0.5},
+        image_shape=(4, 4, 2),
+        num_classes=num_classes,
+    )
+    net = models.build(network.pop("name"), **network)
+    variables = models.init_variables(net, jax.random.key(0))
+    # The last layer starts near zero; noise everywhere makes every input matter.
+    leaves, tree = jax.tree.flatten(variables)
+    rng = np.random.default_rng(1)
+    leaves = [a + 0.2 * rng.standard_normal(a.shape).astype(np.float32) for a in leaves]
+    return from_description(description, jax.tree.unflatten(tree, leaves))
+
+
+def draw(some_seeds, labels=None, model=None, **options):
+    options = {"num_steps": 3, "batch_size": 4} | options
+    return edm_jax.sample(model or tiny_model(), some_seeds, labels, **options)
+
+
+def test_bytes(golden):
+    g = golden("03_samplers")
+    np.testing.assert_array_equal(edm_jax.to_uint8(g["to_uint8/x"]), g["to_uint8/y"])
+    every = np.arange(256, dtype=np.uint8)
+    np.testing.assert_array_equal(edm_jax.to_uint8(every / 127.5 - 1), every)
+
+
+@pytest.mark.parametrize("churn", [None, Churn(1.0, 0.05, 50.0, 1.003)])
+def test_image_depends_on_its_seed_alone(churn):
+    """Not on order, batch size or padding."""
+    images = draw(range(6), 1, churn=churn)
+    shuffled = draw([4, 0, 5, 2], 1, churn=churn, batch_size=2)
+    np.testing.assert_allclose(shuffled, images[[4, 0, 5, 2]], **PIXELS)
+    np.testing.assert_allclose(draw([3], 1, churn=churn, batch_size=3), images[[3]], **PIXELS)
+    assert not np.allclose(images[0], images[1], atol=0.1)
+
+
+def test_noise_is_bit_for_bit_the_same_in_any_batch():
+    """Under jit and without, alone and among others, padded or not."""
+    keys = seeds.image_keys(range(8))
+    shape = (5, 4, 3)
+    for function in (
+        lambda k, n: seeds.latents(k, (n, *shape)),
+        lambda k, n: seeds.churn_noise(k, 7, (n, *shape)),
+    ):
+        whole = np.asarray(jax.jit(lambda k, f=function: f(k, 8))(keys))
+        for i in (0, 3, 7):
+            alone = np.asarray(function(seeds.image_keys([i]), 1))
+            np.testing.assert_array_equal(whole[i], alone[0])
+        some = np.asarray(jax.jit(lambda k, f=function: f(k, 3))(seeds.image_keys([5, 2, 2])))
+        np.testing.assert_array_equal(some, whole[[5, 2, 2]])
+
+
+def test_noise_streams_differ_and_are_normal():
+    keys = seeds.image_keys(range(64))
+    draws = [seeds.latents(keys, (64, 32))]
+    draws += [seeds.churn_noise(keys, i, (64, 32)) for i in range(2)]
+    values = np.stack([np.asarray(d).ravel() for d in draws])
+    # 2048 draws: five standard errors of mean, variance and correlation are 0.11, 0.16, 0.11
+    assert np.abs(values.mean(1)).max() < 0.11
+    assert np.abs(values.var(1) - 1).max() < 0.16
+    assert np.abs(np.corrcoef(values)[np.triu_indices(3, 1)]).max() < 0.11
+
+
+def test_seeds_are_taken_modulo_two_to_the_32():
+    same = [seeds.latents(seeds.image_keys([s]), (1, 4)) for s in (5, 5 + 2**32)]
+    np.testing.assert_array_equal(*same)
+
+
+def test_random_labels_belong_to_the_seed():
+    keys = seeds.image_keys(range(300))
+    labels = np.asarray(seeds.random_labels(keys, 3))
+    some = np.asarray(seeds.random_labels(seeds.image_keys([17, 5]), 3))
+    np.testing.assert_array_equal(some, labels[[17, 5]])
+    # 300 draws of 3 classes: expected 100 each, five standard deviations 41
+    assert np.abs(np.bincount(labels, minlength=3) - 100).max() < 41
+    drawn = draw(range(4))
+    np.testing.assert_allclose(drawn, draw(range(4), labels[:4]), **PIXELS)
+
+
+def test_label_changes_the_image_but_not_its_noise():
+    assert not np.allclose(draw([0], 0), draw([0], 2), atol=1e-2)
+    mixed = draw([0, 1], [0, 2])
+    np.testing.assert_allclose(mixed[0], draw([0], 0)[0], **PIXELS)
+    one_hot = draw([0, 1], np.eye(3)[[0, 2]])
+    np.testing.assert_allclose(one_hot, mixed, **PIXELS)
+
+
+def test_eight_devices_equal_one():
+    mesh = sharding.make_mesh()
+    spread = draw(range(10), 1, batch_size=5, sharding=sharding.batch_sharding(mesh))
+    np.testing.assert_allclose(spread, draw(range(10), 1, batch_size=5), **PIXELS)
+
+
+def test_no_recompilation_for_new_numbers():
+    compiled = generate._sample_batch._cache_size
+    draw(range(4), 1, num_steps=4, churn=Churn(1.0))
+    before = compiled()
+    draw(range(4), 2, num_steps=4, churn=Churn(2.0, 0.1, 7.0, 1.01), rho=5.0, sigma_max=40.0)
+    draw(range(9), 0, num_steps=4, churn=Churn(0.5), sigma_min=0.01)
+    assert compiled() == before
+    draw(range(4), 1, num_steps=5, churn=Churn(1.0))
+    assert compiled() == before + 1
+
+
+def test_equal_models_share_a_program():
+    model = tiny_model()
+    twin = from_description(dict(model.description), model.variables)
+    draw(range(4), 1)
+    before = generate._sample_batch._cache_size()
+    draw(range(4), 1, model=twin)
+    assert generate._sample_batch._cache_size() == before
+
+
+def test_trajectory_ends_in_the_sample():
+    sample = draw(range(5), 1)
+    trajectory = draw(range(5), 1, trajectory=True)
+    assert trajectory.x.shape == (4, 5, 4, 4, 2)
+    assert trajectory.denoised.shape == (3, 5, 4, 4, 2)
+    np.testing.assert_allclose(trajectory.x[-1], sample, **PIXELS)
+    np.testing.assert_allclose(trajectory.x[-1], trajectory.denoised[-1], atol=1e-6)
+    assert 60 < trajectory.x[0].std() < 100  # noise of standard deviation 80
+
+
+def test_one_step_is_the_denoiser_at_sigma_max():
+    model = tiny_model()
+    latent = seeds.latents(seeds.image_keys([7]), (1, 4, 4, 2)) * 80.0
+    expected = model.denoise(latent, 80.0, 2)
+    np.testing.assert_allclose(draw([7], 2, num_steps=1), expected, **PIXELS)
+
+
+def test_sampling_is_pure_under_jit_vmap_and_grad():
+    model = tiny_model()
+    sigmas = edm_jax.karras_sigmas(2).astype(np.float32)
+
+    def energy(scale, x):
+        def denoise(x, sigma):
+            return scale * model.denoise(x, sigma, 1)
+
+        return jnp.sum(sample_heun(denoise, x, sigmas) ** 2)
+
+    x = seeds.latents(seeds.image_keys([0, 1]), (2, 4, 4, 2)) * 80
+    scale = jnp.float32(0.9)
+    slope = jax.jit(jax.grad(energy))(scale, x)
+    numeric = (energy(scale + 1e-2, x) - energy(scale - 1e-2, x)) / 2e-2
+    np.testing.assert_allclose(slope, numeric, rtol=2e-2)  # central difference in float32
+    both = jax.vmap(energy, in_axes=(0, None))(jnp.float32([0.9, 1.1]), x)
+    np.testing.assert_allclose(both[0], energy(scale, x), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (dict(seeds=[]), "non-empty list of integers"),
+        (dict(seeds=[0.5]), "non-empty list of integers"),
+        (dict(seeds=[-1]), "must not be negative, got -1"),
+        (dict(labels=3), r"label 3 is out of range; the classes are 0\.\.2"),
+        (dict(labels=-1), "label -1 is out of range"),
+        (dict(labels=[0, 1, 2]), "one class index or 2 of them"),
+        (dict(labels=0.5), "must be integers"),
+        (dict(labels=np.eye(4)[:2]), r"must have shape \(2, 3\), got \(2, 4\)"),
+        (dict(num_steps=0), "num_steps must be an integer >= 1, got 0"),
+        (dict(sigma_min=80.0), "got sigma_min=80.0, sigma_max=80.0"),
+        (dict(rho=0.0), "rho must be positive"),
+        (dict(batch_size=0), "batch_size must be at least 1"),
+    ],
+)
+def test_bad_input_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        edm_jax.sample(tiny_model(), **({"seeds": [0, 1], "num_steps": 2} | call))
+
+
+def test_labels_for_an_unconditional_model_are_refused():
+    with pytest.raises(ValueError, match="unconditional; leave labels out"):
+        draw([0], 0, model=tiny_model(0))
+    assert draw([0], model=tiny_model(0)).shape == (1, 4, 4, 2)

@@ -1,0 +1,339 @@
+"""The command line end to end on the tiny configuration, and each bad input.
+
+Every test starts the real program as a user would; a shared compilation cache keeps
+that affordable.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import edm_jax
+from edm_jax.weights import checkpoints
+
+ROOT = pathlib.Path(__file__).parent.parent
+MAIN = ROOT / "experiments" / "main.py"
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """One CPU device, and compiled programs shared between the processes of the tests."""
+    return os.environ | {
+        "XLA_FLAGS": "",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+@pytest.fixture(scope="session")
+def command(environment):
+    """Runs the program; returns the finished process."""
+
+    def run(*arguments, code=0, cwd=None):
+        done = subprocess.run(
+            [sys.executable, str(MAIN), *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd=cwd,
+            timeout=600,
+        )
+        assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_dir(command, tmp_path_factory):
+    """A finished tiny run, trained from another directory by a relative config path."""
+    path = tmp_path_factory.mktemp("runs") / "tiny"
+    done = command(
+        "--config=configs/tiny.py", f"--workdir={path}", cwd=tmp_path_factory.mktemp("elsewhere")
+    )
+    (path / "stdout.txt").write_text(done.stdout)
+    return path
+
+
+def final_arrays(path):
+    newest = checkpoints.checkpoint_steps(path / "checkpoints")[-1]
+    return newest.name, [checkpoints.read_arrays(newest, i) for i in ("params", "ema", "train")]
+
+
+def assert_same_run(a, b):
+    """Same weights, optimizer, averages, metrics and pictures, bit for bit."""
+    import jax
+
+    (name_a, arrays_a), (name_b, arrays_b) = final_arrays(a), final_arrays(b)
+    assert name_a == name_b
+    jax.tree.map(np.testing.assert_array_equal, arrays_a, arrays_b)
+    rows = [
+        [
+            {k: v for k, v in row.items() if k not in ("images_per_second", "memory_gib")}
+            for row in f
+        ]
+        for f in (
+            [json.loads(line) for line in (p / "metrics.jsonl").read_text().splitlines()]
+            for p in (a, b)
+        )
+    ]
+    assert rows[0] == rows[1]
+    pictures = [sorted(p.name for p in (d / "samples").iterdir()) for d in (a, b)]
+    assert pictures[0] == pictures[1]
+    for name in pictures[0]:
+        assert (a / "samples" / name).read_bytes() == (b / "samples" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_train_leaves_what_it_says(run_dir):
+    config = json.loads((run_dir / "config.json").read_text())
+    assert config["train"]["batch_size"] == 16
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [5, 10, 15, 20, 25, 30]
+    assert rows[-1]["kimg"] == 0.48
+    assert all(np.isfinite(row["loss"]) for row in rows)
+    assert all(sum(row["images_per_sigma_bin"]) == 80 for row in rows)
+    evaluation = json.loads((run_dir / "evaluation.json").read_text())
+    assert evaluation["num_images"] == 40 and evaluation["nfe"] == 5
+    assert 0 <= evaluation["class_accuracy"] <= 1
+    assert evaluation["frechet_distance_floor"] == pytest.approx(0.5624, abs=1e-4)
+    grids = sorted(p.name for p in (run_dir / "samples").iterdir())
+    assert grids == ["kimg-000000.0.png", "kimg-000000.2.png", "kimg-000000.5.png"]
+    for name in ("loss.png", "loss_per_noise_level.png", "trajectories.png"):
+        with Image.open(run_dir / "figures" / name) as picture:
+            assert min(picture.size) > 200
+    said = (run_dir / "stdout.txt").read_text()
+    assert "class accuracy" in said and str(run_dir / "samples") in said
+    status = [line for line in said.splitlines() if line.startswith("kimg")]
+    assert len(status) == 6
+    for part in ("%", "img/s", "loss", "lr", "GiB", "left"):
+        assert part in status[0]
+
+
+@pytest.mark.slow
+def test_the_run_loads_without_flags(run_dir):
+    model = edm_jax.load(run_dir)
+    assert model.image_shape == (8, 8, 1) and model.num_classes == 10
+    assert model.variant == "ema_0.1kimg"
+    assert model.label_names == tuple("0123456789")
+    images = edm_jax.sample(model, seeds=range(3), labels=3, num_steps=2)
+    assert images.shape == (3, 8, 8, 1) and np.isfinite(images).all()
+    for variant in ("ema_0.05kimg", "raw"):
+        other = edm_jax.load(run_dir, variant=variant)
+        assert not np.array_equal(
+            other.params["map_layer0"]["kernel"], model.params["map_layer0"]["kernel"]
+        )
+    with pytest.raises(ValueError, match=r"no weights 'ema'.*ema_0.1kimg, ema_0.05kimg, raw"):
+        edm_jax.load(run_dir, variant="ema")
+    step = checkpoints.checkpoint_steps(run_dir / "checkpoints")[-2]
+    assert edm_jax.load(step).description["progress"]["step"] == int(step.name)
+
+
+@pytest.mark.slow
+def test_again_says_finished(run_dir, command):
+    said = command("--config=configs/tiny.py", f"--workdir={run_dir}").stdout
+    assert "(finished)" in said and "compiling" not in said
+
+
+@pytest.mark.slow
+def test_another_configuration_is_refused(run_dir, command):
+    done = command(
+        "--config=configs/tiny.py", f"--workdir={run_dir}", "--config.train.lr=0.5", code=2
+    )
+    assert "train.lr: 0.003 there, 0.5 now" in done.stderr
+    assert done.stderr.startswith("error: ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop_after", [1, 3])
+def test_killed_and_resumed_equals_uninterrupted(
+    run_dir, command, environment, tmp_path, stop_after
+):
+    """kill -9 once ``stop_after`` lines of metrics are written; then the same command."""
+    path = tmp_path / "killed"
+    arguments = [sys.executable, str(MAIN), f"--config={ROOT}/configs/tiny.py", f"--workdir={path}"]
+    process = subprocess.Popen(
+        arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.time() + 300
+    metrics = path / "metrics.jsonl"
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < stop_after:
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    resumed = command("--config=configs/tiny.py", f"--workdir={path}").stdout
+    if checkpoints.checkpoint_steps(path / "checkpoints"):
+        assert "resuming" in resumed or "compiling" in resumed
+    assert_same_run(run_dir, path)
+
+
+@pytest.mark.slow
+def test_truncated_newest_checkpoint_is_passed_over(run_dir, command, tmp_path):
+    import shutil
+
+    path = tmp_path / "damaged"
+    shutil.copytree(run_dir, path)
+    (path / "evaluation.json").unlink()
+    newest = checkpoints.checkpoint_steps(path / "checkpoints")[-1]
+    victim = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
+    with pytest.warns(UserWarning, match="skipping damaged checkpoint.*SHA-256"):
+        assert edm_jax.load(path).description["progress"]["step"] == 25
+    said = command("--config=configs/tiny.py", f"--workdir={path}").stdout
+    assert "damaged checkpoint passed over" in said and "resuming at kimg 0.4" in said
+    assert_same_run(run_dir, path)
+
+
+@pytest.mark.slow
+def test_sample_mode(run_dir, command, tmp_path):
+    out = tmp_path / "out"
+    flags = ["--mode=sample", f"--workdir={run_dir}", f"--outdir={out}", "--num_steps=2"]
+    said = command(*flags, "--seeds=0-2,7", "--labels=3").stdout
+    assert str(out) in said
+    names = sorted(p.name for p in out.glob("*.png"))
+    assert names == ["000000.png", "000001.png", "000002.png", "000007.png"]
+    expected = edm_jax.sample(edm_jax.load(run_dir), [7], 3, num_steps=2)
+    with Image.open(out / "000007.png") as picture:
+        assert picture.mode == "L" and picture.size == (8, 8)
+        # another batch size moves a pixel by a rounding of float32 at most
+        difference = np.asarray(picture, int) - edm_jax.to_uint8(expected)[0, ..., 0].astype(int)
+        assert np.abs(difference).max() <= 1
+    written = {p.name: p.stat().st_mtime_ns for p in out.glob("*.png")}
+    again = command(*flags, "--seeds=0-3", "--labels=3").stdout
+    assert "3 of 4 images are there already" in again
+    for name, when in written.items():
+        assert (out / name).stat().st_mtime_ns == when
+    refused = command(*flags, "--seeds=0-3", "--labels=4", code=2).stderr
+    assert "holds samples of other settings (labels differ)" in refused
+    grid = [f for f in flags if "outdir" not in f] + [f"--outdir={tmp_path / 'g'}", "--grid"]
+    command(*grid, "--seeds=0-8", "--labels=0-8")
+    with Image.open(tmp_path / "g" / "grid.png") as picture:
+        assert min(picture.size) > 100
+
+
+@pytest.mark.slow
+def test_evaluate_mode_repeats_the_evaluation(run_dir, command):
+    before = json.loads((run_dir / "evaluation.json").read_text())
+    said = command("--mode=evaluate", f"--workdir={run_dir}").stdout
+    after = json.loads((run_dir / "evaluation.json").read_text())
+    assert "class accuracy" in said
+    for key in ("class_accuracy", "frechet_distance", "num_images", "nfe"):
+        assert after[key] == pytest.approx(before[key], rel=1e-6)
+
+
+def test_help_explains(command):
+    text = command("--help", code=1).stdout
+    for word in ("--mode", "<train|sample|evaluate", "--workdir", "--seeds", "--config"):
+        assert word in text
+    assert "experiments/main.py --config=configs/digits.py --workdir=runs/digits" in text
+
+
+TINY = "--config=configs/tiny.py"
+BAD = {
+    "no config": ([], "--config is missing"),
+    "missing config": (["--config=configs/digit.py"], "did you mean configs/digits.py?"),
+    "no workdir": ([TINY], "--workdir is missing"),
+    "unknown key": ([TINY, "--workdir=w", "--config.train.lrr=1"], 'Did you mean "lr"'),
+    "wrong type": ([TINY, "--workdir=w", "--config.train.lr=abc"], "--config.train.lr=abc"),
+    "unknown flag": ([TINY, "--wrkdir=w"], "Did you mean: workdir"),
+    "unknown mode": ([TINY, "--mode=trian"], "--mode=trian"),
+    "stray word": ([TINY, "--workdir=w", "now"], "unexpected argument 'now'"),
+    "zero steps": ([TINY, "--workdir=w", "--config.sampler.num_steps=0"], "at least 1, got 0"),
+    "range": (
+        [TINY, "--workdir=w", "--config.sampler.sigma_min=90."],
+        "config.sampler.sigma_min must be positive and below sampler.sigma_max",
+    ),
+    "nan": ([TINY, "--workdir=w", "--config.train.lr=nan"], "config.train.lr must be positive"),
+    "choice": (
+        [TINY, "--workdir=w", "--config.precond.name=edn"],
+        "precond.name='edn' is not known (edm, iddpm, ve, vp); did you mean 'edm'?",
+    ),
+    "network": (
+        [TINY, "--workdir=w", "--config.model.encoder_type=residul"],
+        "residul",
+    ),
+    "workdir is a file": ([TINY, f"--workdir={__file__}"], "cannot be written"),
+    "sample flag": ([TINY, "--workdir=w", "--seeds=3"], "--seeds belongs to --mode=sample"),
+    "no run": (["--mode=sample", "--workdir=nowhere"], "no such file or directory: nowhere"),
+    "seeds": (["--mode=sample", "--workdir=w", "--seeds=3-x"], "'3-x' is not a number or a range"),
+    "backwards": (["--mode=sample", "--workdir=w", "--seeds=9-3"], "runs backwards"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line(case, command, tmp_path):
+    arguments, message = BAD[case]
+    done = command(*arguments, code=2, cwd=tmp_path)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    (line,) = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
+    assert message in line
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_bad_samples_are_refused_before_work(run_dir, command, tmp_path):
+    flags = ["--mode=sample", f"--workdir={run_dir}", f"--outdir={tmp_path / 'o'}", "--seeds=0-1"]
+    for extra, message in (
+        ("--labels=10", "label 10 is out of range; the classes are 0..9"),
+        ("--labels=1,2,3", "3 labels for 2 seeds"),
+        ("--sigma_min=90", "got sigma_min=90.0, sigma_max=80.0"),
+        ("--variant=best", "no weights 'best'"),
+    ):
+        done = command(*flags, extra, code=2)
+        assert message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.slow
+def test_batch_must_divide_over_devices(command, environment, tmp_path):
+    environment = environment | {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}
+    done = subprocess.run(
+        [sys.executable, str(MAIN), TINY, f"--workdir={tmp_path / 'w'}"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+    )
+    assert done.returncode == 2
+    assert "batch size 16 must be a positive multiple of the number of devices (3)" in done.stderr
+
+
+@pytest.mark.slow
+def test_diverging_run_stops_and_keeps_its_checkpoint(command, tmp_path):
+    """A learning rate no network survives: the step is named, what was good is kept."""
+    path = tmp_path / "diverged"
+    done = command(
+        "--config=configs/tiny.py",
+        f"--workdir={path}",
+        "--config.train.lr=1e30",
+        "--config.train.lr_rampup_kimg=1000000.0",
+        "--config.train.adam_eps=1e-30",
+        "--config.train.total_kimg=1.6",
+        code=1,
+    )
+    assert "the loss was not finite at step" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_second_run_in_one_directory_is_refused(tmp_path):
+    from experiments import workdir
+
+    with (
+        workdir.locked(tmp_path),
+        pytest.raises(workdir.WorkdirError, match="is in use by process"),
+        workdir.locked(tmp_path),
+    ):
+        pass
+    with workdir.locked(tmp_path):
+        pass

@@ -1,0 +1,56 @@
+"""Noise distributions and weights: published values, ranges, limits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from edm_jax import noise
+
+
+def test_published_edm_weights():
+    weights = noise.edm_weight(jnp.array([0.01, 0.5, 1.0, 20.0]))
+    np.testing.assert_allclose(weights, [10004, 8, 5, 4.0025], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "cdf"),
+    [
+        ("lognormal", lambda s: scipy.stats.norm(-1.2, 1.2).cdf(np.log(s))),
+        ("loguniform", lambda s: np.log(s / 0.02) / np.log(100 / 0.02)),
+        (
+            "uniform_time",
+            lambda s: (np.sqrt(0.01 + 39.8 * np.log1p(s**2)) - 0.1) / 19.9,
+        ),
+    ],
+)
+def test_continuous_distributions(name, cdf):
+    """Kolmogorov-Smirnov against the distribution of Table 1."""
+    sigma = noise.sample_sigma(noise.DISTRIBUTIONS[name](), jax.random.key(0), (4000,))
+    statistic = scipy.stats.kstest(np.asarray(sigma, np.float64), cdf).statistic
+    assert statistic < 1.63 / np.sqrt(4000)  # the 1 % point, for a fixed key
+
+
+@pytest.mark.parametrize("name", sorted(noise.DISTRIBUTIONS))
+def test_draws_depend_on_the_key_and_settings_may_be_traced(name):
+    distribution = noise.DISTRIBUTIONS[name]()
+    draw = jax.jit(lambda d, key: noise.sample_sigma(d, key, (16,)))
+    first, again = draw(distribution, jax.random.key(0)), draw(distribution, jax.random.key(0))
+    other = draw(distribution, jax.random.key(1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other) and np.all(np.asarray(first) > 0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("name", sorted(noise.WEIGHTS))
+def test_weights_stay_finite(name, dtype):
+    sigma = jnp.asarray([0.001, 0.02, 80.0, 20291.0], dtype)
+    assert np.all(np.isfinite(np.asarray(noise.WEIGHTS[name](sigma), np.float32)))
+
+
+@pytest.mark.parametrize("name", sorted(noise.DISTRIBUTIONS))
+def test_ends_of_the_draws_give_finite_levels(name):
+    ends = {"lognormal": [-6.0, 6.0], "discrete": [0, 999]}.get(name, [0.0, 1 - 2**-24])
+    sigma = noise.DISTRIBUTIONS[name]().sigma(jnp.asarray(ends))
+    assert np.all(np.isfinite(sigma)) and np.all(sigma > 0)

@@ -1,0 +1,181 @@
+"""Preconditioning: golden coefficients and denoisers, published table, identities, limits."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edm_jax import precond
+from edm_jax.precond import Coefs
+
+NAMES = sorted(precond.PRECONDITIONINGS)
+SIGMAS = st.floats(1e-3, 1e3)
+
+
+def _stand_in(x, c_noise):
+    """F(x, c) = 0.3 x + 0.1 sin(c), the network of the golden arrays."""
+    label = jnp.sin(c_noise).reshape(jnp.shape(c_noise) + (1,) * (x.ndim - jnp.ndim(c_noise)))
+    return 0.3 * x + 0.1 * label
+
+
+def _twice_the_channels(x, c_noise):
+    f_x = _stand_in(x, c_noise)
+    return jnp.concatenate([f_x, 1 - f_x], axis=-1)
+
+
+def _make(name, archive, **kwargs):
+    if name == "iddpm":
+        return precond.iddpm_preconditioning(levels=archive["iddpm/u"])
+    return precond.PRECONDITIONINGS[name](**kwargs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_golden_coefficients(name, golden):
+    archive = golden("01_preconditioning")
+    sigma = archive[f"{name}/sigma"]
+    for field, value in _make(name, archive)(sigma)._asdict().items():
+        # Float32: 1e-6. The VP time goes through log1p and sqrt, scaled by 999: 1e-5.
+        rtol = 1e-5 if (name, field) == ("vp", "c_noise") else 1e-6
+        np.testing.assert_allclose(
+            value, archive[f"{name}/{field}_f64"], rtol=rtol, atol=1e-7, err_msg=field
+        )
+        atol = 2e-3 if (name, field) == ("vp", "c_noise") else 1e-7
+        np.testing.assert_allclose(value, archive[f"{name}/{field}"], rtol=1e-6, atol=atol)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("scalar", [False, True])
+def test_golden_denoiser(name, scalar, golden):
+    archive = golden("01_preconditioning")
+    net = _twice_the_channels if name == "iddpm" else _stand_in
+    denoise = precond.precondition(net, _make(name, archive))
+    x = np.moveaxis(archive[f"{name}/x"], 1, -1)
+    sigma = archive[f"{name}/scalar_sigma"] if scalar else archive[f"{name}/sigma"]
+    expected = archive[f"{name}/D_scalar_sigma"] if scalar else archive[f"{name}/D"]
+    denoised = np.moveaxis(np.asarray(denoise(x, sigma)), -1, 1)
+    # sigma up to 150 times float32 rounding, and the VP label's own 5e-4.
+    scale = np.max(np.abs(expected))
+    np.testing.assert_allclose(
+        denoised, expected, rtol=1e-5, atol=scale * (3e-5 if name == "vp" else 1e-6)
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_golden_denoiser_float64(name, golden, x64):
+    archive = golden("01_preconditioning")
+    net = _twice_the_channels if name == "iddpm" else _stand_in
+    denoise = precond.precondition(net, _make(name, archive))
+    x = np.moveaxis(archive[f"{name}/x"], 1, -1).astype(np.float64)
+    denoised = denoise(x, archive[f"{name}/sigma"].astype(np.float64))
+    np.testing.assert_allclose(
+        np.moveaxis(np.asarray(denoised), -1, 1), archive[f"{name}/D_f64"], rtol=1e-9, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_golden_ranges(name, golden):
+    archive = golden("01_preconditioning")
+    made = precond.PRECONDITIONINGS[name]()
+    # The reference evaluates the smallest VP level in float32, 2.4 % too small.
+    low_rtol = 0.025 if name == "vp" else 1e-5
+    np.testing.assert_allclose(made.sigma_min, archive[f"{name}/sigma_min"], rtol=low_rtol)
+    np.testing.assert_allclose(made.sigma_max, archive[f"{name}/sigma_max"], rtol=1e-6)
+    if name == "vp":
+        np.testing.assert_allclose(made.sigma_min, 0.00100050, rtol=1e-5)
+
+
+def test_golden_rounding(golden, x64):
+    archive = golden("01_preconditioning")
+    table = archive["iddpm/u"]
+    level, index = precond.round_to_levels(archive["iddpm/round_in"], table)
+    np.testing.assert_array_equal(index, archive["iddpm/round_index"])
+    np.testing.assert_array_equal(level, archive["iddpm/round_out"])
+    own = precond.iddpm_preconditioning()
+    assert own.rounds and not precond.edm_preconditioning().rounds
+    np.testing.assert_allclose(own.round_sigma(archive["iddpm/round_in"]), level, rtol=1e-3)
+    np.testing.assert_array_equal(own.round_sigma(table.astype(np.float64))[-1], 0)
+
+
+# Published float32 values: c_skip, c_out, c_in, c_noise.
+PUBLISHED = {
+    ("vp", 0.01): (1, -0.01, 0.9999501, 0.9156161),
+    ("vp", 20.0): (1, -20, 0.04993762, 770.3696),
+    ("ve", 0.5): (1, 0.5, 1, -1.386294),
+    ("ve", 20.0): (1, 20, 1, 2.302585),
+    ("iddpm", 0.01): (1, -0.01, 0.9999501, 1),
+    ("iddpm", 1.0): (1, -1, 0.7071068, 495),
+    ("iddpm", 20.0): (1, -20, 0.04993762, 967),
+    ("edm", 0.01): (0.9996002, 0.009998001, 1.9996, -1.151293),
+    ("edm", 0.5): (0.5, 0.3535534, 1.414214, -0.1732868),
+    ("edm", 1.0): (0.2, 0.4472136, 0.8944272, 0),
+    ("edm", 20.0): (0.0006245971, 0.4998438, 0.04998438, 0.7489331),
+}
+
+
+@pytest.mark.parametrize(("name", "sigma"), sorted(PUBLISHED))
+def test_published_table(name, sigma):
+    coefs = precond.PRECONDITIONINGS[name]()(jnp.float32(sigma))
+    expected = Coefs(*PUBLISHED[name, sigma])
+    # 3e-5: the published c_skip at 20 is 2e-5 below 0.25 / 400.25.
+    np.testing.assert_allclose(coefs[:3], expected[:3], rtol=3e-5)
+    # VP labels as published carry float32 errors of 5e-4.
+    np.testing.assert_allclose(coefs.c_noise, expected.c_noise, rtol=1e-6, atol=5e-4)
+
+
+@settings(max_examples=50, deadline=None)
+@given(sigma=SIGMAS, sigma_data=st.floats(0.05, 5.0))
+def test_edm_identities(sigma, sigma_data):
+    c_skip, c_out, c_in, _ = precond.edm_coefs(jnp.float32(sigma), sigma_data)
+    total = sigma**2 + sigma_data**2
+    # Unit variance at the network's input and target (EDM Eq. 113 and 120), float32.
+    np.testing.assert_allclose(c_in**2 * total, 1, rtol=2e-6)
+    target = ((1 - c_skip) * sigma_data) ** 2 + (c_skip * sigma) ** 2
+    np.testing.assert_allclose(target / c_out**2, 1, rtol=2e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=30, deadline=None)
+@given(sigma=SIGMAS)
+def test_a_perfect_eps_network_gives_back_the_data(name, sigma):
+    """c_skip and c_out recover y if F is what the coefficients ask of it."""
+    y, noise = 0.4, -1.3
+    c_skip, c_out, _, _ = precond.PRECONDITIONINGS[name]()(jnp.float32(sigma))
+    x = y + sigma * noise
+    target = (y - c_skip * x) / c_out
+    # Float32: c_skip x and c_out F cancel to y, so the error scales with sigma.
+    np.testing.assert_allclose(c_skip * x + c_out * target, y, atol=1e-6 * (1 + sigma))
+    if name in ("vp", "iddpm"):
+        np.testing.assert_allclose(target, noise, rtol=1e-3)
+    if name == "ve":
+        np.testing.assert_allclose(target, -noise, rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("name", NAMES)
+def test_finite_at_both_ends_of_the_range(name, dtype):
+    made = precond.PRECONDITIONINGS[name]()
+    low = made.sigma_min if made.sigma_min > 0 else 1e-30
+    high = made.sigma_max if np.isfinite(made.sigma_max) else 1e30
+    coefs = made(jnp.asarray([low, high], dtype))
+    assert all(np.all(np.isfinite(np.asarray(c, np.float32))) for c in coefs)
+    assert all(c.dtype == jnp.float32 for c in coefs)
+    x = jnp.ones((2, 1, 1, 1), dtype)
+    denoise = precond.precondition(lambda x, c: 0 * x, made)
+    assert np.all(np.isfinite(denoise(x, jnp.asarray([low, high], dtype))))
+
+
+def test_limits_of_the_edm_coefficients():
+    """D = x without noise; at infinite noise D is the network's alone (EDM section 5)."""
+    c_skip, c_out, c_in, _ = precond.edm_coefs(jnp.array([1e-30, 1e30], jnp.float32))
+    np.testing.assert_allclose(c_skip, [1, 0], atol=1e-20)
+    np.testing.assert_allclose(c_out, [1e-30, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(c_in, [2, 1e-30], rtol=1e-6)
+
+
+def test_bad_arguments_are_named():
+    denoise = precond.precondition(_stand_in, precond.edm_coefs)
+    with pytest.raises(ValueError, match="sigma must be a scalar or have shape"):
+        denoise(jnp.zeros((4, 2, 2, 3)), jnp.ones(3))
+    with pytest.raises(ValueError, match="sigma_data must be positive"):
+        precond.edm_preconditioning(sigma_data=0.0)

@@ -1,0 +1,147 @@
+"""Hostile and broken files are refused by name, run nothing, and cost no memory."""
+
+import contextlib
+import os
+import sys
+import tracemalloc
+
+import pytest
+import weights_golden as wg
+import weights_hostile as wh
+
+from edm_jax.weights import importer, training_state
+from edm_jax.weights.errors import WeightsError
+
+CORPUS = wh.corpus()
+
+# Audit events of the interpreter that a payload could not avoid.
+_FORBIDDEN = (
+    "os.system",
+    "os.exec",
+    "os.fork",
+    "os.posix_spawn",
+    "os.remove",
+    "os.rename",
+    "os.mkdir",
+    "subprocess.Popen",
+    "socket.",
+    "shutil.",
+    "pickle.find_class",
+    "marshal.",
+    "ctypes.",
+    "code.__new__",
+    "exec",
+    "compile",
+    "import",
+    "webbrowser.open",
+)
+_watch: list[str] | None = None
+
+
+def _audit(event, args):
+    if _watch is None:
+        return
+    if event.startswith(_FORBIDDEN):
+        _watch.append(f"{event} {str(args)[:80]}")
+    if event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+"):
+        _watch.append(f"open {args[0]}")
+
+
+sys.addaudithook(_audit)  # stays for the process, and does nothing unless watching
+
+
+@contextlib.contextmanager
+def watched():
+    """Yields a list that collects what no reader may do."""
+    global _watch
+    _watch = []
+    try:
+        yield _watch
+    finally:
+        _watch = None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def modules_loaded(tmp_path_factory):
+    """Our own lazy imports happen before anything is watched."""
+    path = tmp_path_factory.mktemp("warm") / "a.pkl"
+    path.write_bytes(wg.content("small_torch1.pkl"))
+    importer.read_model_file(path)
+    with pytest.raises(WeightsError):
+        path.write_bytes(CORPUS["DUP"][0])  # loads pickletools for the name
+        importer.read_model_file(path)
+
+
+def test_the_watch_sees_a_payload_run(tmp_path, monkeypatch):
+    """The standard unpickler runs these files: the corpus and the watch are real."""
+    import pickle
+
+    monkeypatch.chdir(tmp_path)
+    with watched() as events:
+        pickle.loads(CORPUS["INST"][0])
+    assert os.path.exists(wh.MARKER)
+    assert any(e.startswith("os.system") for e in events)
+    with watched() as events, open("x", "w"):
+        pass
+    assert events == ["open x"]
+
+
+def test_corpus_is_large_enough():
+    assert len(CORPUS) > 40
+
+
+@pytest.mark.parametrize("name", CORPUS)
+def test_refused_by_name_and_nothing_runs(name, tmp_path, monkeypatch):
+    data, offender = CORPUS[name]
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "file.pkl"
+    path.write_bytes(data)
+    loaded = set(sys.modules)
+    with watched() as events, pytest.raises(WeightsError) as refusal:
+        importer.read_model_file(path)
+    message = str(refusal.value)
+    assert offender in message, message
+    assert "\n" not in message and len(message) < 600
+    assert message.startswith(str(path))
+    assert events == []
+    assert set(sys.modules) == loaded
+    assert os.listdir(tmp_path) == ["file.pkl"]
+
+
+@pytest.mark.parametrize("name", CORPUS)
+def test_optimizer_reader_refuses_too(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "file.pt"
+    path.write_bytes(CORPUS[name][0])
+    with watched() as events, pytest.raises(WeightsError):
+        training_state.read_optimizer_state(path)
+    assert events == [] and os.listdir(tmp_path) == ["file.pt"]
+
+
+# Per opcode the machine makes one small object; 256 bytes hold it, its entries in lists
+# and memo, and their growth.  MAX_OPCODES bounds their number, the file bounds the rest.
+_ALLOWANCE = 4 << 20
+
+
+@pytest.mark.parametrize("name", [n for n, (d, _) in CORPUS.items() if len(d) < 1 << 20])
+def test_memory_stays_near_the_size_of_the_file(name, tmp_path):
+    data, _ = CORPUS[name]
+    path = tmp_path / "file.pkl"
+    path.write_bytes(data)
+    tracemalloc.start()
+    try:
+        with pytest.raises(WeightsError):
+            importer.read_model_file(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 256 * len(data) + _ALLOWANCE
+
+
+def test_directory_and_pipe(tmp_path):
+    with pytest.raises(WeightsError, match="is a directory"):
+        importer.read_model_file(tmp_path)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(WeightsError, match="not a regular file"):
+        importer.read_model_file(pipe)
