@@ -53,6 +53,25 @@ def dropout(x: Array, rate: float, seeds: Array) -> Array:
     return jnp.where(keep, x * jnp.asarray(1 / (1 - rate), x.dtype), jnp.zeros((), x.dtype))
 
 
+def attention(q: Array, k: Array, v: Array) -> Array:
+    """Attention with float32 logits and softmax, each of ``(B, T, heads, c)``, scale 1/sqrt(c).
+
+    `jax.nn.dot_product_attention` keeps logits and softmax in float32 for any dtype of
+    its arguments and rounds the weights to that dtype.
+    """
+    if q.dtype != jnp.float16:
+        return jax.nn.dot_product_attention(q, k, v)
+
+    def in_float32(q: Array, k: Array, v: Array) -> Array:
+        wide = (x.astype(jnp.float32) for x in (q, k, v))
+        return jax.nn.dot_product_attention(*wide).astype(q.dtype)
+
+    # float16 products that add up in float32 exist on GPUs alone; elsewhere the function
+    # would not compile.
+    gpu = jax.nn.dot_product_attention
+    return jax.lax.platform_dependent(q, k, v, cuda=gpu, rocm=gpu, default=in_float32)
+
+
 class QKV(nn.Module):
     """The 1x1 convolution that makes queries, keys and values.
 
@@ -181,7 +200,7 @@ class UNetBlock(nn.Module):
         heads, tokens = self.heads, height * width
         h = GroupNorm(self.eps, name="norm2")(x).reshape(b, tokens, channels)
         initial = self.initial if self.initial_attn is None else self.initial_attn
-        a = jax.nn.dot_product_attention(*QKV(heads, initial, name="qkv")(h))
+        a = attention(*QKV(heads, initial, name="qkv")(h))
         a = a.reshape(b, height, width, channels)
         a = Conv2d(channels, 1, initial=self.initial_zero, name="proj")(a)
         return (a + x) * self.skip_scale

@@ -49,19 +49,21 @@ def weight_init(mode: str, fan_in: int, fan_out: int, gain: float = 1.0) -> Init
     def init(key: Key, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
         if std == 0:
             return jnp.zeros(shape, dtype)
-        return _draw(key, std, shape, dtype, mode.endswith("normal"))
+        size = math.prod(shape)
+        # Few sizes, few programs: a compiler takes a second for every new size of a draw,
+        # and a network has dozens of shapes.
+        padded = max(4096, 1 << (size - 1).bit_length())
+        draw = _unit_variance(key, padded, mode.endswith("normal"))
+        return (std * draw[:size]).reshape(shape).astype(dtype)
 
     return init
 
 
-# One program per shape: a network drawn eagerly compiles a few dozen small ones, in a
-# fraction of the time of one that holds all its draws.
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def _draw(key: Key, std: float, shape: tuple[int, ...], dtype: jnp.dtype, normal: bool) -> Array:
-    std = jnp.asarray(std, dtype)
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _unit_variance(key: Key, size: int, normal: bool) -> Array:
     if normal:
-        return std * jax.random.normal(key, shape, dtype)
-    return std * jax.random.uniform(key, shape, dtype, -math.sqrt(3), math.sqrt(3))
+        return jax.random.normal(key, (size,), jnp.float32)
+    return jax.random.uniform(key, (size,), jnp.float32, -math.sqrt(3), math.sqrt(3))
 
 
 @dataclasses.dataclass(frozen=True)

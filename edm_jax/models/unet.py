@@ -14,6 +14,7 @@ from edm_jax.models.blocks import UNetBlock, dropout_seeds
 from edm_jax.models.initializers import Init
 from edm_jax.models.layers import Conv2d, GroupNorm, num_groups
 from edm_jax.models.plan import Entry
+from edm_jax.models.remat import remat
 from edm_jax.typing import Array
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -140,8 +141,8 @@ class UNet(nn.Module):
         return output.astype(jnp.float32)
 
     def _block(self, entry: Entry) -> nn.Module:
-        # A recomputed block keeps nothing but its inputs for the backward pass.
-        block_type = nn.remat(UNetBlock) if self.remat == "blocks" else UNetBlock
+        recompute = self.remat == "blocks" and not self.is_initializing()
+        block_type = remat(UNetBlock) if recompute else UNetBlock
         return block_type(
             out_channels=entry.out_channels,
             up=entry.up,
