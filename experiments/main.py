@@ -109,6 +109,8 @@ flags.DEFINE_integer(
     "preflight: devices of the run; its memory is found by compiling for them.",
     lower_bound=1,
 )
+flags.DEFINE_float("images_per_second", None, "preflight: rate of training, to tell its time.")
+flags.DEFINE_float("device_gib", None, "preflight: memory of one device, in GiB.")
 flags.DEFINE_string("coordinator_address", None, "host:port of process 0, for several processes.")
 flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1)
 flags.DEFINE_integer("process_id", None, "Which process this is, from 0.", lower_bound=0)
@@ -123,7 +125,7 @@ READ_BY = {name: ("sample",) for name in ("seeds", "labels", "outdir", "grid", *
     "source_options": ("import",),
     "dest": ("export", "dataset"),
     "config": ("train", "evaluate", "preflight"),
-    "devices": ("preflight",),
+    **{name: ("preflight",) for name in ("devices", "images_per_second", "device_gib")},
 }
 
 
@@ -169,7 +171,8 @@ def parse_flags(argv: list[str]) -> list[str]:
             raise UsageError(f"unexpected argument {rest[1]!r}; options are written --name=value")
         return rest
     except (flags.Error, UsageError) as error:
-        _fail(str(error), 2)
+        # A configuration that raises comes with the traceback of its file.
+        _fail(str(error).strip().splitlines()[-1].removeprefix("ValueError: "), 2)
     except (AttributeError, KeyError) as error:  # an unknown key of the configuration
         text = " ".join(str(error.args[0]).split()).replace("\\'", "'").strip("'\"")
         _fail(f"unknown configuration option: {text}", 2)
@@ -244,20 +247,12 @@ def _preflight() -> None:
         workdir,
         mesh_devices=FLAGS.devices,
         quick=False,
-        preset=preflight.read_preset(_find_config(_config_argument())),
+        preset=preflight.read_preset(config_flags.get_config_filename(FLAGS["config"])),
+        images_per_second=FLAGS.images_per_second,
+        device_gib=FLAGS.device_gib,
     )
     if code:
         sys.exit(code)
-
-
-def _config_argument() -> str:
-    """What stands behind --config on the command line."""
-    for i, argument in enumerate(sys.argv):
-        if argument in ("--config", "-config"):
-            return sys.argv[i + 1]
-        if argument.startswith(("--config=", "-config=")):
-            return argument.partition("=")[2]
-    raise UsageError("--config is missing, for example --config=configs/digits.py")
 
 
 def _sample() -> None:

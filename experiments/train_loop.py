@@ -19,7 +19,7 @@ from edm_jax.data.source import ImageSource
 from edm_jax.train import sharding
 from edm_jax.train.checkpoint import CheckpointStore
 from edm_jax.train.state import SIGMA_BIN_EDGES, TrainState
-from edm_jax.train.step import init_state, learning_rate, make_train_step
+from edm_jax.train.step import init_state, learning_rate
 from edm_jax.weights.model import Model, from_description
 from experiments import build, evaluate, figures, preflight, workdir
 from experiments.preemption import Preempted, StopRequest
@@ -96,15 +96,10 @@ def check_run(config: ml_collections.ConfigDict) -> tuple[ImageSource, Any]:
       ConfigError: or another ValueError of one line.
     """
     build.check_config(config)
-    sharding.check_batch_size(
-        config.train.batch_size, sharding.make_mesh(), config.train.micro_batch
-    )
     source = build.build_source(config)
-    preflight.before_training(config, source, report=print)
-    for name in config.evaluation.metrics:
-        build.pick(evaluate.METRICS, name, "evaluation.metrics")
+    say = print if jax.process_index() == 0 else lambda line: None
+    preflight.before_training(config, source, report=say)
     net = build.build_network(build.network_arguments(config, source))
-    build.sampler_sigmas(build.build_preconditioning(config), build.sampler_arguments(config))
     return source, net
 
 
@@ -168,15 +163,7 @@ def open_run(
     leads = jax.process_index() == 0
     make_state, shardings = state_maker(config, net, mesh)
     step_fn = jax.jit(
-        make_train_step(
-            build.build_objective(config, net, source),
-            build.build_optimizer(config),
-            build.build_averaging(config),
-            batch_size=config.train.batch_size,
-            log_every=intervals.log,
-            loss_scaling=config.train.loss_scaling,
-            micro_batch=config.train.micro_batch,
-        ),
+        build.build_train_step(config, net, source),
         donate_argnums=0,
         out_shardings=shardings,
     )
