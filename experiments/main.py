@@ -28,6 +28,10 @@ Images of any kind (folder, zip, CIFAR-10, MNIST, LSUN) into the EDM zip format:
     python experiments/main.py --mode=dataset --source=images/ --dest=images-64x64.zip \
         --resolution=64x64 --transform=center-crop
 
+Every sampler, or your own, against distributions whose answers are known:
+
+    python experiments/main.py --mode=validate [--sampler=my_module:my_sampler]
+
 Exit codes: 0 done, 1 the work failed, 2 the command or its input was wrong, 75 stopped on
 request (SIGTERM) after saving, 130 interrupted from the keyboard.
 """
@@ -48,7 +52,9 @@ if str(ROOT) not in sys.path:
 from absl import app, flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-MODES = ("train", "preflight", "sample", "evaluate", "import", "export", "dataset")
+MODES = (
+    "train", "preflight", "sample", "evaluate", "import", "export", "dataset", "validate"
+)  # fmt: skip
 
 FLAGS = flags.FLAGS
 _CONFIG = config_flags.DEFINE_config_file(
@@ -109,6 +115,9 @@ flags.DEFINE_integer(
     "preflight: devices of the run; its memory is found by compiling for them.",
     lower_bound=1,
 )
+flags.DEFINE_string(
+    "sampler", None, "validate: a sampler of the library or module:function; default: all."
+)
 flags.DEFINE_float("images_per_second", None, "preflight: rate of training, to tell its time.")
 flags.DEFINE_float("device_gib", None, "preflight: memory of one device, in GiB.")
 flags.DEFINE_string("coordinator_address", None, "host:port of process 0, for several processes.")
@@ -121,6 +130,7 @@ READ_BY = {name: ("sample",) for name in ("seeds", "labels", "outdir", "grid", *
     "source": ("import", "dataset"),
     **{name: ("dataset",) for name in ("resolution", "transform", "max_images", "num_workers")},
     "strict": ("dataset",),
+    "sampler": ("validate",),
     "attention_order": ("import",),
     "source_options": ("import",),
     "dest": ("export", "dataset"),
@@ -338,6 +348,14 @@ def _dataset() -> None:
         sys.exit(code)
 
 
+def _validate() -> None:
+    from experiments import validate
+
+    code = validate.run(FLAGS.workdir, FLAGS.sampler)
+    if code:
+        sys.exit(code)
+
+
 RUN = {
     "train": _train,
     "preflight": _preflight,
@@ -346,6 +364,7 @@ RUN = {
     "import": _import,
     "export": _export,
     "dataset": _dataset,
+    "validate": _validate,
 }
 
 
