@@ -3,7 +3,7 @@
 from setuptools import find_packages, setup
 
 # Lower bounds are the oldest releases that work together with JAX 0.10 and 0.11.
-CORE = ["jax>=0.10.0", "flax>=0.12.0", "numpy>=2.0"]
+CORE = ["jax>=0.10.0", "flax>=0.12.3", "numpy>=2.0"]
 TRAIN = [
     "absl-py>=2.1",
     "clu>=0.0.12",
