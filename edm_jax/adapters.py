@@ -20,12 +20,12 @@ import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from edm_jax import grids, names, precond, schedules
 from edm_jax.precond import Coefs, CoefsFn, Preconditioning
+from edm_jax.pytree import pytree_dataclass
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, NetFn
 
 
@@ -53,8 +53,7 @@ def _vp_alpha(sigma: ArrayLike) -> Array:
     return schedules.VPScaling().scale(sigma)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class VPPath:
     """Variance preserving in continuous time t in (0, 1] (Song et al. 2021).
 
@@ -90,8 +89,7 @@ class VPPath:
         return -0.5 * beta * alpha, 0.5 * beta * alpha / jnp.asarray(sigma)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class VEPath:
     """Variance exploding: z = y + sigma n, labelled by sigma itself."""
 
@@ -112,8 +110,7 @@ class VEPath:
         return jnp.zeros_like(sigma), jnp.ones_like(sigma)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class FlowPath:
     """Straight lines z = (1 - t) y + t n (rectified flow, flow matching).
 
@@ -145,8 +142,7 @@ class FlowPath:
         return (ones, -ones) if self.data_at_one else (-ones, ones)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class CosinePath:
     """z = cos(pi t / 2) y + sin(pi t / 2) n, t in (0, 1)."""
 

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from edm_jax.pytree import pytree_dataclass
 from edm_jax.typing import Array, ArrayLike, Key
 
 
@@ -51,8 +52,7 @@ def _float(x: ArrayLike) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class Gaussian:
     """Independent Gaussian elements.
 
@@ -105,8 +105,7 @@ class Gaussian:
         return _rows(self.mean, noise) + _rows(self.std, noise) * noise
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class GaussianMixture:
     """A mixture of isotropic Gaussians.
 
@@ -234,8 +233,7 @@ class GaussianMixture:
         return means[index] + _column(stds, noise) * noise
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class FiniteData:
     """A finite data set; its denoiser is the ideal one of EDM section B.3.
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edm_jax import schedules
+from edm_jax.pytree import pytree_dataclass
 from edm_jax.typing import Array, ArrayLike, Key
 
 WeightFn = Callable[[Array], Array]
@@ -33,8 +34,7 @@ def sample_sigma(distribution: NoiseDistribution, key: Key, shape: tuple[int, ..
     return distribution.sigma(distribution.draw(key, shape))
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class LogNormal:
     """ln sigma ~ N(p_mean, p_std^2) (EDM Table 1, EDM)."""
 
@@ -50,8 +50,7 @@ class LogNormal:
         return jnp.exp(self.p_mean + self.p_std * draw)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class UniformTime:
     """t ~ U(eps_t, 1), sigma = sigma_vp(t) (EDM Table 1, VP)."""
 
@@ -69,8 +68,7 @@ class UniformTime:
         return schedule.sigma(1 + draw * (self.eps_t - 1))
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class LogUniform:
     """ln sigma ~ U(ln sigma_min, ln sigma_max) (EDM Table 1, VE)."""
 
@@ -86,8 +84,7 @@ class LogUniform:
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** draw
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class DiscreteLevels:
     """sigma = u_j, j ~ U{0..M-1} (EDM Table 1, iDDPM).
 

@@ -8,7 +8,6 @@ float32.  EDM's grid and iDDPM's table are here, the others in `edm_jax.grids`.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Protocol
 
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from edm_jax.pytree import pytree_dataclass
 from edm_jax.typing import Array, ArrayLike
 
 # EDM Table 1, "Parameters".
@@ -54,8 +54,7 @@ def _log1p_square(sigma: ArrayLike) -> ArrayLike:
     return xp.log1p(xp.square(sigma))
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class VPSchedule:
     """sigma(t) = sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1) (EDM Table 1, VP).
 
@@ -108,8 +107,7 @@ class VPSchedule:
         return log_term / (jnp.sqrt(self.beta_min**2 + self.beta_d * log_term) + self.beta_min)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class VESchedule:
     """sigma(t) = sqrt(t) (EDM Table 1, VE)."""
 
@@ -126,8 +124,7 @@ class VESchedule:
         return jnp.square(sigma)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class LinearSchedule:
     """sigma(t) = t (EDM Table 1, EDM and DDIM)."""
 
@@ -154,8 +151,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 # ------------------------------------------------------------------- signal scalings
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class VPScaling:
     """s = 1 / sqrt(1 + sigma^2): the state keeps unit variance for unit-variance data.
 
@@ -179,8 +175,7 @@ class VPScaling:
         return jnp.sqrt((1 - scale) * (1 + scale)) / scale
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class NoScaling:
     """s = 1 (EDM Table 1: VE, iDDPM and EDM).  Constant, so it has no inverse."""
 

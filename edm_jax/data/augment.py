@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from edm_jax.data.warp import affine_warp, reflect
+from edm_jax.pytree import pytree_dataclass
 from edm_jax.typing import Array, ArrayLike, Key
 
 _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
@@ -113,8 +114,7 @@ EDM_AUGMENT = AugmentPipe(
 )
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class AugmentParams:
     """How each image of a batch is changed; 0 everywhere is "not at all".
 

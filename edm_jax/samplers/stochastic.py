@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 
 from edm_jax.progress import ReportFn
+from edm_jax.pytree import pytree_dataclass
 from edm_jax.samplers import heun, loop
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, Key
 
 MAX_GAMMA = math.sqrt(2) - 1  # EDM Algorithm 2, line 2: never more new noise than old
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class Churn:
     """How much noise each step adds before it denoises (EDM Algorithm 2).
 

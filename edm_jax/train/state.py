@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-
-import jax
 import jax.numpy as jnp
 
+from edm_jax.pytree import pytree_dataclass
 from edm_jax.typing import Array, PyTree
 
 # Edges of the noise-level bins of the running loss, in sigma; the first and last bin
@@ -15,8 +13,7 @@ SIGMA_BIN_EDGES = tuple(10 ** (-3 + i / 4) for i in range(21))
 NUM_SIGMA_BINS = len(SIGMA_BIN_EDGES) + 1
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class Metrics:
     """Sums over the steps since the last log line, kept on the device.
 
@@ -51,8 +48,7 @@ class Metrics:
         )
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class TrainState:
     """Everything a run needs to go on as if it had never stopped.
 
