@@ -46,3 +46,14 @@ def test_unflattening_does_not_check():
     with pytest.raises(ValueError, match="not positive"):
         Positive(-1.0)
     assert jax.tree.map(lambda v: -v, Positive(1.0)).value == -1.0
+
+
+def test_static_fields_belong_to_the_structure():
+    @pytree_dataclass
+    class Grid:
+        values: float
+        size: int = dataclasses.field(default=3, metadata={"static": True})
+
+    assert jax.tree.leaves(Grid(1.0, 5)) == [1.0]
+    assert jax.tree.map(lambda v: v + 1, Grid(1.0, 5)) == Grid(2.0, 5)
+    assert jax.tree.structure(Grid(1.0, 5)) != jax.tree.structure(Grid(1.0, 4))
