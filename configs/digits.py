@@ -31,15 +31,15 @@ def get_config():
     config.data.num_threads = 1  # images in memory need no more
 
     config.train.update(
-        total_kimg=56.0,
+        total_kimg=61.44,
         batch_size=128,
         lr=3e-3,
         lr_rampup_kimg=10.0,
         ema_halflife_kimg=(5.0,),
         ema_rampup_ratio=0.0,
-        log_kimg=2.5,
-        sample_kimg=14.0,
-        checkpoint_kimg=14.0,
+        log_kimg=2.56,
+        sample_kimg=15.36,
+        checkpoint_kimg=15.36,
     )
     config.sampler.batch_size = 100
     config.evaluation.num_images = 2000

@@ -64,12 +64,31 @@ def _sample_batch(
 
 
 def _check_seeds(seeds: Iterable[int] | int) -> np.ndarray:
-    values = np.asarray(list(seeds) if np.ndim(seeds) or not np.isscalar(seeds) else [seeds])
+    try:
+        values = np.atleast_1d(np.asarray(seeds if hasattr(seeds, "shape") else list(seeds)))
+    except (TypeError, ValueError):
+        values = np.empty(0)
     if values.ndim != 1 or not values.size or values.dtype.kind not in "iu":
         raise ValueError(f"seeds must be a non-empty list of integers, got {seeds!r}")
     if values.min() < 0:
         raise ValueError(f"seeds must not be negative, got {values.min()}")
     return (values % 2**32).astype(np.uint32)
+
+
+def check_churn(churn: Churn) -> Churn:
+    """The constants as float32, so that their types never recompile.
+
+    Raises:
+      ValueError: unless s_churn >= 0, s_noise >= 0 and both are finite.
+    """
+    churn = jax.tree.map(np.float32, churn)
+    for name in ("s_churn", "s_noise"):
+        value = getattr(churn, name)
+        if not 0 <= value < np.inf:
+            raise ValueError(f"{name} must be 0 or more and finite, got {value}")
+    if np.isnan(churn.s_tmin) or np.isnan(churn.s_tmax):
+        raise ValueError(f"s_tmin and s_tmax must be numbers, got {churn}")
+    return churn
 
 
 def _expand_labels(labels: ArrayLike | None, model: Model, count: int) -> np.ndarray | None:
@@ -78,6 +97,8 @@ def _expand_labels(labels: ArrayLike | None, model: Model, count: int) -> np.nda
     if not model.num_classes:
         raise ValueError("the model is unconditional; leave labels out")
     labels = np.asarray(labels)
+    if labels.dtype.kind not in "iufb":
+        raise ValueError(f"labels must be class indices or rows of numbers, got {labels.dtype}")
     if labels.ndim == 2:
         if labels.shape != (count, model.num_classes):
             raise ValueError(
@@ -128,8 +149,9 @@ def sample(
     """
     seeds = _check_seeds(seeds)
     labels = _expand_labels(labels, model, len(seeds))
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if batch_size != int(batch_size) or batch_size < 1:
+        raise ValueError(f"batch_size must be an integer >= 1, got {batch_size}")
+    churn = None if churn is None else check_churn(churn)
     sigmas = make_sigmas(
         "edm",
         num_steps,

@@ -196,7 +196,8 @@ SCALINGS: dict[str, Callable[..., Scaling]] = {"vp": VPScaling, "none": NoScalin
 
 def check_range(num_steps: int, sigma_min: float, sigma_max: float) -> None:
     """Raise ValueError unless N >= 1 and 0 < sigma_min < sigma_max < inf."""
-    if isinstance(num_steps, bool) or int(num_steps) != num_steps or num_steps < 1:
+    whole = isinstance(num_steps, int | np.integer) and not isinstance(num_steps, bool)
+    if not whole or num_steps < 1:
         raise ValueError(f"num_steps must be an integer >= 1, got {num_steps!r}")
     if not 0 < sigma_min < sigma_max < np.inf:
         raise ValueError(
@@ -238,8 +239,8 @@ def karras_sigmas(
       ValueError: unless N >= 1, 0 < sigma_min < sigma_max and rho > 0.
     """
     check_range(num_steps, sigma_min, sigma_max)
-    if not rho > 0:
-        raise ValueError(f"rho must be positive, got {rho}")
+    if not 0 < rho < np.inf:
+        raise ValueError(f"rho must be positive and finite, got {rho}")
     top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     sigmas = (top + _ramp(num_steps) * (bottom - top)) ** rho
     # The ends are exact by definition; the power may miss them by one ulp.

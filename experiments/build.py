@@ -380,6 +380,26 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     for key in ("dropout", "label_dropout"):
         value = config.model[key]
         require(0 <= value < 1, f"model.{key}", value, "in [0, 1)")
+    require(config.data.num_threads >= 1, "data.num_threads", config.data.num_threads, "at least 1")
+    for group, key in (
+        (config.data, "num_workers"),
+        (config.data, "max_size"),
+        (config.data, "resolution"),
+        (evaluation, "first_seed"),
+        (evaluation, "trajectory_seeds"),
+    ):
+        require(group[key] >= 0, key, group[key], "0 or more")
+    for key in ("s_noise", "s_churn"):
+        require(0 <= sampler[key] < math.inf, f"sampler.{key}", sampler[key], "0 or more")
+    for key, value in config.augment.items():
+        require(0 <= value < math.inf, f"augment.{key}", value, "0 or more, and finite")
+    for group in ("noise", "weight", "precond"):
+        name = config[group].name
+        for key, value in config[group].get(name, {}).items():
+            spread = key not in ("p_mean", "beta_min")  # all others are scales or counts
+            good = math.isfinite(value) and (value > 0 or not spread)
+            rule = "positive and finite" if spread else "finite"
+            require(good, f"{group}.{name}.{key}", value, rule)
     # Names and constants of the choices: building them is cheap and checks them.
     build_distribution(config)
     build_weight(config)

@@ -49,6 +49,11 @@ def progress_bar(total: int, name: str) -> Any:
     return tqdm(total=total, desc=name, unit="img", disable=None, leave=False)
 
 
+def local_sharding() -> jax.sharding.NamedSharding:
+    """Images split over the devices of this process."""
+    return batch_sharding(make_mesh(jax.local_devices()))
+
+
 def draw_samples(
     model: Model, seeds: np.ndarray, labels: np.ndarray | None, arguments: dict, name: str
 ) -> np.ndarray:
@@ -58,7 +63,7 @@ def draw_samples(
             model,
             seeds,
             labels,
-            sharding=batch_sharding(make_mesh(jax.local_devices())),
+            sharding=local_sharding(),
             on_batch=lambda done: bar.update(done - bar.n),
             **arguments,
         )
@@ -131,6 +136,14 @@ def write_evaluation(workdir: pathlib.Path, result: dict[str, Any]) -> pathlib.P
     path = workdir / EVALUATION
     write_atomically(path, json.dumps(result, indent=2) + "\n")
     return path
+
+
+def read_evaluation(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """What `write_evaluation` wrote, or None if there is nothing readable."""
+    try:
+        return json.loads((workdir / EVALUATION).read_text())
+    except (OSError, ValueError):
+        return None
 
 
 ROWS = (
@@ -208,10 +221,12 @@ def trajectory(
     def of_state(x: Any, sigma: Any) -> Any:
         return denoise(model.variables, x, sigma, rows)
 
+    rounding = model.preconditioning.round_sigma if model.preconditioning.rounds else None
     states, outputs = [np.asarray(x)], []
     for i in range(steps):
         gamma = churn.gamma(levels[i], steps)
-        x, sigma = add_noise(x, levels[i], gamma, churn.s_noise, churn_noise(keys, i, shape))
+        noise = churn_noise(keys, i, shape)
+        x, sigma = add_noise(x, levels[i], gamma, churn.s_noise, noise, rounding)
         step = heun_step if i < steps - 1 else euler_step
         x, denoised = step(of_state, x, sigma, levels[i + 1])
         states.append(np.asarray(x))

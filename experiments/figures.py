@@ -144,7 +144,10 @@ def denoising_trajectories(
     """
     plt = _pyplot()
     steps = len(denoised)
-    shown = np.unique(np.linspace(0, steps - 1, min(steps, 9)).round().astype(int))
+    # Half of the columns where the noise drowns everything, half where the image forms.
+    half = int(np.searchsorted(-sigmas[:-1], -3.0))
+    parts = (np.linspace(0, half, 4), np.linspace(half, steps - 1, 7))
+    shown = np.unique(np.concatenate(parts).clip(0, steps - 1).round().astype(int))
     # A state is shown at unit contrast: divided by its own spread, as noise has no range.
     spread = np.sqrt(sigmas[:-1] ** 2 + 1)
     rows = []
@@ -183,8 +186,7 @@ def training_curve(path: pathlib.Path, kimg: Sequence[float], loss: Sequence[flo
     fig, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     axes.plot(kimg, loss, color=INK, lw=1.5)
     axes.set(xlabel="thousands of images (kimg)", ylabel="loss per element")
-    if len(loss) > 1:
-        axes.set_ylim(0, 1.1 * max(loss[1:]))
+    axes.set_ylim(0, 1.1 * max(loss, default=1))
     axes.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, dpi=130)

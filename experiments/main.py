@@ -42,7 +42,9 @@ import difflib
 import math
 import os
 import pathlib
+import re
 import sys
+import warnings
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Run as a script, Python sees only this folder; configs and experiments are beside it.
@@ -184,8 +186,9 @@ def parse_flags(argv: list[str]) -> list[str]:
         # A configuration that raises comes with the traceback of its file.
         _fail(str(error).strip().splitlines()[-1].removeprefix("ValueError: "), 2)
     except (AttributeError, KeyError) as error:  # an unknown key of the configuration
-        text = " ".join(str(error.args[0]).split()).replace("\\'", "'").strip("'\"")
-        _fail(f"unknown configuration option: {text}", 2)
+        near = re.search(r'Did you mean "(.*?)" instead of "(.*?)"', str(error))
+        hint = f"{near[2]!r}; did you mean {near[1]!r}?" if near else str(error)
+        _fail(f"unknown configuration option {hint}", 2)
     except (ImportError, SyntaxError, TypeError, ValueError, OSError) as error:
         _fail(f"the configuration cannot be read: {error}", 2)
 
@@ -373,6 +376,9 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.ERROR)  # libraries report every probe and wait
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # What we warn of is for the user: one line, without the place in the code.
+    warnings.showwarning = lambda message, *where: print(f"warning: {message}", file=sys.stderr)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
     try:
         _check_flags_of_mode()
         RUN[FLAGS.mode]()

@@ -12,7 +12,7 @@ import numpy as np
 from edm_jax import generate
 from edm_jax.weights.model import Model, check_labels
 from experiments import build, evaluate, figures
-from experiments.workdir import WorkdirError, prepare, write_atomically
+from experiments.workdir import WorkdirError, prepare, to_json, write_atomically
 
 SETTINGS = "settings.json"
 MAX_SEEDS = 100_000_000
@@ -87,7 +87,9 @@ def write_samples(
     )
     # All that can be wrong is found out before the first batch.
     build.sampler_sigmas(model.preconditioning, arguments)
-    prepare(outdir)
+    if arguments["churn"] is not None:
+        generate.check_churn(arguments["churn"])
+    prepare(outdir, "outdir")
     settings = {
         "progress": model.description.get("progress"),
         "weights": model.variant,
@@ -95,7 +97,7 @@ def write_samples(
         **{k: v for k, v in arguments.items() if k not in ("batch_size", "churn")},
         "churn": None if arguments["churn"] is None else vars(arguments["churn"]),
     }
-    _check_settings(outdir, json.loads(json.dumps(settings)))
+    _check_settings(outdir, json.loads(json.dumps(to_json(settings))))
     if grid:
         images = evaluate.draw_samples(
             model, np.asarray(seed_values), label_values, arguments, "samples"
@@ -117,6 +119,7 @@ def write_samples(
                 model,
                 part,
                 part_labels,
+                sharding=evaluate.local_sharding(),
                 on_batch=lambda n, start=start: bar.update(start + n - bar.n),
                 **arguments,
             )

@@ -150,7 +150,7 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, An
                 state = _loop(run, state, step, stop)
         elif (path / workdir.EVALUATION).exists() or not config.evaluation.num_images:
             run.status.say(f"finished: {path} has trained its {config.train.total_kimg:g} kimg")
-            return _summary(run, None)
+            return _summary(run, evaluate.read_evaluation(path))
         return _finish(run, state, started)
 
 
@@ -238,6 +238,9 @@ def _loop(run: Run, state: TrainState, start: int, stop: StopRequest) -> TrainSt
     pending: tuple[int, Any] | None = None
     for step in range(start + 1, intervals.total + 1):
         state = run.step_fn(state, next(batches), run.key)
+        if step == start + 1:
+            jax.block_until_ready(state.step)  # compiled: rates count from here
+            run.status.start(step)
         if pending is not None:
             # The window that ended one step ago: the device is already past it.
             _log(run, *pending)
@@ -318,11 +321,12 @@ def _check_finite(run: Run, bad_step: int) -> None:
         return
     run.store.wait()
     steps = run.store.steps()
-    kept = f"checkpoint {steps[-1]} is intact" if steps else "there is no checkpoint yet"
+    kept = f"the newest checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
     raise TrainingError(
         f"the loss was not finite at step {bad_step} (kimg "
-        f"{bad_step * run.batch_size / 1000:.1f}); {kept}; "
-        "lower config.train.lr or look at the data"
+        f"{bad_step * run.batch_size / 1000:.1f}); {kept}. "
+        "Nothing after it is saved. The same command tries again from there; if that fails too, "
+        "look at the data, or lower config.train.lr in a new --workdir"
     )
 
 

@@ -38,8 +38,8 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
         raise
 
 
-def prepare(path: pathlib.Path) -> None:
-    """Create the directory and make sure that it can be written.
+def prepare(path: pathlib.Path, flag: str = "workdir") -> None:
+    """Create the directory that ``--flag`` names and make sure that it can be written.
 
     Raises:
       WorkdirError: if it cannot.
@@ -50,7 +50,7 @@ def prepare(path: pathlib.Path) -> None:
             pass
     except OSError as error:
         reason = error.strerror or error
-        raise WorkdirError(f"--workdir={path} cannot be written: {reason}") from error
+        raise WorkdirError(f"--{flag}={path} cannot be written: {reason}") from error
 
 
 @contextlib.contextmanager
@@ -87,6 +87,23 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def to_json(value: Any) -> Any:
+    """JSON values only: infinities and NaN, which JSON lacks, become texts."""
+    if isinstance(value, Mapping):
+        return {key: to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    return value
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _from_json(item) for key, item in value.items()}
+    return float(value) if value in ("inf", "-inf", "nan") else value
+
+
 def read_config(path: pathlib.Path) -> dict[str, Any]:
     """The resolved configuration of a run directory.
 
@@ -95,7 +112,7 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
     """
     file = path / CONFIG
     try:
-        return json.loads(file.read_text())
+        return _from_json(json.loads(file.read_text()))
     except FileNotFoundError:
         raise WorkdirError(f"{path} holds no run: there is no {CONFIG}") from None
     except (OSError, ValueError) as error:
@@ -108,11 +125,11 @@ def record_config(path: pathlib.Path, config: Mapping[str, Any]) -> None:
     Raises:
       ConfigError: listing each option that differs.
     """
-    text = json.dumps(config, indent=2, sort_keys=True)
+    text = json.dumps(to_json(config), indent=2, sort_keys=True, allow_nan=False)
     if not (path / CONFIG).exists():
         write_atomically(path / CONFIG, text + "\n")
         return
-    old, new = flatten(read_config(path)), flatten(json.loads(text))
+    old, new = flatten(read_config(path)), flatten(_from_json(json.loads(text)))
     missing = object()
     rows = []
     for key in sorted(old.keys() | new.keys()):
@@ -182,7 +199,7 @@ class TensorBoard:
         except ImportError:
             report(
                 "TensorBoard events are off: tensorflow is not installed "
-                "(pip install 'edm_jax[tensorboard]'); metrics.jsonl has everything"
+                "(pip install -e '.[tensorboard]'); metrics.jsonl has everything"
             )
             return
         self._writer = SummaryWriter(str(path / "tensorboard"))

@@ -123,6 +123,8 @@ def test_no_recompilation_for_new_numbers():
     before = compiled()
     draw(range(4), 2, num_steps=4, churn=Churn(2.0, 0.1, 7.0, 1.01), rho=5.0, sigma_max=40.0)
     draw(range(9), 0, num_steps=4, churn=Churn(0.5), sigma_min=0.01)
+    draw(range(4), 0, num_steps=4, churn=Churn(3, s_tmax=50, s_noise=1))
+    draw(range(4), 0, num_steps=4, churn=Churn(jnp.float32(3), s_noise=np.float64(1)))
     assert compiled() == before
     draw(range(4), 1, num_steps=5, churn=Churn(1.0))
     assert compiled() == before + 1
@@ -179,6 +181,10 @@ def test_sampling_is_pure_under_jit_vmap_and_grad():
         (dict(seeds=[]), "non-empty list of integers"),
         (dict(seeds=[0.5]), "non-empty list of integers"),
         (dict(seeds=[-1]), "must not be negative, got -1"),
+        (dict(seeds=None), "non-empty list of integers"),
+        (dict(labels="3"), "class indices or rows of numbers"),
+        (dict(churn=Churn(1.0, s_noise=float("nan"))), "s_noise must be 0 or more"),
+        (dict(rho=float("inf")), "rho must be positive and finite"),
         (dict(labels=3), r"label 3 is out of range; the classes are 0\.\.2"),
         (dict(labels=-1), "label -1 is out of range"),
         (dict(labels=[0, 1, 2]), "one class index or 2 of them"),
@@ -187,7 +193,7 @@ def test_sampling_is_pure_under_jit_vmap_and_grad():
         (dict(num_steps=0), "num_steps must be an integer >= 1, got 0"),
         (dict(sigma_min=80.0), "got sigma_min=80.0, sigma_max=80.0"),
         (dict(rho=0.0), "rho must be positive"),
-        (dict(batch_size=0), "batch_size must be at least 1"),
+        (dict(batch_size=0), "batch_size must be an integer >= 1"),
     ],
 )
 def test_bad_input_is_refused(call, message):
@@ -199,3 +205,18 @@ def test_labels_for_an_unconditional_model_are_refused():
     with pytest.raises(ValueError, match="unconditional; leave labels out"):
         draw([0], 0, model=tiny_model(0))
     assert draw([0], model=tiny_model(0)).shape == (1, 4, 4, 2)
+
+
+def test_one_seed_may_be_a_number():
+    np.testing.assert_array_equal(draw(np.array(5), 1), draw([5], 1))
+
+
+def test_gradient_with_respect_to_churn_is_finite_at_zero():
+    def energy(s_churn):
+        x = edm_jax.sample_stochastic(
+            lambda x, s: 0.5 * x, jnp.ones(3), edm_jax.karras_sigmas(4), jax.random.key(0),
+            Churn(s_churn),
+        )  # fmt: skip
+        return jnp.sum(x)
+
+    assert np.isfinite(jax.grad(energy)(0.0))

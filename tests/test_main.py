@@ -95,7 +95,10 @@ def assert_same_run(a, b):
 
 @pytest.mark.slow
 def test_train_leaves_what_it_says(run_dir):
-    config = json.loads((run_dir / "config.json").read_text())
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    config = json.loads((run_dir / "config.json").read_text(), parse_constant=refuse)
     assert config["train"]["batch_size"] == 16
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [5, 10, 15, 20, 25, 30]
@@ -243,7 +246,7 @@ BAD = {
     "no config": ([], "--config is missing"),
     "missing config": (["--config=configs/digit.py"], "did you mean configs/digits.py?"),
     "no workdir": ([TINY], "--workdir is missing"),
-    "unknown key": ([TINY, "--workdir=w", "--config.train.lrr=1"], 'Did you mean "lr"'),
+    "unknown key": ([TINY, "--workdir=w", "--config.train.lrr=1"], "'lrr'; did you mean 'lr'?"),
     "wrong type": ([TINY, "--workdir=w", "--config.train.lr=abc"], "--config.train.lr=abc"),
     "unknown flag": ([TINY, "--wrkdir=w"], "Did you mean: workdir"),
     "unknown mode": ([TINY, "--mode=trian"], "--mode=trian"),
@@ -261,6 +264,18 @@ BAD = {
     "network": (
         [TINY, "--workdir=w", "--config.model.encoder_type=residul"],
         "residul",
+    ),
+    "evaluation seed": (
+        [TINY, "--workdir=w", "--config.evaluation.first_seed=-5"],
+        "config.first_seed must be 0 or more, got -5",
+    ),
+    "noise spread": (
+        [TINY, "--workdir=w", "--config.noise.lognormal.p_std=-1.0"],
+        "config.noise.lognormal.p_std must be positive and finite, got -1.0",
+    ),
+    "threads": (
+        [TINY, "--workdir=w", "--config.data.num_threads=-1"],
+        "config.data.num_threads must be at least 1, got -1",
     ),
     "workdir is a file": ([TINY, f"--workdir={__file__}"], "cannot be written"),
     "sample flag": ([TINY, "--workdir=w", "--seeds=3"], "--seeds belongs to --mode=sample"),

@@ -245,7 +245,10 @@ class ImageFiles:
             labels, dim = labels_from_metadata(metadata, names, f"{path}: {METADATA}")
             return labels, dim, None
         if METADATA in self._store.names:
-            raise ValueError(f"{path}: {METADATA} holds no labels; set use_labels=False")
+            raise ValueError(
+                f"{path}: {METADATA} holds no labels; set use_labels=False "
+                "(config.data.conditional=False)"
+            )
         found = None
         if not isinstance(self._store, ZipReader) and not _NUMBERED.fullmatch(names[0]):
             found = labels_from_folders(names)
@@ -253,7 +256,7 @@ class ImageFiles:
             raise ValueError(
                 f"{path}: no labels: there is no {METADATA}, and class folders count only in a "
                 "folder (no archive) of two or more of them that hold every image; add the "
-                "file, or set use_labels=False"
+                "file, or set use_labels=False (config.data.conditional=False)"
             )
         return found[0], len(found[1]), found[1]
 

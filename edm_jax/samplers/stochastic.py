@@ -32,8 +32,16 @@ class Churn:
     s_tmax: ArrayLike = math.inf
     s_noise: ArrayLike = 1.0
 
+    def __post_init__(self) -> None:
+        # An int and a float would be two signatures of a jitted function.
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int):
+                object.__setattr__(self, field.name, float(value))
+
     def gamma(self, sigma: ArrayLike, num_steps: int) -> Array:
         """Relative increase of the noise level, of the shape of sigma."""
+        sigma = jnp.asarray(sigma)
         active = (self.s_tmin <= sigma) & (sigma <= self.s_tmax)
         gamma = jnp.minimum(jnp.asarray(self.s_churn, sigma.dtype) / num_steps, MAX_GAMMA)
         return jnp.where(active, gamma, 0).astype(sigma.dtype)
@@ -62,7 +70,10 @@ def add_noise(
     # fused into one kernel it can be negative at gamma = 0.
     if round_sigma is None:
         sigma_hat = sigma + gamma * sigma
-        std = sigma * jnp.sqrt(gamma * (gamma + 2))
+        square = gamma * (gamma + 2)
+        # The root has no derivative at 0: keep it away from there for the sake of gradients.
+        root = jnp.sqrt(jnp.where(square > 0, square, 1))
+        std = sigma * jnp.where(square > 0, root, 0)
     else:
         sigma_hat = round_sigma(sigma + gamma * sigma).astype(x.dtype)
         std = jnp.sqrt(jnp.maximum((sigma_hat - sigma) * (sigma_hat + sigma), 0))

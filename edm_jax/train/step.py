@@ -173,12 +173,15 @@ def make_optimizer(
 def init_state(
     variables: PyTree, optimizer: optax.GradientTransformation, averaging: Averaging
 ) -> TrainState:
-    """Fresh state around initial network variables; every EMA starts as the weights."""
-    params = variables["params"]
+    """Fresh state around initial network variables; every EMA starts as the weights.
+
+    The state holds copies: the training step donates its buffers.
+    """
+    params = jax.tree.map(jnp.copy, variables["params"])
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        buffers=variables.get("buffers", {}),
+        buffers=jax.tree.map(jnp.copy, variables.get("buffers", {})),
         ema={name: jax.tree.map(jnp.copy, params) for name in averaging.names()},
         opt_state=optimizer.init(params),
         metrics=Metrics.zeros(),

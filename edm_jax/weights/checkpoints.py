@@ -101,7 +101,7 @@ def read_arrays(step_dir: pathlib.Path, item: str) -> PyTree:
         import orbax.checkpoint as ocp
     except ImportError:
         raise ImportError(
-            "reading a checkpoint directory needs orbax-checkpoint: pip install 'edm_jax[train]' "
+            "reading a checkpoint directory needs orbax-checkpoint: pip install -e '.[train]' "
             "(a single-file export does not)"
         ) from None
     import jax
