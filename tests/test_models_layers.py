@@ -348,3 +348,34 @@ def test_parameters_are_cast_to_the_activation():
     variables = nn.meta.unbox(layer.init(jax.random.key(0), x))
     assert variables["params"]["kernel"].dtype == jnp.float32
     assert layer.apply(variables, x).dtype == jnp.bfloat16
+
+
+def test_derivatives_of_silu_and_moments():
+    # Their own rules against those of the formulas, forward, reverse and twice.
+    x = jnp.linspace(-30, 30, 241)
+    dx = jnp.cos(x)
+    for f, g in [(jax.jvp(layers.silu, (x,), (dx,)), jax.jvp(jax.nn.silu, (x,), (dx,)))]:
+        np.testing.assert_allclose(f, g, atol=3e-6)  # 30 times the rounding of a sigmoid
+    second = [jax.vmap(jax.grad(jax.grad(f)))(x) for f in (layers.silu, jax.nn.silu)]
+    np.testing.assert_allclose(*second, atol=3e-6)
+
+    def plain(x):
+        mean = x.mean((1, 2), keepdims=True)
+        return mean[:, 0, 0], jnp.square(x - mean).mean((1, 2))
+
+    rng = np.random.default_rng(0)
+    x, v, w = (jnp.asarray(rng.standard_normal((2, 3, 4, 5)), jnp.float32) for _ in range(3))
+    x = x + 3
+
+    def scalar(f):
+        return lambda x: sum(jnp.sum(jnp.sin(m)) for m in f(x))
+
+    for a, b in zip(layers.channel_moments(x), plain(x), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    pairs = [(scalar(layers.channel_moments), scalar(plain))]
+    for ours, theirs in pairs:
+        np.testing.assert_allclose(jax.grad(ours)(x), jax.grad(theirs)(x), atol=1e-6)
+        hessian = [jax.jvp(jax.grad(f), (x,), (v,))[1] for f in (ours, theirs)]
+        np.testing.assert_allclose(*hessian, atol=1e-6)
+        twice = [jax.grad(lambda x, f=f: jnp.vdot(jax.grad(f)(x), w))(x) for f in (ours, theirs)]
+        np.testing.assert_allclose(*twice, atol=1e-6)

@@ -6,10 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-
 from edm_jax.models.initializers import Init
-from edm_jax.models.layers import Linear, PositionalEmbedding
+from edm_jax.models.layers import Linear, PositionalEmbedding, silu
 from edm_jax.models.plan import Entry, dhariwal_plan
 from edm_jax.models.unet import UNet, require
 from edm_jax.typing import Array
@@ -95,13 +93,13 @@ class DhariwalUNet(UNet):
             map_augment = Linear(width, False, initial=_INIT_ZERO, axes=axes, name="map_augment")
             e = e + map_augment(augment_labels)
         width = self.model_channels * self.channel_mult_emb
-        e = jax.nn.silu(Linear(width, initial=_INIT, name="map_layer0")(e))
+        e = silu(Linear(width, initial=_INIT, name="map_layer0")(e))
         e = Linear(width, initial=_INIT, name="map_layer1")(e)
         if class_labels is not None:
             # Entries of variance 1: a one-hot label then has the scale of a table row.
             init = Init("kaiming_normal", weight=math.sqrt(self.label_dim))
             e = e + Linear(width, False, initial=init, axes=axes, name="map_label")(class_labels)
-        return jax.nn.silu(e)
+        return silu(e)
 
     def _check(self) -> None:
         super()._check()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -200,12 +201,44 @@ class GroupNorm(nn.Module):
         if shift is not None:
             shift = jnp.broadcast_to(shift.astype(jnp.float32), (y.shape[0], channels))
         centre, gain = _group_statistics(y, shift, self.eps)
-        gain, offset = gain * scale[None], bias[None]
+        gain = gain * scale[None]
+        offset = bias[None] - centre * gain
         if modulation is not None:
             factor = 1 + modulation[0].astype(jnp.float32)
             gain, offset = gain * factor, offset * factor + modulation[1].astype(jnp.float32)
-        y = (y - _rank_like(centre, y)) * _rank_like(gain, y) + _rank_like(offset, y)
-        return (jax.nn.silu(y) if self.silu else y).astype(x.dtype)
+        y = y * _rank_like(gain, y) + _rank_like(offset, y)
+        return (silu(y) if self.silu else y).astype(x.dtype)
+
+
+@jax.custom_jvp
+def silu(x: Array) -> Array:
+    """``x * sigmoid(x)``."""
+    return x * jax.nn.sigmoid(x)
+
+
+@silu.defjvp
+def _silu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    # The sigmoid by another formula than in the forward pass: a compiler that recognised
+    # it would keep the array from there instead of recomputing it from x.
+    s = 0.5 + 0.5 * jnp.tanh(0.5 * x)
+    return silu(x), dx * (s * (1 + x * (1 - s)))
+
+
+@jax.custom_jvp
+def channel_moments(x: Array) -> tuple[Array, Array]:
+    """``(B, H, W, C)`` -> mean and biased variance, ``(B, C)``, in two passes over x."""
+    mean = x.mean((1, 2))
+    return mean, jnp.square(x - _rank_like(mean, x)).mean((1, 2))
+
+
+@channel_moments.defjvp
+def _channel_moments_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
+    (x,), (dx,) = primals, tangents
+    mean, var = channel_moments(x)
+    # In terms of x alone, so that no centred copy of it is kept for the gradient.
+    dmean = dx.mean((1, 2))
+    return (mean, var), (dmean, 2 * ((x * dx).mean((1, 2)) - mean * dmean))
 
 
 def _group_statistics(x: Array, shift: Array | None, eps: float) -> tuple[Array, Array]:
@@ -217,14 +250,11 @@ def _group_statistics(x: Array, shift: Array | None, eps: float) -> tuple[Array,
     """
     batch, channels = x.shape[0], x.shape[-1]
     grouped = (batch, num_groups(channels), -1)
-    mean = x.mean((1, 2))
-    # The derivative of the variance with respect to the mean is zero; leaving it out
-    # saves a pass over the image in the gradient.
-    centred = x - _rank_like(lax.stop_gradient(mean), x)
-    var = jnp.square(centred).mean((1, 2)).reshape(grouped)
+    mean, var = channel_moments(x)
     mean = (mean if shift is None else mean + shift).reshape(grouped)
     group_mean = mean.mean(-1, keepdims=True)
-    group_var = (var + jnp.square(mean - group_mean)).mean(-1, keepdims=True)
+    deviation = jnp.square(mean - group_mean)
+    group_var = (var.reshape(grouped) + deviation).mean(-1, keepdims=True)
 
     def per_channel(v: Array) -> Array:
         return jnp.broadcast_to(v, mean.shape).reshape(batch, channels)

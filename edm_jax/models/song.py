@@ -6,11 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from edm_jax.models.initializers import Init
-from edm_jax.models.layers import FourierEmbedding, Linear, PositionalEmbedding
+from edm_jax.models.layers import FourierEmbedding, Linear, PositionalEmbedding, silu
 from edm_jax.models.plan import DECODER_TYPES, ENCODER_TYPES, Entry, song_plan
 from edm_jax.models.unet import UNet, require
 from edm_jax.typing import Array
@@ -111,8 +110,8 @@ class SongUNet(UNet):
             map_augment = Linear(width, False, initial=_INIT, axes=axes, name="map_augment")
             e = e + map_augment(augment_labels)
         width = self.model_channels * self.channel_mult_emb
-        e = jax.nn.silu(Linear(width, initial=_INIT, name="map_layer0")(e))
-        return jax.nn.silu(Linear(width, initial=_INIT, name="map_layer1")(e))
+        e = silu(Linear(width, initial=_INIT, name="map_layer0")(e))
+        return silu(Linear(width, initial=_INIT, name="map_layer1")(e))
 
     def _check(self) -> None:
         super()._check()
