@@ -200,25 +200,40 @@ class GaussianMixture:
           Of the shape of x.
         """
         x = _float(x)
-        target = self.log_odds(x, sigma)
         delta, _, total, _ = self._parts(x, sigma)
         _, _, total_to, _ = self._parts(x, sigma_to)
         # Each component alone would move x here; the mixture moves it in between.
         ends = x[None] - delta + delta * jnp.sqrt(total_to / total)
+        return self._where_log_odds_are(self.log_odds(x, sigma), ends, sigma_to)
+
+    def quantile(self, p: ArrayLike, sigma: ArrayLike = 0.0) -> Array:
+        """Where P(X <= x) = p under p(x; sigma); for event = () only.
+
+        Args:
+          p: any shape, between 0 and 1.
+          sigma: scalar, or of the shape of leading axes of p.
+        """
+        p = _float(p)
+        delta, _, total, _ = self._parts(jnp.zeros_like(p), sigma)
+        ends = -delta + jnp.sqrt(total) * jax.scipy.special.ndtri(p)[None]
+        return self._where_log_odds_are(jnp.log(p) - jnp.log1p(-p), ends, sigma)
+
+    def _where_log_odds_are(self, target: Array, ends: Array, sigma: ArrayLike) -> Array:
+        """The x between the extremes of ``ends`` (axis 0) with the given log odds."""
 
         def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
             low, high = ends
             middle = low + (high - low) / 2
-            below = self.log_odds(middle, sigma_to) < target
+            below = self.log_odds(middle, sigma) < target
             return jnp.where(below, middle, low), jnp.where(below, high, middle)
 
         low, high = jnp.min(ends, axis=0), jnp.max(ends, axis=0)
-        bits = jnp.finfo(x.dtype).nmant + 12  # the bracket may be wide beside the answer
+        bits = jnp.finfo(target.dtype).nmant + 12  # the bracket may be wide beside the answer
         low, high = jax.lax.fori_loop(0, bits, halve, (low, high))
         found = jax.lax.stop_gradient(low + (high - low) / 2)
         # One Newton step: no change of the value beyond rounding, but the derivative
         # of the implicit function, which bisection does not have.
-        odds, slope = jax.jvp(lambda x: self.log_odds(x, sigma_to), (found,), (jnp.ones_like(x),))
+        odds, slope = jax.jvp(lambda x: self.log_odds(x, sigma), (found,), (jnp.ones_like(found),))
         return found - (odds - target) / jax.lax.stop_gradient(slope)
 
     def sample(self, key: Key, shape: tuple[int, ...] = ()) -> Array:

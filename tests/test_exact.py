@@ -87,6 +87,18 @@ def test_flow_solves_the_probability_flow_ode(name, x64):
     np.testing.assert_allclose(slope, difference, rtol=1e-5)  # central differences
 
 
+def test_quantiles_invert_the_distribution_function(x64):
+    bed, p = _beds(())["mixture"], np.array([1e-6, 0.1, 0.5, 0.9, 1 - 1e-6])
+    weights = np.array(bed.weights) / np.sum(bed.weights)
+    for sigma in (0.0, 0.7):
+        x = np.asarray(jax.jit(bed.quantile)(p, sigma))
+        below = sum(
+            w * scipy.stats.norm(m, np.hypot(s, sigma)).cdf(x)
+            for w, m, s in zip(weights, bed.means, bed.stds, strict=True)
+        )
+        np.testing.assert_allclose(below, p, rtol=1e-9)
+
+
 def test_single_point_flow_is_a_straight_line(x64):
     bed = exact.FiniteData(np.ones((1, 2, 2)))
     x = np.arange(4.0).reshape(1, 2, 2)

@@ -48,6 +48,7 @@ def table1(
     sigma_max: float | None = None,
     eps_s: float = schedules.VP_EPS_S,
     preconditioning: Preconditioning | None = None,
+    merge: bool = False,
     **options: float | np.ndarray,
 ) -> Setting:
     """Time steps, sigma(t) and s(t) of EDM Table 1 by name.
@@ -63,6 +64,7 @@ def table1(
       sigma_min, sigma_max: wanted noise range.
       eps_s: last time of the VP schedule.
       preconditioning: of the network, whose range and rounding are respected.
+      merge: drop levels that the rounding repeats (`grids.round_grid`).
       **options: of the grid (rho, levels).
 
     Returns:
@@ -85,6 +87,7 @@ def table1(
         sigma_min=low,
         sigma_max=high,
         preconditioning=preconditioning,
+        merge=merge,
         **options,
     )
     fitted = VPSchedule.fit(low, high, eps_s) if schedule == "vp" else make_schedule()

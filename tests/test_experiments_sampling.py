@@ -1,0 +1,118 @@
+"""The programs around sampling: validation, the paper's claim, the 1-D picture."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from edm_jax import grids, samplers  # noqa: E402
+from edm_jax import validate as validate_lib  # noqa: E402
+from experiments import figures_1d, sampling_claim  # noqa: E402
+from experiments import validate as program  # noqa: E402
+
+
+def broken(denoise, x, sigmas):
+    """A user's sampler that ignores its grid."""
+    return denoise(x, sigmas[0])
+
+
+def test_validate_program_writes_its_files_and_exit_code(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(validate_lib, "NUM_STEPS", (16, 32))
+    assert program.run(str(tmp_path), "dpmpp_2m") == 0
+    shown = capsys.readouterr().out
+    assert "dpmpp_2m" in shown and "pass" in shown and "1 of 1 samplers" in shown
+    (entry,) = json.loads((tmp_path / "validate.json").read_text())["samplers"]
+    assert entry["passed"] and entry["nfe"] == [16, 32]
+    assert (tmp_path / "validate.png").stat().st_size > 1000
+    assert program.run(None, f"{__name__}:broken") == 1
+    assert "FAIL" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="did you mean 'heun'"):
+        program.run(None, "heunn")
+
+
+def test_validate_runs_as_a_script_and_names_bad_input():
+    command = [sys.executable, "experiments/validate.py", "--sampler=nothing:here"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "cannot load the sampler" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_image_law_has_the_stated_deviation_and_denoiser(x64):
+    for name in sampling_claim.LAWS:
+        law = sampling_claim.image_law(name)
+        assert law.counts.sum() == 32 * 32
+        variance = np.sum(law.counts * law.scales**2) / law.counts.sum()
+        np.testing.assert_allclose(variance, 0.25, rtol=1e-12)
+        # Unit components: mean 0 and variance 1.
+        unit = law.unit
+        np.testing.assert_allclose(np.sum(unit.weights * unit.means), 0, atol=1e-12)
+        second = np.sum(unit.weights * (unit.stds**2 + unit.means**2))
+        np.testing.assert_allclose(second, 1, rtol=1e-12)
+    law = sampling_claim.image_law("Gaussian")
+    x = np.random.default_rng(0).normal(size=(5, len(law.scales)))
+    shrink = law.scales**2 / (law.scales**2 + 0.7**2)
+    np.testing.assert_allclose(law.denoise(x, 0.7), shrink * x, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(law.denoise(x, np.full(5, 0.7)), shrink * x, rtol=1e-9, atol=1e-12)
+
+
+def test_claim_curves_on_gaussian_data_have_a_closed_form(x64, monkeypatch):
+    """Samples of Gaussian components are Gaussian; W2 is the difference of deviations."""
+    monkeypatch.setattr(sampling_claim, "EULER_STEPS", (16,))
+    monkeypatch.setattr(sampling_claim, "HEUN_STEPS", (12,))
+    monkeypatch.setattr(sampling_claim, "RK45_TOLERANCES", (1e-3,))
+    law = sampling_claim.image_law("Gaussian")
+    results = sampling_claim.curves(law, "ve")
+    ((nfe, error),) = results["edm"]
+    assert nfe == 23
+    sigmas = grids.karras_sigmas(12, sigma_min=0.02)
+    gains = []
+    for scale in law.scales:
+        slope = lambda s, scale=scale: s / (s**2 + scale**2)  # noqa: E731 (dx/dsigma per x)
+        gain = 1.0
+        for now, after in zip(sigmas[:-2], sigmas[1:-1], strict=True):  # noqa: RUF007
+            h = after - now
+            gain *= 1 + h / 2 * (slope(now) + slope(after) * (1 + h * slope(now)))
+        gains.append(gain * scale**2 / (scale**2 + 0.02**2))
+    deviations = np.array(gains) * 80
+    expected = np.sqrt(np.sum(law.counts * (deviations - law.scales) ** 2) / law.counts.sum())
+    # 256 quantiles know the second moment of a Gaussian to 0.5 %.
+    np.testing.assert_allclose(error, expected / 0.5, rtol=5e-3)
+
+
+def test_calls_for_a_target():
+    curve = [(10, 1.0), (20, 0.1), (40, 0.01), (80, 0.011)]
+    np.testing.assert_allclose(sampling_claim.calls_for(curve, 0.1), 20)
+    np.testing.assert_allclose(sampling_claim.calls_for(curve, 10**-0.5), 10 * 2**0.5)
+    assert sampling_claim.calls_for(curve, 0.001) is None
+    assert sampling_claim.calls_for(curve, 0.0105) is None  # not for good
+    assert sampling_claim.calls_for(curve, 2.0) == 10
+
+
+def test_churn_paths_are_those_of_the_sampler(x64):
+    data = figures_1d.exact.GaussianMixture(np.array([-1.0, 1.0]), 0.02)
+    sigmas, churn = grids.karras_sigmas(6, sigma_min=0.01, sigma_max=3.0), samplers.Churn(2.0)
+    starts, key = np.array([-1.0, 0.5, 2.0]), jax.random.key(0)
+    levels, states = figures_1d.churn_paths(data, starts, sigmas, churn, key)
+    visited = samplers.sample_stochastic(
+        data.denoise, jnp.asarray(starts), sigmas, churn=churn, trajectory=True,
+        noise_fn=lambda i: jax.random.normal(jax.random.fold_in(key, i), (3,)),
+    )  # fmt: skip
+    np.testing.assert_allclose(states[::2], visited.x, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(levels[::2, 0], sigmas)
+    assert np.all(levels[1::2] >= levels[:-1:2])
+
+
+@pytest.mark.slow
+def test_picture_is_drawn(tmp_path):
+    figures_1d.draw_flow_picture(tmp_path / "flow.png")
+    assert (tmp_path / "flow.png").stat().st_size > 10_000
+    with pytest.raises(ValueError, match="sigma_zoom"):
+        figures_1d.draw_flow_picture(tmp_path / "flow.png", sigma_zoom=30.0)
