@@ -3,8 +3,8 @@ r"""Speed of sampling, and what the sampling loop costs over bare network calls.
     python benchmarks/sampling.py [--nets=digits,cifar10] [--num_steps=18]
 
 For each network: images per second, compile time, number of traces over several calls with
-different settings (1 + 1: Heun and churn once each), and the time of jitted N-step sampling over 2N - 1 single denoiser calls
-measured in turns in the same run (1.0 means the loop is free).
+different settings (1 + 1: Heun and churn once each), and the time of jitted N-step sampling
+over 2N - 1 single denoiser calls measured in turns in the same run (1.0 means the loop is free).
 """
 
 from __future__ import annotations
