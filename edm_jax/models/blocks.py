@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from edm_jax.models.initializers import Init
-from edm_jax.models.layers import Conv2d, GroupNorm, Linear, conv_parameters
+from edm_jax.models.layers import Conv2d, GroupNorm, Linear, conv_parameters, matmul
 from edm_jax.typing import Array, Key
 
 
@@ -97,7 +97,7 @@ class QKV(nn.Module):
             # Sorting the kernel is cheaper than picking every third channel of the image.
             return jnp.moveaxis(v.reshape(*v.shape[:-1], channels, 3), -1, -2).reshape(v.shape)
 
-        qkv = jnp.dot(x, thirds(kernel[0, 0]).astype(x.dtype))
+        qkv = matmul(x, thirds(kernel[0, 0]).astype(x.dtype))
         qkv = qkv + thirds(bias).astype(x.dtype).reshape(1, 1, -1)
         shape = (*x.shape[:2], self.heads, channels // self.heads)
         q, k, v = (part.reshape(shape) for part in jnp.split(qkv, 3, axis=-1))

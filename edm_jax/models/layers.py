@@ -47,7 +47,7 @@ class Linear(nn.Module):
         fans = (x.shape[-1], self.features)
         kernel_init = nn.with_logical_partitioning(self.initial.kernel(*fans), self.axes)
         kernel = self.param("kernel", kernel_init, fans, jnp.float32)
-        y = jnp.dot(x, kernel.astype(x.dtype))
+        y = matmul(x, kernel.astype(x.dtype))
         if self.use_bias:
             bias_init = nn.with_logical_partitioning(self.initial.offset(*fans), self.axes[1:])
             bias = self.param("bias", bias_init, fans[1:], jnp.float32)
@@ -55,12 +55,21 @@ class Linear(nn.Module):
         return y
 
 
+def matmul(x: Array, kernel: Array) -> Array:
+    """``(..., in) x (in, out) -> (..., out)``: a 1x1 convolution as the product it is.
+
+    XLA for CPU computes the weight gradient of a 1x1 convolution several times slower
+    than that of a matrix product, and transposes whole images for that of a product with
+    more than two axes; so the leading axes are merged first.
+    """
+    y = lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())))
+    return y.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
 def conv2d(x: Array, kernel: Array, padding: int) -> Array:
     """Correlation with zero padding, stride 1: NHWC with HWIO -> NHWC."""
     if kernel.shape[:2] == (1, 1) and padding == 0:
-        # As a matrix product: XLA computes the weight gradient of a 1x1 convolution
-        # several times slower than that of the product it is (benchmarks/networks.py).
-        return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
+        return matmul(x, kernel[0, 0])
     return lax.conv_general_dilated(
         x,
         kernel,
