@@ -177,6 +177,8 @@ def _complete(argv: list[str]) -> list[str]:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parse the command line; what is wrong ends the program with one line and code 2."""
+    if {"--help", "-help", "-h"} & set(argv[1:]):
+        app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
     try:
         rest = FLAGS(_complete(argv))
         if len(rest) > 1:

@@ -235,8 +235,8 @@ def test_evaluate_mode_repeats_the_evaluation(run_dir, command):
 
 
 def test_help_explains(command):
-    text = command("--help", code=1).stdout
-    for word in ("--mode", "<train|sample|evaluate", "--workdir", "--seeds", "--config"):
+    text = command("--help").stdout
+    for word in ("--mode", "<train|preflight|sample|evaluate|", "--workdir", "--seeds", "--config"):
         assert word in text
     assert "experiments/main.py --config=configs/digits.py --workdir=runs/digits" in text
 
