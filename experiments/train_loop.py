@@ -175,7 +175,7 @@ def open_run(
         keep_every=intervals.keep_every or None,
     )
     status = StatusLine(intervals.total, config.train.batch_size, enabled=leads)
-    status.say(models.parameter_table(models.abstract_variables(net), stats=False))
+    status.say(models.parameter_table(models.abstract_variables(net)))
     status.say(
         f"{models.param_count(net):,} parameters, {len(source):,} images of "
         f"{'x'.join(map(str, source.image_shape))}, {source.num_classes} classes, "

@@ -73,16 +73,17 @@ def param_count(net: UNet) -> int:
     return sum(math.prod(leaf.shape) for leaf in leaves)
 
 
-def parameter_table(variables: PyTree, *, stats: bool = True) -> str:
+def parameter_table(variables: PyTree) -> str:
     """Names, shapes and sizes of all parameters as a text table (clu).
 
     Args:
-      variables: of a network; without statistics, shapes alone (`abstract_variables`) do.
-      stats: also mean and standard deviation of every parameter, which reads them all.
+      variables: of a network.  Arrays add the mean and standard deviation of each; of shapes
+        alone (`abstract_variables`) there are none.
     """
     from clu import parameter_overview
 
     params = variables["params"]
-    if stats:
+    known = not any(isinstance(p, jax.ShapeDtypeStruct) for p in jax.tree.leaves(params))
+    if known:
         params = jax.tree.map(np.asarray, params)
-    return parameter_overview.get_parameter_overview(params, include_stats=stats)
+    return parameter_overview.get_parameter_overview(params, include_stats=known)
