@@ -90,7 +90,11 @@ def main() -> None:
     for name in names:
         if name not in CASES:
             parser.error(f"--nets: {name!r} is not one of {', '.join(CASES)}")
-    common.print_table(header, [measure(name, args.num_steps, args.repeats) for name in names])
+    rows = []
+    for name in names:
+        print(f"measuring {name} ...", flush=True)
+        rows.append(measure(name, args.num_steps, args.repeats))
+    common.print_table(header, rows)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,6 @@ def measure(name: str, repeats: int, steps: int) -> list:
     resident = jax.device_put(random_batch(model, batch_size), spec)
     key = jax.random.key(0)
     _, compile_seconds = common.compile_timed(jitted, state, resident, key)
-    traces = 0
     images = random_batch(model, 8 * batch_size)
     source = ArraySource(images["image"], images["label"] if model.num_classes else None)
     stream = pipeline.device_batches(
@@ -114,7 +113,11 @@ def main() -> None:
         "compile s",
         "traces",
     ]
-    common.print_table(header, [measure(name, args.repeats, args.steps) for name in names])
+    rows = []
+    for name in names:
+        print(f"measuring {name} ...", flush=True)
+        rows.append(measure(name, args.repeats, args.steps))
+    common.print_table(header, rows)
 
 
 if __name__ == "__main__":
