@@ -104,6 +104,9 @@ def get_config() -> ml_collections.ConfigDict:
             ema_rampup_ratio=0.05,
             grad_clip_norm=0.0,  # 0: none
             loss_scaling=1.0,
+            # A gradient element that is not finite becomes 0 and training goes on; so many such
+            # steps in a row, or such a loss, stop it (a resumed run may change this).
+            max_bad_steps=1,
             log_kimg=50.0,
             sample_kimg=2_500.0,  # 0: only at the start and at the end
             checkpoint_kimg=2_500.0,
@@ -131,6 +134,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.evaluation = d(
         dict(
             num_images=0,  # 0: no evaluation
+            every_kimg=0.0,  # also evaluate during training; 0: only at the end
             first_seed=100_000_000,  # far from the seeds of the sample grids
             metrics=("frechet_pixels", "classifier"),
             trajectory_seeds=6,

@@ -224,7 +224,8 @@ class Intervals:
 
     Attributes:
       total: steps of the run.
-      log, sample, checkpoint: steps between lines, grids and checkpoints; 0 for never.
+      log, sample, checkpoint, evaluation: steps between lines, grids, checkpoints and
+        evaluations; 0 for never.
       keep_every: checkpoints at multiples of this are kept for good; 0 for none.
     """
 
@@ -232,6 +233,7 @@ class Intervals:
     log: int
     sample: int
     checkpoint: int
+    evaluation: int
     keep_every: int
 
 
@@ -252,6 +254,7 @@ def build_intervals(config: ml_collections.ConfigDict) -> Intervals:
         log=steps(train.log_kimg),
         sample=steps(train.sample_kimg),
         checkpoint=checkpoint,
+        evaluation=steps(config.evaluation.every_kimg) if config.evaluation.num_images else 0,
         keep_every=keep_every,
     )
 
@@ -286,6 +289,7 @@ def build_train_step(config: ml_collections.ConfigDict, net: nn.Module, source: 
         log_every=build_intervals(config).log,
         loss_scaling=config.train.loss_scaling,
         micro_batch=config.train.micro_batch,
+        max_bad_steps=config.train.max_bad_steps,
     )
 
 
@@ -346,6 +350,9 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     for key in ("adam_b1", "adam_b2"):
         require(0 <= train[key] < 1, f"train.{key}", train[key], "in [0, 1)")
     require(train.batch_size >= 1, "train.batch_size", train.batch_size, "at least 1")
+    require(train.max_bad_steps >= 1, "train.max_bad_steps", train.max_bad_steps, "at least 1")
+    every = evaluation.every_kimg
+    require(0 <= every < math.inf, "evaluation.every_kimg", every, "0 or more, and finite")
     require(train.keep_last >= 2, "train.keep_last", train.keep_last, "at least 2")
     halflives = tuple(train.ema_halflife_kimg)
     require(

@@ -293,9 +293,8 @@ def check_workdir(
     parent = existing_parent(path)
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         findings.errors.append(f"--workdir={path} cannot be written below {parent}")
-    if (path / workdir.CONFIG).exists():
-        with findings.part():
-            workdir.record_config(path, config.to_dict())  # there already: compares
+    with findings.part():
+        workdir.check_same_config(path, config.to_dict())
 
 
 def existing_parent(path: pathlib.Path) -> pathlib.Path:

@@ -146,11 +146,15 @@ def read_evaluation(workdir: pathlib.Path) -> dict[str, Any] | None:
         return None
 
 
-ROWS = (
+# Key, label and format of what is measured, and of the other rows of the table.
+MEASURED = (
     ("class_accuracy", "class accuracy of samples", "{:.2%}"),
     ("class_accuracy_real_test", "class accuracy of real test images", "{:.2%}"),
     ("frechet_distance", "Frechet distance, samples to train", "{:.4f}"),
     ("frechet_distance_floor", "Frechet distance, real test to train", "{:.4f}"),
+)
+ROWS = (
+    *MEASURED,
     ("num_images", "images", "{:d}"),
     ("nfe", "network calls per image", "{:d}"),
 )

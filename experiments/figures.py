@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -188,6 +188,23 @@ def training_curve(path: pathlib.Path, kimg: Sequence[float], loss: Sequence[flo
     axes.set(xlabel="thousands of images (kimg)", ylabel="loss per element")
     axes.set_ylim(0, 1.1 * max(loss, default=1))
     axes.grid(alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(path, dpi=130)
+    plt.close(fig)
+
+
+def evaluation_curves(
+    path: pathlib.Path, kimg: Sequence[float], curves: Mapping[str, Sequence[float]]
+) -> None:
+    """What was evaluated during training against images seen, a panel for each measure."""
+    plt = _pyplot()
+    fig, panels = plt.subplots(
+        1, len(curves), figsize=(4 * len(curves), 3.2), layout="constrained", squeeze=False
+    )
+    for axes, (label, values) in zip(panels[0], curves.items(), strict=True):
+        axes.plot(kimg, values, color=INK, lw=1.5, marker="o", ms=3)
+        axes.set(xlabel="thousands of images (kimg)", title=label)
+        axes.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, dpi=130)
     plt.close(fig)

@@ -39,6 +39,7 @@ request (SIGTERM) after saving, 130 interrupted from the keyboard.
 from __future__ import annotations
 
 import difflib
+import logging as standard_logging
 import math
 import os
 import pathlib
@@ -122,6 +123,10 @@ flags.DEFINE_string(
 )
 flags.DEFINE_float("images_per_second", None, "preflight: rate of training, to tell its time.")
 flags.DEFINE_float("device_gib", None, "preflight: memory of one device, in GiB.")
+flags.DEFINE_string("profile_steps", None, "train: steps of a jax.profiler trace, such as 100-110.")
+flags.DEFINE_string(
+    "wandb", None, "train: project of Weights & Biases to report to, if wandb is installed."
+)
 flags.DEFINE_string("coordinator_address", None, "host:port of process 0, for several processes.")
 flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1)
 flags.DEFINE_integer("process_id", None, "Which process this is, from 0.", lower_bound=0)
@@ -137,6 +142,7 @@ READ_BY = {name: ("sample",) for name in ("seeds", "labels", "outdir", "grid", *
     "source_options": ("import",),
     "dest": ("export", "dataset"),
     "config": ("train", "evaluate", "preflight"),
+    **{name: ("train",) for name in ("profile_steps", "wandb")},
     **{name: ("preflight",) for name in ("devices", "images_per_second", "device_gib")},
 }
 
@@ -236,11 +242,12 @@ def _train() -> None:
     config = _resolved_config()
     workdir = _workdir()
     from edm_jax.train import distributed
-    from experiments import train_loop
+    from experiments import monitor, train_loop
+    from experiments.run import Watch
 
+    watch = Watch(monitor.parse_steps(FLAGS.profile_steps), FLAGS.wandb or "")
     distributed.initialize(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
-
-    train_loop.train(config, workdir)
+    train_loop.train(config, workdir, watch)
 
 
 def _stored_config(workdir: pathlib.Path):
@@ -373,10 +380,16 @@ RUN = {
 }
 
 
+def _quieten_libraries() -> None:
+    """What fails ends in one line of ours, not in the reports of every thread on the way."""
+    logging.set_verbosity(logging.FATAL)
+    standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
+
+
 def main(argv: list[str]) -> None:
     """Run one mode; known failures end with one line."""
     del argv
-    logging.set_verbosity(logging.ERROR)  # libraries report every probe and wait
+    _quieten_libraries()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # What we warn of is for the user: one line, without the place in the code.
     warnings.showwarning = lambda message, *where: print(f"warning: {message}", file=sys.stderr)

@@ -63,15 +63,21 @@ class StatusLine:
         """Leave the time since ``paused_at`` out of the rate."""
         self._mark_time += time.perf_counter() - paused_at
 
-    def show(self, step: int, *, rate: float, loss: float, lr: float) -> None:
-        """One line: kimg, share done, rate, loss, lr, memory, time left."""
+    def show(
+        self, step: int, *, rate: float, loss: float, lr: float, utilisation: float | None = None
+    ) -> None:
+        """One line: kimg, share done, rate, loss, lr, memory, time left.
+
+        ``utilisation`` is the share of the device's peak arithmetic (MFU), if it is known.
+        """
         if not self._enabled:
             return
         left = (self._total - step) * self._batch / max(rate, 1e-9)
+        mfu = f"mfu {100 * utilisation:.1f} %  " if utilisation is not None else ""
         line = (
             f"kimg {step * self._batch / 1000:<9.1f} {100 * step / self._total:5.1f} %  "
             f"{rate:8.1f} img/s  loss {loss:<8.4f} lr {lr:<8.2e} "
-            f"mem {memory_gib():.2f} GiB  left {format_duration(left)}"
+            f"mem {memory_gib():.2f} GiB  {mfu}left {format_duration(left)}"
         )
         if self._interactive:
             print(f"\r\x1b[K{line}", end="", flush=True)

@@ -17,6 +17,11 @@ from experiments.build import ConfigError
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 EVALUATION = "evaluation.json"
+EVALUATIONS = "evaluations.jsonl"
+
+# Options that say how a run is carried out, not what it computes: a resumed run may change
+# them.
+FREE_OPTIONS = ("train.max_bad_steps", "data.num_threads")
 
 
 class WorkdirError(RuntimeError):
@@ -119,20 +124,34 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
         raise WorkdirError(f"{file} cannot be read: {error}") from error
 
 
+def _config_text(config: Mapping[str, Any]) -> str:
+    return json.dumps(to_json(config), indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
 def record_config(path: pathlib.Path, config: Mapping[str, Any]) -> None:
-    """Write config.json, or check that the one there is the same.
+    """Write config.json, after `check_same_config`.
+
+    Raises:
+      ConfigError: listing each option that differs from the run that is there.
+    """
+    check_same_config(path, config)
+    write_atomically(path / CONFIG, _config_text(config))
+
+
+def check_same_config(path: pathlib.Path, config: Mapping[str, Any]) -> None:
+    """Whether the run in a directory, if there is one, has this configuration.
+
+    FREE_OPTIONS may differ.
 
     Raises:
       ConfigError: listing each option that differs.
     """
-    text = json.dumps(to_json(config), indent=2, sort_keys=True, allow_nan=False)
     if not (path / CONFIG).exists():
-        write_atomically(path / CONFIG, text + "\n")
         return
-    old, new = flatten(read_config(path)), flatten(_from_json(json.loads(text)))
+    old, new = flatten(read_config(path)), flatten(_from_json(json.loads(_config_text(config))))
     missing = object()
     rows = []
-    for key in sorted(old.keys() | new.keys()):
+    for key in sorted((old.keys() | new.keys()).difference(FREE_OPTIONS)):
         before, after = old.get(key, missing), new.get(key, missing)
         if before != after:
             shown = ["(not set)" if v is missing else json.dumps(v) for v in (before, after)]
@@ -142,75 +161,3 @@ def record_config(path: pathlib.Path, config: Mapping[str, Any]) -> None:
             f"{path} holds a run with another configuration; use another --workdir, or the "
             "old values:\n" + "\n".join(rows)
         )
-
-
-class MetricsFile:
-    """metrics.jsonl: one JSON object a line, in order of steps."""
-
-    def __init__(self, path: pathlib.Path, resume_step: int):
-        """Open for appending; lines after ``resume_step`` will be written again."""
-        self._path = path / METRICS
-        if self._path.exists():
-            kept = []
-            for line in self._path.read_text().splitlines():
-                try:
-                    if json.loads(line)["step"] <= resume_step:
-                        kept.append(line)
-                except (ValueError, KeyError, TypeError):
-                    break  # the line that a kill cut short
-            write_atomically(self._path, "".join(line + "\n" for line in kept))
-        self._file = self._path.open("a")
-
-    def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Append one line; non-finite numbers become null, as JSON has none."""
-
-        def clean(value: Any) -> Any:
-            if isinstance(value, float) and not math.isfinite(value):
-                return None
-            if isinstance(value, list):
-                return [clean(v) for v in value]
-            return value
-
-        row = {"step": step} | {name: clean(value) for name, value in values.items()}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-    """All lines of metrics.jsonl."""
-    file = path / METRICS
-    if not file.exists():
-        return []
-    return [json.loads(line) for line in file.read_text().splitlines()]
-
-
-class TensorBoard:
-    """Scalars as TensorBoard events through clu, where tensorflow is installed."""
-
-    def __init__(self, path: pathlib.Path, report: Any = print):
-        self._writer = None
-        try:
-            # tensorflow takes seconds to import and is an extra.
-            from clu.metric_writers import SummaryWriter
-        except ImportError:
-            report(
-                "TensorBoard events are off: tensorflow is not installed "
-                "(pip install -e '.[tensorboard]'); metrics.jsonl has everything"
-            )
-            return
-        self._writer = SummaryWriter(str(path / "tensorboard"))
-
-    def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Write the numbers among the values."""
-        if self._writer is not None:
-            scalars = {k: v for k, v in values.items() if isinstance(v, int | float)}
-            self._writer.write_scalars(step, scalars)
-
-    def close(self) -> None:
-        """Flush and close."""
-        if self._writer is not None:
-            self._writer.close()

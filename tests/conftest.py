@@ -14,6 +14,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from command_line import command, environment, run_dir  # noqa: F401  (fixtures)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

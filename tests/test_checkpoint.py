@@ -1,6 +1,7 @@
 """Checkpoints: whole, verified, and passed over when damaged."""
 
 import json
+import shutil
 import warnings
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edm_jax.train.checkpoint import CheckpointStore
+from edm_jax.train.checkpoint import CheckpointStore, SaveError
 from edm_jax.train.state import Metrics, TrainState
 from edm_jax.weights import checkpoints
 from edm_jax.weights.checkpoints import CheckpointError
@@ -24,7 +25,8 @@ def make_state(step):
         ema={"ema_1kimg": jax.tree.map(lambda a: a + 1, params)},
         opt_state=({"mu": params}, {"count": jnp.int32(step)}),
         metrics=Metrics.zeros(),
-        bad_step=jnp.int32(-1),
+        bad_streak=jnp.int32(0),
+        failed_step=jnp.int32(-1),
     )
 
 
@@ -123,3 +125,14 @@ def test_unfinished_save_is_removed(tmp_path):
 def test_keep_last_needs_two(tmp_path):
     with pytest.raises(ValueError, match="at least 2, got 1"):
         CheckpointStore(tmp_path, keep_last=1)
+
+
+def test_a_full_disk_is_seen_before_writing(tmp_path, monkeypatch):
+    fill(tmp_path, steps=(1,))
+    store = CheckpointStore(tmp_path)
+    usage = shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(SaveError, match=r"step 2 could not be written .*0.00 are free"):
+        store.save(make_state(2), 2, {"format_version": 1})
+    store.close()
+    assert [path.name for path in checkpoints.checkpoint_steps(tmp_path)] == ["00000001"]

@@ -6,91 +6,18 @@ that affordable.
 
 import json
 import os
-import pathlib
-import signal
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
 import pytest
 import weights_golden
+from command_line import MAIN, ROOT
 from PIL import Image
 
 import edm_jax
 from edm_jax.weights import checkpoints
-
-ROOT = pathlib.Path(__file__).parent.parent
-MAIN = ROOT / "experiments" / "main.py"
-
-
-@pytest.fixture(scope="session")
-def environment(tmp_path_factory):
-    """One CPU device, and compiled programs shared between the processes of the tests."""
-    return os.environ | {
-        "XLA_FLAGS": "",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-
-
-@pytest.fixture(scope="session")
-def command(environment):
-    """Runs the program; returns the finished process."""
-
-    def run(*arguments, code=0, cwd=None):
-        done = subprocess.run(
-            [sys.executable, str(MAIN), *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            env=environment,
-            cwd=cwd,
-            timeout=600,
-        )
-        assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done
-
-    return run
-
-
-@pytest.fixture(scope="session")
-def run_dir(command, tmp_path_factory):
-    """A finished tiny run, trained from another directory by a relative config path."""
-    path = tmp_path_factory.mktemp("runs") / "tiny"
-    done = command(
-        "--config=configs/tiny.py", f"--workdir={path}", cwd=tmp_path_factory.mktemp("elsewhere")
-    )
-    (path / "stdout.txt").write_text(done.stdout)
-    return path
-
-
-def final_arrays(path):
-    newest = checkpoints.checkpoint_steps(path / "checkpoints")[-1]
-    return newest.name, [checkpoints.read_arrays(newest, i) for i in ("params", "ema", "train")]
-
-
-def assert_same_run(a, b):
-    """Same weights, optimizer, averages, metrics and pictures, bit for bit."""
-    (name_a, arrays_a), (name_b, arrays_b) = final_arrays(a), final_arrays(b)
-    assert name_a == name_b
-    jax.tree.map(np.testing.assert_array_equal, arrays_a, arrays_b)
-    rows = [
-        [
-            {k: v for k, v in row.items() if k not in ("images_per_second", "memory_gib")}
-            for row in f
-        ]
-        for f in (
-            [json.loads(line) for line in (p / "metrics.jsonl").read_text().splitlines()]
-            for p in (a, b)
-        )
-    ]
-    assert rows[0] == rows[1]
-    pictures = [sorted(p.name for p in (d / "samples").iterdir()) for d in (a, b)]
-    assert pictures[0] == pictures[1]
-    for name in pictures[0]:
-        assert (a / "samples" / name).read_bytes() == (b / "samples" / name).read_bytes()
 
 
 @pytest.mark.slow
@@ -154,47 +81,6 @@ def test_another_configuration_is_refused(run_dir, command):
     )
     assert "train.lr: 0.003 there, 0.5 now" in done.stderr
     assert done.stderr.startswith("error: ")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stop_after", [1, 3])
-def test_killed_and_resumed_equals_uninterrupted(
-    run_dir, command, environment, tmp_path, stop_after
-):
-    """kill -9 once ``stop_after`` lines of metrics are written; then the same command."""
-    path = tmp_path / "killed"
-    arguments = [sys.executable, str(MAIN), f"--config={ROOT}/configs/tiny.py", f"--workdir={path}"]
-    process = subprocess.Popen(
-        arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.time() + 300
-    metrics = path / "metrics.jsonl"
-    while not metrics.exists() or len(metrics.read_text().splitlines()) < stop_after:
-        assert process.poll() is None and time.time() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    resumed = command("--config=configs/tiny.py", f"--workdir={path}").stdout
-    if checkpoints.checkpoint_steps(path / "checkpoints"):
-        assert "resuming" in resumed or "compiling" in resumed
-    assert_same_run(run_dir, path)
-
-
-@pytest.mark.slow
-def test_truncated_newest_checkpoint_is_passed_over(run_dir, command, tmp_path):
-    import shutil
-
-    path = tmp_path / "damaged"
-    shutil.copytree(run_dir, path)
-    (path / "evaluation.json").unlink()
-    newest = checkpoints.checkpoint_steps(path / "checkpoints")[-1]
-    victim = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-    victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
-    with pytest.warns(UserWarning, match="skipping damaged checkpoint.*SHA-256"):
-        assert edm_jax.load(path).description["progress"]["step"] == 25
-    said = command("--config=configs/tiny.py", f"--workdir={path}").stdout
-    assert "damaged checkpoint passed over" in said and "resuming at kimg 0.4" in said
-    assert_same_run(run_dir, path)
 
 
 @pytest.mark.slow
@@ -325,36 +211,6 @@ def test_batch_must_divide_over_devices(command, environment, tmp_path):
 
 
 @pytest.mark.slow
-def test_diverging_run_stops_and_keeps_its_checkpoint(command, tmp_path):
-    """A learning rate no network survives: the step is named, what was good is kept."""
-    path = tmp_path / "diverged"
-    done = command(
-        "--config=configs/tiny.py",
-        f"--workdir={path}",
-        "--config.train.lr=1e30",
-        "--config.train.lr_rampup_kimg=1000000.0",
-        "--config.train.adam_eps=1e-30",
-        "--config.train.total_kimg=1.6",
-        code=1,
-    )
-    assert "the loss was not finite at step" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_second_run_in_one_directory_is_refused(tmp_path):
-    from experiments import workdir
-
-    with (
-        workdir.locked(tmp_path),
-        pytest.raises(workdir.WorkdirError, match="is in use by process"),
-        workdir.locked(tmp_path),
-    ):
-        pass
-    with workdir.locked(tmp_path):
-        pass
-
-
-@pytest.mark.slow
 def test_import_sample_export_load(command, tmp_path):
     """Published weights to a run directory to one file, the same network all the way."""
     source = tmp_path / "edm_ddpmpp_cond.pkl"
@@ -439,20 +295,20 @@ def test_dataset_then_training_on_it(command, tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_leaves(run_dir, command, environment, tmp_path):
-    path = tmp_path / "stopped"
-    arguments = [sys.executable, str(MAIN), f"--config={ROOT}/configs/tiny.py", f"--workdir={path}"]
-    process = subprocess.Popen(
-        arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    metrics = path / "metrics.jsonl"
-    while not metrics.exists() or not metrics.read_text():
-        assert process.poll() is None
-        time.sleep(0.002)
-    process.terminate()
-    _, said = process.communicate(timeout=300)
-    # The run may have been at its end already; otherwise it says where it stopped.
-    if process.returncode != 0:
-        assert process.returncode == 75 and "asked to stop; saved at step" in said
-    command("--config=configs/tiny.py", f"--workdir={path}")
-    assert_same_run(run_dir, path)
+def test_watched_run(command, tmp_path):
+    """Evaluations and a profile during training, Weights & Biases that is not there."""
+    run = tmp_path / "watched"
+    watch = ["--profile_steps=12-13", "--wandb=edm"]
+    arguments = ["--config=configs/tiny.py", f"--workdir={run}"]
+    arguments += ["--config.evaluation.every_kimg=0.16", "--config.evaluation.num_images=10"]
+    said = command(*arguments, *watch).stdout
+    rows = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [10, 20]  # the end is in evaluation.json
+    assert all(np.isfinite(row["frechet_distance"]) and row["num_images"] == 10 for row in rows)
+    with Image.open(run / "figures" / "evaluations.png") as picture:
+        assert min(picture.size) > 200
+    assert any((run / "profile").rglob("*.xplane.pb"))
+    assert said.count("Weights & Biases is off: wandb is not installed") == 1
+    assert "(finished)" in command(*arguments, "--config.train.max_bad_steps=5").stdout
+    refused = command(*arguments, "--profile_steps=29-31", code=2).stderr
+    assert "--profile_steps ends at 31, the run at 30" in refused

@@ -1,5 +1,7 @@
 """Learning rate, EMA, gradient sanitising and the step, against the published schedules."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from edm_jax.train.state import NUM_SIGMA_BINS, SIGMA_BIN_EDGES, ema_name
 from edm_jax.train.step import (
     Averaging,
     Objective,
+    all_finite,
     init_state,
     learning_rate,
     make_optimizer,
@@ -92,12 +95,12 @@ def linear_apply(variables, x, c_noise, labels=None, augment_labels=None, **unus
     return out
 
 
-def make(batch_size=8, num_classes=3, log_every=4, lr=0.1, halflives=(0.5, 0.1)):
+def make(batch_size=8, num_classes=3, log_every=4, lr=0.1, halflives=(0.5, 0.1), **options):
     objective = Objective(linear_apply, edm_preconditioning(), LogNormal(), edm_weight, num_classes)
     optimizer = make_optimizer(batch_size=batch_size, lr=lr, lr_rampup_kimg=0.016)
     averaging = Averaging(halflives)
     step = make_train_step(
-        objective, optimizer, averaging, batch_size=batch_size, log_every=log_every
+        objective, optimizer, averaging, batch_size=batch_size, log_every=log_every, **options
     )
     params = {"a": jnp.float32(0.3), "b": jnp.float32(0.1), "table": jnp.zeros((num_classes, 1))}
     return step, init_state({"params": params}, optimizer, averaging)
@@ -208,16 +211,37 @@ def test_metrics_window_and_bins():
     assert len(SIGMA_BIN_EDGES) == NUM_SIGMA_BINS - 1
 
 
+def with_params(state, value):
+    """The state with its one parameter set."""
+    return dataclasses.replace(state, params=state.params | {"a": jnp.float32(value)})
+
+
 def test_first_bad_step_is_remembered():
     step, state = make()
     key = jax.random.key(0)
     state = step(state, make_batch(), key)
-    assert int(state.bad_step) == -1
-    poisoned = jax.tree.map(lambda a: a, state)
-    object.__setattr__(poisoned, "params", state.params | {"a": jnp.float32(jnp.nan)})
-    state = step(step(poisoned, make_batch(), key), make_batch(), key)
-    assert int(state.bad_step) == 1
+    assert int(state.failed_step) == -1 and int(state.bad_streak) == 0
+    state = step(step(with_params(state, jnp.nan), make_batch(), key), make_batch(), key)
+    assert int(state.failed_step) == 1 and int(state.bad_streak) == 2
     assert int(state.metrics.num_bad_grads) > 0
+
+
+def test_only_a_whole_streak_of_bad_steps_is_a_failure():
+    step, state = make(max_bad_steps=3, log_every=10)
+    key, failed, streaks = jax.random.key(0), [], []
+    for bad in (0, 1, 1, 0, 1, 1, 1, 0):
+        state = step(with_params(state, jnp.nan if bad else 0.5), make_batch(), key)
+        failed.append(int(state.failed_step))
+        streaks.append(int(state.bad_streak))
+    assert streaks == [0, 1, 2, 0, 1, 2, 3, 0]
+    assert failed == [-1, -1, -1, -1, -1, -1, 4, 4]  # counted from step 0; kept once set
+    assert int(state.metrics.num_bad_steps) == 5
+
+
+def test_bad_numbers_are_found_anywhere():
+    assert bool(all_finite({"a": jnp.ones(3), "n": jnp.int32(3)}))
+    for value in (jnp.nan, jnp.inf, -jnp.inf):
+        assert not bool(all_finite({"a": jnp.ones(3), "b": [jnp.zeros(2).at[1].set(value)]}))
 
 
 def test_names_of_averages():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,6 +18,10 @@ from edm_jax.weights import checkpoints
 from edm_jax.weights.checkpoints import CheckpointError
 
 
+class SaveError(RuntimeError):
+    """A checkpoint that could not be written; the ones before it are as they were."""
+
+
 def _items(state: TrainState) -> dict[str, PyTree]:
     """The state as the separately readable trees of a checkpoint."""
     return {
@@ -26,7 +31,8 @@ def _items(state: TrainState) -> dict[str, PyTree]:
             "step": state.step,
             "opt_state": state.opt_state,
             "metrics": state.metrics,
-            "bad_step": state.bad_step,
+            "bad_streak": state.bad_streak,
+            "failed_step": state.failed_step,
         },
     }
 
@@ -55,6 +61,7 @@ class CheckpointStore:
         if keep_last < 2:
             raise ValueError(f"keep_last must be at least 2, got {keep_last}")
         self.directory = directory.resolve()
+        self._failed, self._last = False, -1
         if jax.process_index() == 0:
             self._remove_unfinished()
         self._manager = ocp.CheckpointManager(
@@ -105,16 +112,59 @@ class CheckpointStore:
     def _save(self, items: Mapping[str, PyTree], step: int, description: Mapping[str, Any]) -> None:
         args: dict[str, Any] = {n: ocp.args.StandardSave(tree) for n, tree in items.items()}
         args["description"] = ocp.args.JsonSave(dict(description))
-        self._manager.save(step, args=ocp.args.Composite(**args), force=True)
+        self.wait()  # one at a time, so that a failure is named after its own step
+        self._last = step
+        self._require_space(items)
+        with self._writing():
+            self._manager.save(step, args=ocp.args.Composite(**args), force=True)
+
+    def _require_space(self, items: Mapping[str, PyTree]) -> None:
+        """Stop before a save that cannot fit, while nothing is written yet."""
+        if jax.process_index() != 0:
+            return
+        need = sum(a.nbytes for a in jax.tree.leaves(items))
+        free = shutil.disk_usage(self.directory).free
+        if free < need:
+            raise self._failure(f"it needs {need / 2**30:.2f} GiB, {free / 2**30:.2f} are free")
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turn whatever goes wrong with writing into one error of one line."""
+        try:
+            yield
+        except Exception as error:  # Orbax, TensorStore and the system raise many kinds
+            text = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise self._failure(text) from error
+
+    def _failure(self, reason: str) -> SaveError:
+        self._failed = True
+        return SaveError(
+            f"{self.directory}: the checkpoint of step {self._last} could not be written "
+            f"({reason}); is the disk full? The checkpoints before it are intact: make room, "
+            "and the same command goes on from the newest"
+        )
 
     def wait(self) -> None:
-        """Block until the last save is on disk; raises what went wrong there."""
-        self._manager.wait_until_finished()
+        """Block until the last save is on disk.
+
+        Raises:
+          SaveError: if it could not be written.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait and release."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Wait and release.
+
+        Raises:
+          SaveError: if the last save could not be written and nothing has said so yet.
+        """
+        try:
+            if not self._failed:
+                self.wait()
+        finally:
+            with contextlib.suppress(Exception):
+                self._manager.close()
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, oldest first."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
+import numpy as np
 
 
 class DistributedError(RuntimeError):
@@ -24,6 +25,29 @@ def wanted(environment: Mapping[str, str]) -> bool:
     if environment.get("SLURM_PROCID") and tasks.isdigit() and int(tasks) > 1:
         return True
     return len(environment.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
+
+
+def on_lead(action: Callable[[], None]) -> None:
+    """Do something on process 0, and go on everywhere only if it worked.
+
+    Raises:
+      Exception: what ``action`` raised, on process 0.
+      DistributedError: on the others, which would wait for it otherwise.
+    """
+    problem: BaseException | None = None
+    if jax.process_index() == 0:
+        try:
+            action()
+        except Exception as error:
+            problem = error
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        worked = multihost_utils.broadcast_one_to_all(np.int32(problem is None))
+        if not worked and problem is None:
+            raise DistributedError("process 0 could not begin; its message says why")
+    if problem is not None:
+        raise problem
 
 
 def initialize(

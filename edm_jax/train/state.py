@@ -22,6 +22,7 @@ class Metrics:
       loss: () float32, sum over steps of the mean weighted loss per element.
       grad_norm: () float32, sum over steps of the global gradient norm.
       num_bad_grads: () int32, gradient elements that were not finite.
+      num_bad_steps: () int32, steps whose loss or gradient was not finite.
       bin_loss: ``(NUM_SIGMA_BINS,)`` float32, loss per element summed over the images
         of each noise-level bin.
       bin_count: ``(NUM_SIGMA_BINS,)`` float32, images in each bin.
@@ -31,6 +32,7 @@ class Metrics:
     loss: Array
     grad_norm: Array
     num_bad_grads: Array
+    num_bad_steps: Array
     bin_loss: Array
     bin_count: Array
 
@@ -43,6 +45,7 @@ class Metrics:
             loss=jnp.zeros(()),
             grad_norm=jnp.zeros(()),
             num_bad_grads=jnp.zeros((), jnp.int32),
+            num_bad_steps=jnp.zeros((), jnp.int32),
             bin_loss=jnp.zeros(bins),
             bin_count=jnp.zeros(bins),
         )
@@ -59,7 +62,10 @@ class TrainState:
       ema: averaged weights by name (`ema_name`).
       opt_state: of the optax optimizer.
       metrics: running sums since the last log line.
-      bad_step: () int32, first step whose loss was not finite; -1 if none.
+      bad_streak: () int32, how many of the last steps in a row had a loss or gradient that
+        was not finite.
+      failed_step: () int32, first step of the first such streak that was too long; -1 if
+        there was none.
     """
 
     step: Array
@@ -68,7 +74,8 @@ class TrainState:
     ema: dict[str, PyTree]
     opt_state: PyTree
     metrics: Metrics
-    bad_step: Array
+    bad_streak: Array
+    failed_step: Array
 
 
 def ema_name(halflife_kimg: float) -> str:

@@ -185,12 +185,25 @@ def init_state(
         ema={name: jax.tree.map(jnp.copy, params) for name in averaging.names()},
         opt_state=optimizer.init(params),
         metrics=Metrics.zeros(),
-        bad_step=jnp.full((), -1, jnp.int32),
+        bad_streak=jnp.zeros((), jnp.int32),
+        failed_step=jnp.full((), -1, jnp.int32),
     )
 
 
+def all_finite(tree: PyTree) -> Array:
+    """Whether every number of a tree is finite; a () bool."""
+    floating = [a for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in floating]))
+
+
 def _update_metrics(
-    metrics: Metrics, loss: Array, grad_norm: Array, bad: Array, sigma: Array, fresh: Array
+    metrics: Metrics,
+    loss: Array,
+    grad_norm: Array,
+    num_bad: Array,
+    bad: Array,
+    sigma: Array,
+    fresh: Array,
 ) -> Metrics:
     """Add one step; ``fresh`` starts a new window.  loss is ``(B,)`` per element."""
     index = jnp.searchsorted(jnp.asarray(SIGMA_BIN_EDGES, sigma.dtype), sigma)
@@ -199,7 +212,8 @@ def _update_metrics(
         num_steps=jnp.ones((), jnp.int32),
         loss=jnp.mean(loss),
         grad_norm=grad_norm,
-        num_bad_grads=bad,
+        num_bad_grads=num_bad,
+        num_bad_steps=bad.astype(jnp.int32),
         bin_loss=loss @ member,
         bin_count=jnp.sum(member, axis=0),
     )
@@ -245,6 +259,7 @@ def make_train_step(
     log_every: int,
     loss_scaling: float = 1.0,
     micro_batch: int = 0,
+    max_bad_steps: int = 1,
 ) -> Callable[[TrainState, Batch, Key], TrainState]:
     """The training step, to be jitted with the state donated.
 
@@ -261,6 +276,8 @@ def make_train_step(
       log_every: steps per window of the running metrics.
       loss_scaling: factor on the loss before differentiation.
       micro_batch: global images per round of accumulation; 0 for all at once.
+      max_bad_steps: so many steps in a row whose loss or gradient is not finite are a
+        failure, which the state remembers.
 
     Returns:
       ``step(state, batch, key) -> state``; ``key`` is that of the run.
@@ -287,7 +304,9 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         nimg = state.step.astype(jnp.float32) * batch_size
         per_element = per_image / (batch["image"].size // batch_size)
-        finite = jnp.all(jnp.isfinite(per_image))
+        bad = (num_bad > 0) | ~jnp.all(jnp.isfinite(per_image))
+        bad_streak = jnp.where(bad, state.bad_streak + 1, 0)
+        failed = (state.failed_step < 0) & (bad_streak >= max_bad_steps)
         return TrainState(
             step=state.step + 1,
             params=params,
@@ -299,10 +318,12 @@ def make_train_step(
                 per_element,
                 optax.tree.norm(grads),
                 num_bad,
+                bad,
                 sigma,
                 fresh=state.step % log_every == 0,
             ),
-            bad_step=jnp.where((state.bad_step < 0) & ~finite, state.step, state.bad_step),
+            bad_streak=bad_streak,
+            failed_step=jnp.where(failed, state.step + 1 - bad_streak, state.failed_step),
         )
 
     return train_step
