@@ -36,6 +36,10 @@ class ConfigError(ValueError):
     """A configuration that cannot work, said in one line."""
 
 
+class NoTestSplit(ConfigError):
+    """A data set that has no images apart from those trained on."""
+
+
 def pick(table: Mapping[str, Any], name: str, where: str) -> Any:
     """``table[name]``, or a ConfigError that names the nearest known name."""
     if name in table:
@@ -79,6 +83,18 @@ def build_source(config: ml_collections.ConfigDict, *, split: str = "train") -> 
     return source
 
 
+def build_test_source(config: ml_collections.ConfigDict) -> ImageSource | None:
+    """The images of a configuration's data set that were not trained on, or None.
+
+    Raises:
+      ConfigError, ValueError: as `build_source`.
+    """
+    try:
+        return build_source(config, split="test")
+    except NoTestSplit:
+        return None
+
+
 def _digits(data: ml_collections.ConfigDict, split: str) -> ImageSource:
     from edm_jax.data.digits import digits
 
@@ -91,7 +107,7 @@ def _images(data: ml_collections.ConfigDict, split: str) -> ImageSource:
     if not data.path:
         raise ConfigError("config.data.path is missing: the folder or .zip file of images")
     if split != "train":
-        raise ConfigError("a folder of images has no test split")
+        raise NoTestSplit("a folder of images has no test split")
     return open_images(data.path, use_labels=data.conditional)
 
 

@@ -98,36 +98,52 @@ def evaluate(
         "progress": model.description.get("progress"),
     }
     train_images, train_labels = stack_source(build.build_source(config))
-    test_images, test_labels = stack_source(build.build_source(config, split="test"))
-    train, test = as_floats(train_images), as_floats(test_images)
+    train = (as_floats(train_images), train_labels)
+    test = None
+    if (test_source := build.build_test_source(config)) is not None:
+        test_images, test_labels = stack_source(test_source)
+        test = (as_floats(test_images), test_labels)
     for name in group.metrics:
         measure = build.pick(METRICS, name, "evaluation.metrics")
-        result |= measure(samples, labels, train, train_labels, test, test_labels)
+        result |= measure((samples, labels), train, test)
     return result
 
 
-def _frechet_pixels(samples, labels, train, train_labels, test, test_labels) -> dict[str, float]:
-    from edm_jax.metrics.frechet import frechet_between
+# Images and their labels; the labels are None or empty for images without.
+Labelled = tuple[np.ndarray, np.ndarray | None]
 
-    flat = [a.reshape(len(a), -1) for a in (samples, train, test)]
+
+def _frechet_pixels(samples: Labelled, train: Labelled, test: Labelled | None) -> dict[str, float]:
+    """Of the samples, and of real images that were not trained on, to those that were."""
+    from edm_jax.metrics.frechet import frechet_distance, gaussian_statistics
+
+    real = gaussian_statistics(_flat(train[0]))
+    found = {"frechet_distance": samples} | ({"frechet_distance_floor": test} if test else {})
     return {
-        "frechet_distance": frechet_between(flat[0], flat[1]),
-        "frechet_distance_floor": frechet_between(flat[2], flat[1]),
+        key: frechet_distance(*gaussian_statistics(_flat(images)), *real)
+        for key, (images, _) in found.items()
     }
 
 
-def _classifier(samples, labels, train, train_labels, test, test_labels) -> dict[str, float]:
-    if labels is None:
+def _flat(images: np.ndarray) -> np.ndarray:
+    return images.reshape(len(images), -1)
+
+
+def _classifier(samples: Labelled, train: Labelled, test: Labelled | None) -> dict[str, float]:
+    """How often a classifier of the training images sees the class that was asked for."""
+    if samples[1] is None:
         return {}
     from edm_jax.metrics.classifier import class_accuracy, fit_pixel_classifier
 
-    classify = fit_pixel_classifier(train, train_labels)
+    classify = fit_pixel_classifier(*train)
+    found = {"class_accuracy": samples} | ({"class_accuracy_real_test": test} if test else {})
     return {
-        "class_accuracy": class_accuracy(classify(samples), labels),
-        "class_accuracy_real_test": class_accuracy(classify(test), test_labels),
+        key: class_accuracy(classify(images), labels) for key, (images, labels) in found.items()
     }
 
 
+# The covariance of pixels is a matrix of this size squared: half a minute and 0.1 GB here.
+MAX_PIXEL_NUMBERS = 4096
 METRICS = {"frechet_pixels": _frechet_pixels, "classifier": _classifier}
 
 

@@ -24,7 +24,7 @@ import ml_collections
 from edm_jax.data.source import ImageSource
 from edm_jax.train.state import TrainState
 from edm_jax.weights import checkpoints
-from experiments import build, checks, costs
+from experiments import build, checks, costs, evaluate
 from experiments.build import ConfigError
 from experiments.checks import Findings, size
 from experiments.status import format_duration
@@ -164,27 +164,35 @@ def _check(
             steps = checkpoints.checkpoint_steps(workdir / "checkpoints")
             at = f"goes on from step {int(steps[-1].name):,}" if steps else "starts anew"
             findings.fact("directory", f"{workdir} holds this run, which {at}")
-    if config.evaluation.num_images:
-        _check_test_split(findings, config)
     net = None
     with findings.part():
         source = build.build_source(config) if source is None else source
         with findings.part():
             net = build.build_network(build.network_arguments(config, source))
+        if config.evaluation.num_images:
+            _check_evaluation(findings, config, source)
         checks.check_data(findings, config, source, quick=quick)
     if net is not None:
         findings.warnings += checks.doubtful_network(net)
     return net, source
 
 
-def _check_test_split(findings: Findings, config: ml_collections.ConfigDict) -> None:
-    """The evaluation at the end compares with images that were not trained on."""
-    try:
-        build.build_source(config, split="test")
-    except (ValueError, OSError) as error:
+def _check_evaluation(
+    findings: Findings, config: ml_collections.ConfigDict, source: ImageSource
+) -> None:
+    """The evaluation that training ends with can be made of this data set."""
+    with findings.part():
+        if build.build_test_source(config) is None:
+            findings.warnings.append(
+                "the data set has no test images: the evaluation is without its floor"
+            )
+    numbers = math.prod(source.image_shape)
+    shape = "x".join(map(str, source.image_shape))
+    if "frechet_pixels" in config.evaluation.metrics and numbers > evaluate.MAX_PIXEL_NUMBERS:
         findings.errors.append(
-            f"config.evaluation.num_images={config.evaluation.num_images} needs test images: "
-            f"{checks.one_line(error)}; set it to 0, or choose data that have them"
+            "config.evaluation.metrics: 'frechet_pixels' is for images of at most "
+            f"{evaluate.MAX_PIXEL_NUMBERS} numbers, got {shape} = {numbers}; "
+            "leave it out, or set config.evaluation.num_images=0"
         )
 
 

@@ -43,13 +43,27 @@ def test_settings_that_cannot_work(options, message):
 
 
 def test_an_evaluation_without_test_images(tmp_path):
-    """Found before the training, not at its end."""
+    """Said before the training, not at its end."""
     config = config_with(evaluation__num_images=40)
     assert run(config, Pictures()) == (0, [])  # the digits have them
     config.data.update(source="images", path=str(tmp_path))
     code, lines = run(config, Pictures())
+    assert code == 0
+    assert lines == [
+        "warning: the data set has no test images: the evaluation is without its floor"
+    ]
+
+
+def test_pixels_of_large_images_are_no_features():
+    config = config_with(evaluation__num_images=40)
+    config.data.source = "images"
+    large = Pictures()
+    large.image_shape = (64, 64, 3)
+    code, lines = run(config, large)
     assert code == 1
-    assert "config.evaluation.num_images=40 needs test images: a folder of images has" in lines[0]
+    assert "at most 4096 numbers, got 64x64x3 = 12288; leave it out" in "\n".join(lines)
+    config.evaluation.metrics = ("classifier",)
+    assert not any("4096" in line for line in run(config, large)[1])
 
 
 def test_all_that_is_wrong_is_said_at_once():
@@ -312,7 +326,7 @@ def test_checkpoints_at_once(total, interval, keep_every, keep_last):
             s for i, s in enumerate(there)
             if i >= len(there) - keep_last or (keep_every and s % keep_every == 0)
         ]  # fmt: skip
-    intervals = build.Intervals(total, 1, 0, interval, keep_every)
+    intervals = build.Intervals(total, 1, 0, interval, 0, keep_every)
     count = checks.checkpoints_at_once(intervals, keep_last)
     assert most <= count <= most + 1  # the one being written may be one to keep
 

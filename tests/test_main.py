@@ -285,12 +285,14 @@ def test_dataset_then_training_on_it(command, tmp_path):
         "--config.augment.probability=0.5",
         "--config.train.micro_batch=8",
         "--config.train.total_kimg=0.08",
-        "--config.evaluation.num_images=0",
+        "--config.evaluation.num_images=12",
     ]
     command("--mode=preflight", *options)
     command(*options, f"--workdir={run}")
     model = edm_jax.load(run)
     assert model.image_shape == (8, 8, 3) and model.num_classes == 2
+    result = json.loads((run / "evaluation.json").read_text())
+    assert np.isfinite(result["frechet_distance"]) and "frechet_distance_floor" not in result
     assert "map_augment" in model.params
 
 
