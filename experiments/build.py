@@ -338,92 +338,88 @@ def sampler_sigmas(preconditioning: Preconditioning, arguments: Mapping[str, Any
 # -------------------------------------------------------------------------------- checks
 
 
+def _require(ok: bool, key: str, value: Any, rule: str) -> None:
+    if not ok:
+        raise ConfigError(f"config.{key} must be {rule}, got {value!r}")
+
+
 def check_config(config: ml_collections.ConfigDict) -> None:
     """Refuse values that cannot work, before anything is built.
 
     Raises:
       ConfigError: naming the key, the rule and the value.
     """
+    _check_training(config)
+    _check_sampling(config)
+    _require(config.seed >= 0, "seed", config.seed, "0 or more")
+    data = config.data
+    _require(data.num_threads >= 1, "data.num_threads", data.num_threads, "at least 1")
+    for key in ("num_workers", "max_size", "resolution"):
+        _require(data[key] >= 0, f"data.{key}", data[key], "0 or more")
+    for key in ("dropout", "label_dropout"):
+        value = config.model[key]
+        _require(0 <= value < 1, f"model.{key}", value, "in [0, 1)")
+    probability = config.augment.probability
+    _require(0 <= probability <= 1, "augment.probability", probability, "in [0, 1]")
+    for key, value in config.augment.items():
+        _require(0 <= value < math.inf, f"augment.{key}", value, "0 or more, and finite")
+    _check_choices(config)
 
-    def require(ok: bool, key: str, value: Any, rule: str) -> None:
-        if not ok:
-            raise ConfigError(f"config.{key} must be {rule}, got {value!r}")
 
-    train, sampler, evaluation = config.train, config.sampler, config.evaluation
+def _check_training(config: ml_collections.ConfigDict) -> None:
+    train = config.train
     for key in ("total_kimg", "lr", "loss_scaling", "log_kimg", "checkpoint_kimg", "adam_eps"):
         value = train[key]
-        require(0 < value < math.inf, f"train.{key}", value, "positive and finite")
+        _require(0 < value < math.inf, f"train.{key}", value, "positive and finite")
     zero_or_more = (
         "lr_rampup_kimg ema_rampup_ratio sample_kimg keep_every_kimg grad_clip_norm micro_batch"
     )
     for key in zero_or_more.split():
         value = train[key]
-        require(0 <= value < math.inf, f"train.{key}", value, "0 or more, and finite")
-    layouts = " or ".join(LAYOUTS)
-    require(train.sharding in LAYOUTS, "train.sharding", train.sharding, layouts)
-    probability = config.augment.probability
-    require(0 <= probability <= 1, "augment.probability", probability, "in [0, 1]")
+        _require(0 <= value < math.inf, f"train.{key}", value, "0 or more, and finite")
+    for key, least in (("batch_size", 1), ("max_bad_steps", 1), ("keep_last", 2)):
+        _require(train[key] >= least, f"train.{key}", train[key], f"at least {least}")
     for key in ("adam_b1", "adam_b2"):
-        require(0 <= train[key] < 1, f"train.{key}", train[key], "in [0, 1)")
-    require(train.batch_size >= 1, "train.batch_size", train.batch_size, "at least 1")
-    require(train.max_bad_steps >= 1, "train.max_bad_steps", train.max_bad_steps, "at least 1")
-    every = evaluation.every_kimg
-    require(0 <= every < math.inf, "evaluation.every_kimg", every, "0 or more, and finite")
-    require(train.keep_last >= 2, "train.keep_last", train.keep_last, "at least 2")
-    halflives = tuple(train.ema_halflife_kimg)
-    require(
-        len(halflives) > 0 and all(0 <= h < math.inf for h in halflives),
-        "train.ema_halflife_kimg",
-        halflives,
-        "one or more finite numbers >= 0",
-    )
-    require(
-        len(set(build_averaging(config).names())) == len(halflives),
-        "train.ema_halflife_kimg",
-        halflives,
-        "different numbers",
-    )
-    require(sampler.num_steps >= 1, "sampler.num_steps", sampler.num_steps, "at least 1")
-    require(
-        0 < sampler.sigma_min < sampler.sigma_max < math.inf,
+        _require(0 <= train[key] < 1, f"train.{key}", train[key], "in [0, 1)")
+    _require(train.sharding in LAYOUTS, "train.sharding", train.sharding, " or ".join(LAYOUTS))
+    halflives, key = tuple(train.ema_halflife_kimg), "train.ema_halflife_kimg"
+    good = len(halflives) > 0 and all(0 <= h < math.inf for h in halflives)
+    _require(good, key, halflives, "one or more finite numbers >= 0")
+    names = set(build_averaging(config).names())
+    _require(len(names) == len(halflives), key, halflives, "different numbers")
+
+
+def _check_sampling(config: ml_collections.ConfigDict) -> None:
+    sampler, evaluation = config.sampler, config.evaluation
+    for key in ("num_steps", "batch_size"):
+        _require(sampler[key] >= 1, f"sampler.{key}", sampler[key], "at least 1")
+    levels = (sampler.sigma_min, sampler.sigma_max)
+    _require(
+        0 < levels[0] < levels[1] < math.inf,
         "sampler.sigma_min",
-        (sampler.sigma_min, sampler.sigma_max),
+        levels,
         "positive and below sampler.sigma_max",
     )
-    require(0 < sampler.rho < math.inf, "sampler.rho", sampler.rho, "positive")
-    require(sampler.s_churn >= 0, "sampler.s_churn", sampler.s_churn, "0 or more")
-    require(sampler.batch_size >= 1, "sampler.batch_size", sampler.batch_size, "at least 1")
-    require(config.seed >= 0, "seed", config.seed, "0 or more")
-    require(
-        evaluation.num_images == 0 or evaluation.num_images >= 2,
-        "evaluation.num_images",
-        evaluation.num_images,
-        "0, or at least 2",
-    )
-    for key in ("dropout", "label_dropout"):
-        value = config.model[key]
-        require(0 <= value < 1, f"model.{key}", value, "in [0, 1)")
-    require(config.data.num_threads >= 1, "data.num_threads", config.data.num_threads, "at least 1")
-    for group, key in (
-        (config.data, "num_workers"),
-        (config.data, "max_size"),
-        (config.data, "resolution"),
-        (evaluation, "first_seed"),
-        (evaluation, "trajectory_seeds"),
-    ):
-        require(group[key] >= 0, key, group[key], "0 or more")
+    _require(0 < sampler.rho < math.inf, "sampler.rho", sampler.rho, "positive")
     for key in ("s_noise", "s_churn"):
-        require(0 <= sampler[key] < math.inf, f"sampler.{key}", sampler[key], "0 or more")
-    for key, value in config.augment.items():
-        require(0 <= value < math.inf, f"augment.{key}", value, "0 or more, and finite")
+        _require(0 <= sampler[key] < math.inf, f"sampler.{key}", sampler[key], "0 or more")
+    count = evaluation.num_images
+    _require(count == 0 or count >= 2, "evaluation.num_images", count, "0, or at least 2")
+    for key in ("first_seed", "trajectory_seeds"):
+        _require(evaluation[key] >= 0, f"evaluation.{key}", evaluation[key], "0 or more")
+    every = evaluation.every_kimg
+    _require(0 <= every < math.inf, "evaluation.every_kimg", every, "0 or more, and finite")
+
+
+def _check_choices(config: ml_collections.ConfigDict) -> None:
+    """Names and constants of the choices; building them is cheap and checks the rest."""
     for group in ("noise", "weight", "precond"):
         name = config[group].name
         for key, value in config[group].get(name, {}).items():
             spread = key not in ("p_mean", "beta_min")  # all others are scales or counts
             good = math.isfinite(value) and (value > 0 or not spread)
             rule = "positive and finite" if spread else "finite"
-            require(good, f"{group}.{name}.{key}", value, rule)
-    # Names and constants of the choices: building them is cheap and checks them.
+            _require(good, f"{group}.{name}.{key}", value, rule)
     build_distribution(config)
     build_weight(config)
     try:

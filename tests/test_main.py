@@ -153,7 +153,7 @@ BAD = {
     ),
     "evaluation seed": (
         [TINY, "--workdir=w", "--config.evaluation.first_seed=-5"],
-        "config.first_seed must be 0 or more, got -5",
+        "config.evaluation.first_seed must be 0 or more, got -5",
     ),
     "noise spread": (
         [TINY, "--workdir=w", "--config.noise.lognormal.p_std=-1.0"],

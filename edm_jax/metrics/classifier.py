@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 
-def fit_pixel_classifier(images: np.ndarray, labels: np.ndarray):
+def fit_pixel_classifier(
+    images: np.ndarray, labels: np.ndarray
+) -> Callable[[np.ndarray], np.ndarray]:
     """A support-vector machine on raw pixels, for small and simple images.
 
     Args:

@@ -6,6 +6,7 @@ import hashlib
 import mmap
 import os
 import stat
+from typing import BinaryIO
 
 from edm_jax.weights.errors import WeightsError
 
@@ -27,7 +28,7 @@ def map_file(path: str | os.PathLike[str]) -> memoryview:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-def open_regular(path: str | os.PathLike[str]):
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a regular file for reading bytes; a pipe or device would block or never end."""
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
