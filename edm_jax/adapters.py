@@ -23,7 +23,8 @@ from typing import Any, Protocol
 import jax.numpy as jnp
 import numpy as np
 
-from edm_jax import grids, names, precond, schedules
+from edm_jax import names, precond, schedules
+from edm_jax.arguments import check_grid, check_protocol
 from edm_jax.precond import Coefs, CoefsFn, Preconditioning
 from edm_jax.pytree import pytree_dataclass
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, NetFn
@@ -166,6 +167,9 @@ class CosinePath:
         return -(math.pi / 2) * alpha * jnp.asarray(sigma), (math.pi / 2) * alpha
 
 
+_NO_VELOCITY = "a discrete table has no velocity; choose eps, x0, v or score"
+
+
 @dataclasses.dataclass(frozen=True)
 class TablePath:
     """Variance preserving on M discrete levels (DDPM, iDDPM, ADM), labelled 0 .. M-1.
@@ -181,7 +185,7 @@ class TablePath:
     interpolate: bool = False
 
     def __post_init__(self) -> None:
-        grids.check_grid(self.levels)
+        check_grid(self.levels, name="levels")
 
     def alpha(self, sigma: ArrayLike) -> Array:
         """1 / sqrt(1 + sigma^2)."""
@@ -210,7 +214,7 @@ class TablePath:
 
     def rates(self, sigma: ArrayLike) -> tuple[Array, Array]:
         """Undefined: a table of levels has no time derivative."""
-        raise ValueError("a discrete table has no velocity; choose eps, x0, v or score")
+        raise ValueError(_NO_VELOCITY)
 
     def round_sigma(self, sigma: ArrayLike) -> Array:
         """The nearest level of the table, never 0."""
@@ -263,8 +267,17 @@ def prediction_coefs(prediction: str, path: Path) -> CoefsFn:
 
     Returns:
       sigma -> Coefs, with c_in = alpha and c_noise = the path's label.
+
+    Raises:
+      ValueError: for an unknown prediction, something that is no path, or a velocity
+        on a discrete table.
     """
     skip_and_out = names.lookup(PREDICTIONS, prediction, "prediction")
+    check_protocol(
+        "path", path, ("alpha", "label", "sigma", "rates"), "use VPPath(), FlowPath(), ..."
+    )
+    if prediction == "velocity" and isinstance(path, TablePath):
+        raise ValueError(_NO_VELOCITY)
 
     def coefs(sigma: ArrayLike) -> Coefs:
         sigma = jnp.asarray(sigma)

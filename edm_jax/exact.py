@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from edm_jax.arguments import check_number
 from edm_jax.pytree import pytree_dataclass
 from edm_jax.typing import Array, ArrayLike, Key
 
@@ -63,6 +64,10 @@ class Gaussian:
 
     mean: ArrayLike = 0.0
     std: ArrayLike = 0.5
+
+    def __post_init__(self) -> None:
+        check_number("mean", self.mean)
+        check_number("std", self.std, least=0)
 
     def _moments(self, x: Array, sigma: ArrayLike) -> tuple[Array, Array, Array]:
         """Mean, data variance, and variance of p(x; sigma)."""
@@ -118,6 +123,12 @@ class GaussianMixture:
     means: ArrayLike
     stds: ArrayLike = 0.0
     weights: ArrayLike | None = None
+
+    def __post_init__(self) -> None:
+        check_number("means", self.means)
+        check_number("stds", self.stds, least=0)
+        if self.weights is not None:
+            check_number("weights", self.weights, above=0)
 
     def _parts(self, x: Array, sigma: ArrayLike) -> tuple[Array, Array, Array, Array]:
         """Differences, variances and log weights, with the component axis in front.
@@ -261,6 +272,9 @@ class FiniteData:
     points: ArrayLike
     chunk: int | None = dataclasses.field(default=None, metadata={"static": True})
 
+    def __post_init__(self) -> None:
+        check_number("points", self.points)
+
     def denoise(self, x: Array, sigma: ArrayLike) -> Array:
         """D = sum_k y_k softmax_k(-|x - y_k|^2 / (2 sigma^2)), of the shape of x."""
         return self._summary(x, sigma)[0]
@@ -284,12 +298,22 @@ class FiniteData:
         )
 
     def flow(self, x: Array, sigma: ArrayLike, sigma_to: ArrayLike) -> Array:
-        """Exact probability-flow solution, for a single point or for scalar data."""
+        """Exact probability-flow solution, for a single point or for scalar data.
+
+        To sigma_to = 0 it ends on a point: the one whose share of the cumulative
+        probability x falls into.  Arguments and result as `GaussianMixture.flow`.
+        """
         x = _float(x)
         if np.shape(self.points)[0] == 1:
             point = _rows(jnp.asarray(self.points)[0], x)
             return point + (x - point) * (_column(sigma_to, x) / _column(sigma, x))
-        return GaussianMixture(self.points).flow(x, sigma, sigma_to)
+        mixture = GaussianMixture(self.points)
+        sigma_to = _column(sigma_to, x)
+        moved = mixture.flow(x, sigma, jnp.where(sigma_to > 0, sigma_to, 1))
+        points = jnp.sort(_float(self.points))
+        share = jax.nn.sigmoid(mixture.log_odds(x, sigma)) * points.shape[0]
+        ends = points[jnp.clip(jnp.floor(share).astype(int), 0, points.shape[0] - 1)]
+        return jnp.where(sigma_to > 0, moved, ends.astype(x.dtype))
 
     def sample(self, key: Key, shape: tuple[int, ...] = ()) -> Array:
         """Data points drawn with replacement, of shape ``(*shape, *event)``."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edm_jax import seeds as seeds_lib
+from edm_jax.arguments import check_protocol
 from edm_jax.grids import make_sigmas
 from edm_jax.precond import Preconditioning, precondition
 from edm_jax.samplers import Churn, Trajectory, sample_heun, sample_stochastic
@@ -75,22 +76,6 @@ def _check_seeds(seeds: Iterable[int] | int) -> np.ndarray:
     return (values % 2**32).astype(np.uint32)
 
 
-def check_churn(churn: Churn) -> Churn:
-    """The constants as float32, so that their types never recompile.
-
-    Raises:
-      ValueError: unless s_churn >= 0, s_noise >= 0 and both are finite.
-    """
-    churn = jax.tree.map(np.float32, churn)
-    for name in ("s_churn", "s_noise"):
-        value = getattr(churn, name)
-        if not 0 <= value < np.inf:
-            raise ValueError(f"{name} must be 0 or more and finite, got {value}")
-    if np.isnan(churn.s_tmin) or np.isnan(churn.s_tmax):
-        raise ValueError(f"s_tmin and s_tmax must be numbers, got {churn}")
-    return churn
-
-
 def _expand_labels(labels: ArrayLike | None, model: Model, count: int) -> np.ndarray | None:
     if labels is None:
         return None
@@ -151,7 +136,9 @@ def sample(
     labels = _expand_labels(labels, model, len(seeds))
     if batch_size != int(batch_size) or batch_size < 1:
         raise ValueError(f"batch_size must be an integer >= 1, got {batch_size}")
-    churn = None if churn is None else check_churn(churn)
+    if churn is not None:
+        check_protocol("churn", churn, ("gamma",), "use Churn(s_churn)")
+        churn = jax.tree.map(np.float32, churn)  # types that never recompile
     sigmas = make_sigmas(
         "edm",
         num_steps,

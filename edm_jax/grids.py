@@ -12,8 +12,9 @@ from collections.abc import Callable
 import numpy as np
 
 from edm_jax import names, schedules
+from edm_jax.arguments import check_grid, check_number, check_range
 from edm_jax.precond import Preconditioning
-from edm_jax.schedules import append_zero, check_range, karras_sigmas
+from edm_jax.schedules import append_zero, finish_grid, karras_sigmas, ramp
 from edm_jax.typing import ArrayLike
 
 # sigma_vp(eps_s) and sigma_vp(1) with the constants of Table 1.
@@ -21,36 +22,6 @@ VP_SIGMA_MIN, VP_SIGMA_MAX = (
     float(np.sqrt(np.expm1(0.5 * schedules.VP_BETA_D * t**2 + schedules.VP_BETA_MIN * t)))
     for t in (schedules.VP_EPS_S, 1.0)
 )
-
-
-def check_grid(sigmas: ArrayLike, *, repeats: bool = False) -> None:
-    """Raise ValueError unless sigmas is ``(N+1,)``, strictly decreasing, ending in 0.
-
-    Args:
-      sigmas: known values (not traced).
-      repeats: allow equal neighbours, which rounding to a table of levels makes.
-    """
-    values = np.asarray(sigmas, np.float64)
-    if values.ndim != 1 or values.shape[0] < 2:
-        raise ValueError(
-            f"sigmas must have shape (N+1,) with N >= 1, got {values.shape}; "
-            "build it with karras_sigmas"
-        )
-    if not np.all(np.isfinite(values)):
-        raise ValueError(f"sigmas must be finite, got {values}; build it with karras_sigmas")
-    if values[-1] != 0:
-        raise ValueError(
-            f"sigmas must end in 0, got last entry {values[-1]}; add it with append_zero"
-        )
-    steps = np.diff(values)
-    bad = np.flatnonzero((steps > 0) if repeats else (steps >= 0))
-    if values[-2] <= 0 or bad.size:
-        i = int(bad[0]) if bad.size else len(values) - 2
-        raise ValueError(
-            f"sigmas must be {'non-increasing' if repeats else 'strictly decreasing'}, got "
-            f"{values[i]} then {values[i + 1]} at entry {i}; build it with karras_sigmas, or "
-            "drop repeated levels with round_grid(..., merge=True)"
-        )
 
 
 def as_sigmas(sigmas: ArrayLike) -> np.ndarray:
@@ -67,18 +38,6 @@ def as_sigmas(sigmas: ArrayLike) -> np.ndarray:
     """
     check_grid(sigmas)
     return np.array(sigmas, np.float64)
-
-
-def _ramp(num_steps: int) -> np.ndarray:
-    return np.arange(num_steps, dtype=np.float64) / max(num_steps - 1, 1)
-
-
-def _with_exact_ends(sigmas: np.ndarray, sigma_min: float, sigma_max: float) -> np.ndarray:
-    # The ends are exact by definition; the formulas may miss them by an ulp.
-    sigmas[0] = sigma_max
-    if len(sigmas) > 1:
-        sigmas[-1] = sigma_min
-    return append_zero(sigmas)
 
 
 def vp_sigmas(
@@ -105,9 +64,9 @@ def vp_sigmas(
     if not 0 < eps_s < 1:
         raise ValueError(f"eps_s must lie between 0 and 1, got {eps_s}")
     vp = schedules.VPSchedule.fit(sigma_min, sigma_max, eps_s)
-    t = 1 + _ramp(num_steps) * (eps_s - 1)
+    t = 1 + ramp(num_steps) * (eps_s - 1)
     sigmas = np.sqrt(np.expm1(0.5 * vp.beta_d * t**2 + vp.beta_min * t))
-    return _with_exact_ends(sigmas, sigma_min, sigma_max)
+    return finish_grid(sigmas, sigma_min, sigma_max)
 
 
 def log_linear_sigmas(
@@ -139,17 +98,10 @@ def polyexponential_sigmas(
       ``(N+1,)``, last entry 0.
     """
     check_range(num_steps, sigma_min, sigma_max)
-    if not rho > 0:
-        raise ValueError(f"rho must be positive, got {rho}")
+    check_number("rho", rho, above=0)
     low, high = np.log(sigma_min), np.log(sigma_max)
-    sigmas = np.exp((1 - _ramp(num_steps)) ** rho * (high - low) + low)
-    sigmas = _with_exact_ends(sigmas, sigma_min, sigma_max)
-    if np.any(np.diff(sigmas) >= 0):
-        raise ValueError(
-            f"rho={rho} is too large for num_steps={num_steps}: levels near sigma_min coincide "
-            "in float64; use a smaller rho"
-        )
-    return sigmas
+    sigmas = np.exp((1 - ramp(num_steps)) ** rho * (high - low) + low)
+    return finish_grid(sigmas, sigma_min, sigma_max, f"rho={rho}")
 
 
 def iddpm_sigmas(
@@ -173,14 +125,17 @@ def iddpm_sigmas(
       ``(N+1,)``, last entry 0.
     """
     check_range(num_steps, sigma_min, sigma_max)
-    levels = schedules.iddpm_levels() if levels is None else np.asarray(levels, np.float64)
+    if levels is None:
+        levels = schedules.iddpm_levels()
+    check_grid(levels, name="levels")
+    levels = np.asarray(levels, np.float64)
     inside = levels[(sigma_min <= levels) & (levels <= sigma_max)]
     if num_steps > len(inside):
         raise ValueError(
             f"num_steps must be at most {len(inside)}, the number of levels of the table in "
             f"[{sigma_min}, {sigma_max}], got {num_steps}"
         )
-    index = np.rint((len(inside) - 1) * _ramp(num_steps)).astype(int)
+    index = np.rint((len(inside) - 1) * ramp(num_steps)).astype(int)
     return append_zero(inside[index])
 
 
@@ -230,7 +185,8 @@ def round_grid(
     """The grid with every positive level rounded to one the network knows.
 
     Args:
-      sigmas: ``(N+1,)`` grid ending in 0, inside the network's range.
+      sigmas: ``(N+1,)`` grid ending in 0, inside the network's range; one that was
+        rounded before stays as it is.
       preconditioning: of the network; only iDDPM's rounds.
       merge: drop repeated levels.  A grid finer than the network's table repeats
         some; a step between equal levels does nothing but cost network calls.
@@ -238,7 +194,8 @@ def round_grid(
     Returns:
       ``(N+1,)``, or shorter if levels were merged; last entry 0.
     """
-    sigmas = as_sigmas(sigmas)
+    check_grid(sigmas, repeats=preconditioning.rounds)
+    sigmas = np.array(sigmas, np.float64)
     check_in_range(sigmas, preconditioning)
     if not preconditioning.rounds:
         return sigmas
@@ -324,5 +281,5 @@ def resample_sigmas(sigmas: ArrayLike, num_steps: int) -> np.ndarray:
         )
     if num_steps == len(positive):
         return append_zero(positive)
-    resampled = np.exp(np.interp(_ramp(num_steps), _ramp(len(positive)), np.log(positive)))
-    return _with_exact_ends(resampled, positive[-1], positive[0])
+    resampled = np.exp(np.interp(ramp(num_steps), ramp(len(positive)), np.log(positive)))
+    return finish_grid(resampled, positive[-1], positive[0])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -19,6 +19,11 @@ def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
     """
     if isinstance(name, str) and name in table:
         return table[name]
-    near = difflib.get_close_matches(str(name), table, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown {kind} {name!r}{hint} Known: {', '.join(sorted(table))}")
+    raise unknown(kind, name, sorted(table))
+
+
+def unknown(kind: str, name: Any, known: Sequence[str]) -> ValueError:
+    """The error for a name that is not among the known ones, with the nearest of them."""
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? Known" if near else "known"
+    return ValueError(f"unknown {kind} {name!r}; {hint}: {', '.join(known)}")

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edm_jax import schedules
+from edm_jax.arguments import check_grid, check_number
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, NetFn
 
 
@@ -201,6 +202,13 @@ class Preconditioning:
     round_sigma: Callable[[ArrayLike], Array] = _identity
     channel_multiplier: int = 1
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.sigma_min < self.sigma_max:
+            raise ValueError(
+                f"the noise range of a network needs 0 <= sigma_min < sigma_max, got "
+                f"sigma_min={self.sigma_min}, sigma_max={self.sigma_max}"
+            )
+
     @property
     def rounds(self) -> bool:
         """Whether the network knows a table of noise levels only."""
@@ -214,8 +222,7 @@ def edm_preconditioning(
     sigma_data: float = 0.5, sigma_min: float = 0.0, sigma_max: float = math.inf
 ) -> Preconditioning:
     """EDM preconditioning, by default for every noise level (EDM Table 1)."""
-    if not sigma_data > 0:
-        raise ValueError(f"sigma_data must be positive, got {sigma_data}")
+    check_number("sigma_data", sigma_data, above=0)
     coefs = functools.partial(edm_coefs, sigma_data=sigma_data)
     return Preconditioning("edm", coefs, sigma_min, sigma_max)
 
@@ -227,6 +234,9 @@ def vp_preconditioning(
     eps_t: float = 1e-5,
 ) -> Preconditioning:
     """VP preconditioning; its range is sigma(eps_t)..sigma(1) (EDM Table 1)."""
+    check_number("beta_d", beta_d, above=0)
+    check_number("beta_min", beta_min, least=0)
+    check_number("eps_t", eps_t, above=0, most=1)
     coefs = functools.partial(vp_coefs, beta_d=beta_d, beta_min=beta_min, num_levels=num_levels)
     ends = [math.sqrt(math.expm1(0.5 * beta_d * t**2 + beta_min * t)) for t in (eps_t, 1)]
     return Preconditioning("vp", coefs, *ends)
@@ -252,6 +262,7 @@ def iddpm_preconditioning(
     """
     if levels is None:
         levels = schedules.iddpm_levels(num_levels, c_1=c_1, c_2=c_2, dtype=np.float32)
+    check_grid(levels, name="levels")
     return Preconditioning(
         "iddpm",
         functools.partial(iddpm_coefs, levels=levels),

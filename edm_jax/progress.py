@@ -6,6 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+
+from edm_jax.typing import PyTree
 
 ReportFn = Callable[[int, int], None]
 
@@ -75,10 +78,22 @@ def reporter(progress: bool | ReportFn) -> ReportFn | None:
     return progress
 
 
-def report(report_fn: ReportFn | None, done: Any, total: int) -> None:
-    """Emit a host call from traced code; nothing at all if report_fn is None."""
+def report(report_fn: ReportFn | None, done: Any, total: int, *, after: PyTree = ()) -> None:
+    """Emit a host call from traced code; nothing at all if report_fn is None.
+
+    Args:
+      report_fn: what to call with (done, total).
+      done: steps finished, may be traced.
+      total: number of steps.
+      after: arrays that must be there first.
+    """
     if report_fn is None:
         return
 
-    # Unordered: ordered effects exclude vmap and programs on several devices.
-    jax.debug.callback(lambda done: report_fn(int(done), total), done)
+    def call(done: Any, *_: Any) -> None:
+        report_fn(int(done), total)
+
+    # Unordered: ordered effects exclude vmap and programs on several devices.  What the
+    # call follows must be an argument of it, or the compiler may run it at any time.
+    first = [jnp.ravel(leaf)[:1] for leaf in jax.tree.leaves(after)[:1]]
+    jax.debug.callback(call, done, *first)

@@ -39,6 +39,14 @@ def ddpm_levels(name: str = "cosine", num_levels: int = 1000) -> np.ndarray:
     return append_zero(sigmas[::-1])
 
 
+def _count(text: str, steps: str) -> int:
+    if not text.strip().isdecimal():
+        raise ValueError(
+            f"steps must be 'K', 'K,L,...' or 'ddimK' with whole numbers, got {steps!r}"
+        )
+    return int(text)
+
+
 def respaced_indices(num_levels: int, steps: str | int | Sequence[int]) -> np.ndarray:
     """Which of a network's M indices a shorter ancestral or DDIM run visits.
 
@@ -52,13 +60,13 @@ def respaced_indices(num_levels: int, steps: str | int | Sequence[int]) -> np.nd
       Increasing integers in [0, M).
     """
     if isinstance(steps, str) and steps.startswith("ddim"):
-        count = int(steps[len("ddim") :])
+        count = _count(steps[len("ddim") :], steps)
         for stride in range(1, num_levels + 1):
             if -(-num_levels // stride) == count:
                 return np.arange(0, num_levels, stride)
         raise ValueError(f"no stride over {num_levels} levels gives {count} steps")
     if isinstance(steps, str):
-        counts = [int(part) for part in steps.split(",")]
+        counts = [_count(part, steps) for part in steps.split(",")]
     else:
         counts = [steps] if isinstance(steps, (int, np.integer)) else list(steps)
     size, extra = divmod(num_levels, len(counts))

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from edm_jax.arguments import check_range
 from edm_jax.pytree import pytree_dataclass
 from edm_jax.typing import Array, ArrayLike
 
@@ -194,19 +195,7 @@ SCALINGS: dict[str, Callable[..., Scaling]] = {"vp": VPScaling, "none": NoScalin
 # ---------------------------------------------------------------- noise-level grids
 
 
-def check_range(num_steps: int, sigma_min: float, sigma_max: float) -> None:
-    """Raise ValueError unless N >= 1 and 0 < sigma_min < sigma_max < inf."""
-    whole = isinstance(num_steps, int | np.integer) and not isinstance(num_steps, bool)
-    if not whole or num_steps < 1:
-        raise ValueError(f"num_steps must be an integer >= 1, got {num_steps!r}")
-    if not 0 < sigma_min < sigma_max < np.inf:
-        raise ValueError(
-            "need 0 < sigma_min < sigma_max < inf, got "
-            f"sigma_min={sigma_min}, sigma_max={sigma_max}"
-        )
-
-
-def _ramp(num_steps: int) -> np.ndarray:
+def ramp(num_steps: int) -> np.ndarray:
     """i / (N - 1) for i = 0..N-1; [0] for N = 1, where the formula divides 0 by 0."""
     return np.arange(num_steps, dtype=np.float64) / max(num_steps - 1, 1)
 
@@ -214,6 +203,31 @@ def _ramp(num_steps: int) -> np.ndarray:
 def append_zero(sigmas: np.ndarray) -> np.ndarray:
     """Add the final level 0 to a grid: ``(N,)`` -> ``(N+1,)``."""
     return np.append(sigmas, 0.0)
+
+
+def finish_grid(
+    sigmas: np.ndarray, sigma_min: float, sigma_max: float, setting: str = "the range"
+) -> np.ndarray:
+    """Positive levels with their exact ends and the final 0, checked to decrease.
+
+    Args:
+      sigmas: ``(N,)`` levels of a formula, from sigma_max to sigma_min.
+      sigma_min, sigma_max: ends of the range; a single level is sigma_max.
+      setting: what to blame if levels coincide, overflow or vanish in float64.
+
+    Returns:
+      ``(N+1,)``, last entry 0.
+    """
+    # The ends are exact by definition; the formulas may miss them by an ulp.
+    sigmas[0] = sigma_max
+    if len(sigmas) > 1:
+        sigmas[-1] = sigma_min
+    if not (np.all(np.isfinite(sigmas)) and np.all(np.diff(sigmas) < 0)):
+        raise ValueError(
+            f"{setting} is too extreme for {len(sigmas)} levels in [{sigma_min}, {sigma_max}]: "
+            "some coincide or overflow in float64; use a more moderate one or fewer steps"
+        )
+    return append_zero(sigmas)
 
 
 def karras_sigmas(
@@ -236,18 +250,16 @@ def karras_sigmas(
       ``(N+1,)`` float64, strictly decreasing, last entry 0.
 
     Raises:
-      ValueError: unless N >= 1, 0 < sigma_min < sigma_max and rho > 0.
+      ValueError: unless N >= 1, 0 < sigma_min < sigma_max and rho > 0, or if levels
+        coincide in float64 (rho beyond about 1e13).
     """
     check_range(num_steps, sigma_min, sigma_max)
     if not 0 < rho < np.inf:
         raise ValueError(f"rho must be positive and finite, got {rho}")
-    top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    sigmas = (top + _ramp(num_steps) * (bottom - top)) ** rho
-    # The ends are exact by definition; the power may miss them by one ulp.
-    sigmas[0] = sigma_max
-    if num_steps > 1:
-        sigmas[-1] = sigma_min
-    return append_zero(sigmas)
+    with np.errstate(over="ignore", invalid="ignore"):  # finish_grid refuses what overflows
+        top, bottom = (np.float64(end) ** (1 / rho) for end in (sigma_max, sigma_min))
+        sigmas = (top + ramp(num_steps) * (bottom - top)) ** rho
+    return finish_grid(sigmas, sigma_min, sigma_max, f"rho={rho}")
 
 
 def iddpm_levels(
@@ -270,7 +282,12 @@ def iddpm_levels(
 
     Returns:
       ``(M+1,)`` of ``dtype``, strictly decreasing in j; u_0 is the largest, u_M = 0.
+
+    Raises:
+      ValueError: unless M >= 2.
     """
+    if num_levels != int(num_levels) or num_levels < 2:
+        raise ValueError(f"num_levels must be an integer >= 2, got {num_levels!r}")
     dtype = np.dtype(dtype).type
     j = np.arange(num_levels + 1).astype(dtype)
     abar = np.sin(dtype(0.5 * np.pi) * j / dtype(num_levels) / dtype(c_2 + 1)) ** 2

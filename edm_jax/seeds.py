@@ -31,6 +31,17 @@ def image_keys(seeds: Iterable[int] | ArrayLike) -> Key:
     return jax.vmap(lambda seed: jax.random.key(seed, impl="threefry2x32"))(bits)
 
 
+def check_keys(key: Key, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless key is one typed key, or one for each of shape[0] images."""
+    if not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key):
+        got = f"an array of {key.dtype}" if hasattr(key, "dtype") else repr(key)
+        raise ValueError(
+            f"need typed keys, got {got}; make them with seeds.image_keys or jax.random.key"
+        )
+    if key.ndim and (key.ndim != 1 or shape[:1] != key.shape):
+        raise ValueError(f"need one key per image: {key.shape} keys for shape {shape}")
+
+
 def normal(key: Key, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
     """Standard normal noise of shape ``shape`` from one key or from a key per image.
 
@@ -41,12 +52,9 @@ def normal(key: Key, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> 
       dtype: of the result; the draw itself is float32 in any case, so that the same
         seed gives the same noise with and without 64-bit mode.
     """
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise ValueError(f"need typed keys (jax.random.key), got an array of {key.dtype}")
+    check_keys(key, shape)
     if key.ndim == 0:
         return jax.random.normal(key, shape, jnp.float32).astype(dtype)
-    if key.ndim != 1 or shape[:1] != key.shape:
-        raise ValueError(f"need one key per image: {key.shape} keys for shape {shape}")
     draw = jax.vmap(lambda k: jax.random.normal(k, shape[1:], jnp.float32))(key)
     return draw.astype(dtype)
 

@@ -403,6 +403,8 @@ def _check_sampling(config: ml_collections.ConfigDict) -> None:
     _require(0 < sampler.rho < math.inf, "sampler.rho", sampler.rho, "positive")
     for key in ("s_noise", "s_churn"):
         _require(0 <= sampler[key] < math.inf, f"sampler.{key}", sampler[key], "0 or more")
+    ends = (sampler.s_tmin, sampler.s_tmax)
+    _require(0 <= ends[0] <= ends[1], "sampler.s_tmin", ends, "0 or more, and at most s_tmax")
     count = evaluation.num_images
     _require(count == 0 or count >= 2, "evaluation.num_images", count, "0, or at least 2")
     for key in ("first_seed", "trajectory_seeds"):

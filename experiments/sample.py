@@ -87,8 +87,6 @@ def write_samples(
     )
     # All that can be wrong is found out before the first batch.
     build.sampler_sigmas(model.preconditioning, arguments)
-    if arguments["churn"] is not None:
-        generate.check_churn(arguments["churn"])
     prepare(outdir, "outdir")
     settings = {
         "progress": model.description.get("progress"),

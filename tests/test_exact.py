@@ -105,6 +105,15 @@ def test_single_point_flow_is_a_straight_line(x64):
     np.testing.assert_allclose(bed.flow(x, 2.0, 0.5), 1 + (x - 1) / 4, rtol=1e-15)
 
 
+def test_flow_of_points_to_zero_ends_on_them(x64):
+    bed = exact.FiniteData(np.array([0.5, -1.0, 2.0]))
+    # Under p(x; 80) a third of the probability lies below each next pair of points.
+    edges = 0.5 + 80 * np.array([-0.4307272992954576, 0.4307272992954576])  # ndtri(1/3), ndtri(2/3)
+    x = jnp.array([-300.0, edges[0] - 1, edges[0] + 1, edges[1] - 1, edges[1] + 1, 300.0])
+    np.testing.assert_array_equal(bed.flow(x, 80.0, 0.0), [-1.0, -1.0, 0.5, 0.5, 2.0, 2.0])
+    np.testing.assert_allclose(bed.flow(x, 80.0, 1e-3), bed.flow(x, 80.0, 0.0), atol=5e-3)
+
+
 def test_flow_of_images_is_refused():
     with pytest.raises(ValueError, match="scalar data"):
         _beds((3,))["mixture"].flow(jnp.zeros((1, 3)), 1.0, 0.5)

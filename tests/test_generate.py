@@ -183,7 +183,7 @@ def test_sampling_is_pure_under_jit_vmap_and_grad():
         (dict(seeds=[-1]), "must not be negative, got -1"),
         (dict(seeds=None), "non-empty list of integers"),
         (dict(labels="3"), "class indices or rows of numbers"),
-        (dict(churn=Churn(1.0, s_noise=float("nan"))), "s_noise must be 0 or more"),
+        (dict(churn=3.0), r"churn must be .*Churn\(s_churn\)"),
         (dict(rho=float("inf")), "rho must be positive and finite"),
         (dict(labels=3), r"label 3 is out of range; the classes are 0\.\.2"),
         (dict(labels=-1), "label -1 is out of range"),

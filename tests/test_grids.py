@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edm_jax import grids, precond, schedules
+from edm_jax import arguments, grids, precond, schedules
 
 NAMES = sorted(grids.GRIDS)
 
@@ -118,7 +118,7 @@ def test_every_grid_decreases_between_exact_ends(name, num_steps, ends, rho):
         reason = {"iddpm": "number of levels", "vp": "does not increase", "polyexponential": "rho"}
         assert reason[name] in str(error)
         return
-    grids.check_grid(sigmas)
+    arguments.check_grid(sigmas)
     assert sigmas.dtype == np.float64 and sigmas.shape == (num_steps + 1,)
     if name != "iddpm":
         assert sigmas[0] == high and sigmas[-2] == low
@@ -148,7 +148,7 @@ def test_log_spacing():
 def test_resampling(num_steps):
     given_sigmas = grids.append_zero(np.array([14.615, 6.475, 1.886, 0.652, 0.152, 0.029]))
     sigmas = grids.resample_sigmas(given_sigmas, num_steps)
-    grids.check_grid(sigmas)
+    arguments.check_grid(sigmas)
     assert sigmas.shape == (num_steps + 1,) and sigmas[0] == 14.615
     if num_steps > 1:
         assert sigmas[-2] == 0.029
@@ -204,7 +204,7 @@ def test_bad_settings_are_named():
             grid(5, rho=0.0)
     with pytest.raises(ValueError, match="does not increase"):
         grids.vp_sigmas(5, sigma_min=0.1, sigma_max=1.0)
-    with pytest.raises(ValueError, match="too large"):
+    with pytest.raises(ValueError, match="is too extreme"):
         grids.polyexponential_sigmas(300, rho=50.0)
     with pytest.raises(ValueError, match="cannot bring"):
         grids.resample_sigmas([1.0, 0.0], 3)
@@ -215,5 +215,5 @@ def test_a_grid_finer_than_the_table_repeats_levels_unless_merged():
     repeated = grids.make_sigmas("edm", 200, preconditioning=iddpm)
     assert repeated.shape == (201,) and np.any(np.diff(repeated) == 0)
     merged = grids.make_sigmas("edm", 200, preconditioning=iddpm, merge=True)
-    grids.check_grid(merged)
+    arguments.check_grid(merged)
     np.testing.assert_array_equal(np.unique(merged), np.unique(repeated))

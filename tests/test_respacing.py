@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edm_jax import grids, respacing, schedules
+from edm_jax import arguments, respacing, schedules
 
 
 def test_published_levels():
@@ -54,7 +54,7 @@ def test_respaced_grid_visits_the_levels_of_the_indices():
     levels = respacing.ddpm_levels("cosine")
     indices = respacing.respaced_indices(1000, "ddim25")
     sigmas = respacing.respaced_sigmas(levels, indices)
-    grids.check_grid(sigmas)
+    arguments.check_grid(sigmas)
     assert sigmas.shape == (26,)
     assert sigmas[-2] == levels[999] and sigmas[0] == levels[999 - 960]
     whole = respacing.respaced_sigmas(levels, respacing.respaced_indices(1000, 1000))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
-from edm_jax import exact, grids, precond, samplers, seeds
+from edm_jax import exact, grids, precond, samplers, schedules, seeds
 from edm_jax.samplers import SAMPLERS, Churn, dpmpp, lms, rows, unipc
 
 NAMES = sorted(SAMPLERS)
@@ -148,7 +148,7 @@ def test_gradients_with_bounded_memory(name, x64):
     assert used[0] < 0.8 * used[1]
 
 
-@pytest.mark.parametrize("name", ["heun", "unipc_2", "ve_predictor_corrector"])
+@pytest.mark.parametrize("name", ["heun", "general", "edm", "unipc_2", "ve_predictor_corrector"])
 def test_progress_from_inside_the_loop(name):
     info, bed = SAMPLERS[name], exact.Gaussian(0.3, 0.5)
     sigmas, keys = grids.karras_sigmas(6), seeds.image_keys([0, 1])
@@ -160,7 +160,7 @@ def test_progress_from_inside_the_loop(name):
     shown = run(lambda done, total: seen.append((done, total)))
     result = shown(x)
     jax.effects_barrier()
-    assert sorted(seen) == [(i, 6) for i in range(7)]
+    assert seen == [(i, 6) for i in range(7)]  # one device: each after what it reports
     np.testing.assert_array_equal(result, run(False)(x))
     # Off, nothing of it is in the program.
     assert "callback" in shown.lower(x).as_text()
@@ -329,15 +329,30 @@ def test_respects_what_the_network_knows():
         jax.debug.callback(lambda s: seen.append(float(s)), sigma)
         return bed.denoise(x, sigma)
 
-    sigmas = grids.make_sigmas("edm", 60, preconditioning=iddpm)
-    x, keys = jnp.ones((1, 2)) * sigmas[0], seeds.image_keys([0])
-    table = np.float32(precond.schedules.iddpm_levels(dtype=np.float32))
-    for name in ("dpmpp_2m", "edm"):
-        seen.clear()
-        options = {"churn": Churn(20.0)} if name == "edm" else {}
-        SAMPLERS[name](denoise, x, sigmas, keys, preconditioning=iddpm, **options)
-        jax.effects_barrier()
-        assert set(seen) <= {float(level) for level in table}
+    rounded = grids.make_sigmas("edm", 60, preconditioning=iddpm)  # with repeats
+    own = grids.karras_sigmas(24, sigma_min=0.01)
+    table = {float(level) for level in schedules.iddpm_levels(dtype=np.float32)}
+    between = {"dpmpp_2s", "midpoint", "ralston", "adaptive"}  # evaluate between the levels
+    for name in sorted(set(NAMES) - between):
+        if SAMPLERS[name].fn is samplers.sample_vp:
+            continue  # even times only, which no rounded grid has
+        for sigmas in (rounded, own):
+            seen.clear()
+            options = {"churn": Churn(20.0)} if name == "edm" else {}
+            x, keys = jnp.ones((1, 2)) * sigmas[0], seeds.image_keys([0])
+            run = functools.partial(SAMPLERS[name], denoise, x, preconditioning=iddpm, **options)
+            result = run(sigmas, keys)
+            jax.effects_barrier()
+            assert set(seen) <= table, name
+            assert np.all(np.isfinite(result)), name
+            if sigmas is own and SAMPLERS[name].fn is not samplers.sample_stochastic:
+                assert len(set(seen)) == 24
+    # A traced grid is rounded in the program.
+    seen.clear()
+    x = jnp.ones((1, 2)) * own[0]
+    jax.jit(lambda s: SAMPLERS["unipc_2"](denoise, x, s, preconditioning=iddpm))(own)
+    jax.effects_barrier()
+    assert len(set(seen)) == 24 and set(seen) <= table
     with pytest.raises(ValueError, match="outside the range"):
         SAMPLERS["heun"](
             denoise, x, grids.karras_sigmas(5), preconditioning=precond.ve_preconditioning()
@@ -390,3 +405,7 @@ def test_steps_within_a_budget():
     assert SAMPLERS["heun"].nfe(256) == 511
     assert SAMPLERS["general"].nfe(8, solver="euler") == 8
     assert SAMPLERS["adaptive"].nfe(8) is None
+    with pytest.raises(ValueError, match="more than nfe=1"):
+        SAMPLERS["ve_predictor_corrector"].steps_within(1)
+    with pytest.raises(ValueError, match="num_steps must be at least 1"):
+        SAMPLERS["heun"].nfe(0)

@@ -1,6 +1,7 @@
 """Adaptive sampling: accuracy, cost, independence of images, gradients, labels."""
 
 import builtins
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -105,11 +106,57 @@ def test_one_level_is_one_denoising():
     assert list(stats.nfe) == [1, 1]
 
 
+def test_progress_is_told_in_percent_of_the_slowest_image():
+    seen, x = [], _start(3).astype(jnp.float32)
+
+    def run(progress):
+        return jax.jit(
+            lambda x: samplers.sample_adaptive(MIXTURE.denoise, x, SIGMAS, progress=progress)
+        )
+
+    shown = run(lambda done, total: seen.append((done, total)))
+    result = shown(x)
+    jax.effects_barrier()
+    done = [done for done, _ in seen]
+    assert {total for _, total in seen} == {100}
+    assert done[0] == 0 and done[-1] == 100 and done == sorted(done) and len(set(done)) > 5
+    np.testing.assert_array_equal(result, run(False)(x))
+
+
+def test_progress_bar_is_silent_without_a_terminal(capfd):
+    x = _start(1).astype(jnp.float32)
+    jax.block_until_ready(samplers.sample_adaptive(MIXTURE.denoise, x, SIGMAS, progress=True))
+    jax.effects_barrier()
+    assert capfd.readouterr().err == ""
+
+
+def test_remat_gives_the_same_gradient_with_less_memory(x64):
+    x, weight = _start(1), jnp.full((40,), 1e-3)
+
+    def loss(weight, remat):
+        def denoise(x, sigma):
+            hidden = jnp.tanh(x[..., None] * weight[None, None])  # activations worth recomputing
+            for _ in range(4):
+                hidden = jnp.tanh(hidden + weight[None, None])
+            return MIXTURE.denoise(x, sigma) + jnp.sum(hidden * 0.1, axis=-1)
+
+        options = {"rtol": 1e-3, "atol": 1e-3, "remat": remat}
+        return jnp.sum(samplers.sample_adaptive(denoise, x, SIGMAS, **options))
+
+    plain, bounded = (
+        jax.jit(jax.grad(functools.partial(loss, remat=remat))).lower(weight).compile()
+        for remat in (False, True)
+    )
+    np.testing.assert_allclose(plain(weight), bounded(weight), rtol=1e-9)
+    used = [program.memory_analysis().temp_size_in_bytes for program in (bounded, plain)]
+    assert used[0] < used[1]
+
+
 def test_bad_arguments_and_missing_library_are_named(monkeypatch):
     x = jnp.zeros((1, 2))
     with pytest.raises(ValueError, match="did you mean 'tsit5'"):
         samplers.sample_adaptive(MIXTURE.denoise, x, SIGMAS, solver="tsit")
-    with pytest.raises(ValueError, match="rtol, atol and max_steps"):
+    with pytest.raises(ValueError, match="rtol must be positive"):
         samplers.sample_adaptive(MIXTURE.denoise, x, SIGMAS, rtol=0.0)
     real = builtins.__import__
 

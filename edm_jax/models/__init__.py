@@ -7,7 +7,6 @@ never sigma (`edm_jax.precond.precondition`).
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from typing import Any
 
 from edm_jax.models.dhariwal import DhariwalUNet
@@ -26,6 +25,7 @@ from edm_jax.models.variables import (
     param_count,
     parameter_table,
 )
+from edm_jax.names import unknown
 
 __all__ = [
     "NETWORKS",
@@ -79,12 +79,6 @@ PRESET_NETWORKS: dict[str, str] = {
 }
 
 
-def _unknown(kind: str, got: str, known: list[str]) -> ValueError:
-    close = difflib.get_close_matches(got, known, n=1, cutoff=0.4)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return ValueError(f"unknown {kind} {got!r}{hint} Known: {', '.join(known)}")
-
-
 def build(name: str, **kwargs: Any) -> UNet:
     """A network from its name and arguments, as a configuration file holds them.
 
@@ -100,12 +94,12 @@ def build(name: str, **kwargs: Any) -> UNet:
         kwargs = {**PRESETS[name], **kwargs}
         name = PRESET_NETWORKS[name]
     if name not in NETWORKS:
-        raise _unknown("network", name, [*NETWORKS, *PRESETS])
+        raise unknown("network", name, [*NETWORKS, *PRESETS])
     network = NETWORKS[name]
     fields = {f.name: f for f in dataclasses.fields(network) if f.name not in ("parent", "name")}
     for key in kwargs:
         if key not in fields:
-            raise _unknown(f"argument of {name}", key, list(fields))
+            raise unknown(f"argument of {name}", key, list(fields))
     required = [key for key, field in fields.items() if field.default is dataclasses.MISSING]
     missing = [key for key in required if key not in kwargs]
     if missing:

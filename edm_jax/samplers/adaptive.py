@@ -7,6 +7,7 @@ give alone; the error norm over a whole batch, as SciPy's RK45 has it, would not
 
 from __future__ import annotations
 
+import functools
 from types import ModuleType
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from edm_jax import names
+from edm_jax.arguments import check_number
+from edm_jax.progress import ReportFn, report, reporter
 from edm_jax.samplers import loop
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, PyTree
 
@@ -22,14 +25,15 @@ SOLVERS = {"dopri5": 6, "tsit5": 6, "bosh3": 3, "dopri8": 13}
 _CLASSES = {"dopri5": "Dopri5", "tsit5": "Tsit5", "bosh3": "Bosh3", "dopri8": "Dopri8"}
 # In ln sigma; small beside any structure, and the controller grows it tenfold a step.
 FIRST_STEP = 0.01
+PERCENT = 100  # progress is told in percent of the way, as the number of steps is open
 
 
 class AdaptiveStats(NamedTuple):
     """What each image cost.
 
     Attributes:
-      nfe: ``(B,)`` network calls of every image, the final denoising included.  A
-        batch runs until its slowest image is done.
+      nfe: ``(B,)`` network calls of every image, the final denoising and those of a
+        trajectory included.  A batch runs until its slowest image is done.
       accepted, rejected: ``(B,)`` steps.
       finished: ``(B,)`` whether sigma_min was reached within max_steps; where it was
         not, the sample is NaN.
@@ -49,6 +53,30 @@ def _diffrax() -> ModuleType:
             "adaptive sampling needs diffrax: pip install 'edm_jax[diffrax]'"
         ) from error
     return diffrax
+
+
+@functools.cache
+def _meter_class() -> type:
+    """diffrax's hook for `progress.report`, made once: a new class would recompile."""
+    diffrax = _diffrax()
+    import equinox as eqx  # diffrax depends on it
+    import equinox.internal as eqxi
+
+    class Meter(diffrax.AbstractProgressMeter):
+        report_fn: ReportFn = eqx.field(static=True)
+
+        def init(self) -> Array:
+            return jnp.zeros((), int)
+
+        def step(self, state: Array, progress: Array) -> Array:
+            slowest = -eqxi.unvmap_max(-progress)
+            report(self.report_fn, jnp.floor(PERCENT * slowest).astype(int), PERCENT)
+            return state
+
+        def close(self, state: Array) -> None:
+            pass
+
+    return Meter
 
 
 def _per_image(denoise: DenoiseFn, x: Array) -> DenoiseFn:
@@ -99,7 +127,8 @@ def sample_adaptive(
     max_steps: int = 4096,
     stats: bool = False,
     trajectory: bool = False,
-    progress: bool = False,
+    progress: bool | ReportFn = False,
+    remat: bool = False,
 ) -> Array | loop.Trajectory | tuple[Array, AdaptiveStats]:
     """Adaptive Runge-Kutta sampling from sigmas[0] to sigmas[-2], then one denoising.
 
@@ -118,7 +147,8 @@ def sample_adaptive(
       stats: also return AdaptiveStats.
       trajectory: return the states at sigmas (interpolated) instead of the last, at
         the price of one more network call each.
-      progress: a bar on the terminal.
+      progress: as in `loop.scan`, in percent of ln sigma travelled by the slowest image.
+      remat: recompute the network within a step too in the backward pass.
 
     Returns:
       The sample, of the shape of x, or a Trajectory; with ``stats`` a pair of it and
@@ -127,10 +157,8 @@ def sample_adaptive(
     nfe_per_step = names.lookup(SOLVERS, solver, "adaptive solver")
     diffrax = _diffrax()
     loop.check_sigmas(sigmas)
-    if loop.is_known(rtol, atol) and not (rtol > 0 and atol > 0 and max_steps > 0):
-        raise ValueError(
-            f"rtol, atol and max_steps must be positive, got {rtol}, {atol}, {max_steps}"
-        )
+    for name, value in (("rtol", rtol), ("atol", atol), ("max_steps", max_steps)):
+        check_number(name, value, above=0)
     x = jnp.asarray(x, loop.state_dtype(x))
     if x.ndim == 0:
         raise ValueError("x must have a leading batch axis, got a scalar")
@@ -139,8 +167,12 @@ def sample_adaptive(
     denoise_one = _per_image(denoise, x)
 
     def slope(tau: Array, x: Array, _: None) -> Array:
-        return x - denoise_one(x, jnp.exp(tau).astype(x.dtype)).astype(x.dtype)
+        return x - loop.evaluate(denoise_one, x, jnp.exp(tau).astype(x.dtype))
 
+    slope = jax.checkpoint(slope) if remat else slope
+    report_fn = reporter(progress)
+    meter = diffrax.NoProgressMeter() if report_fn is None else _meter_class()(report_fn)
+    report(report_fn, 0, PERCENT)
     save = {"ts": taus} if trajectory else {"t1": True}
 
     def solve(x: Array) -> tuple[Array, dict[str, Array], Array]:
@@ -154,7 +186,7 @@ def sample_adaptive(
             saveat=diffrax.SaveAt(**save),
             stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
             max_steps=max_steps,
-            progress_meter=diffrax.TqdmProgressMeter() if progress else diffrax.NoProgressMeter(),
+            progress_meter=meter,
             throw=False,
         )
         finished = solution.result == diffrax.RESULTS.successful
@@ -169,17 +201,19 @@ def sample_adaptive(
     sigma_min = jnp.broadcast_to(levels[-1], x.shape[:1])
     if trajectory:
         denoised = jax.lax.map(
-            lambda at: denoise(at[0], jnp.broadcast_to(at[1], x.shape[:1])).astype(x.dtype),
+            lambda at: loop.evaluate(denoise, at[0], jnp.broadcast_to(at[1], x.shape[:1])),
             (states, levels),
         )
         result = loop.Trajectory(jnp.concatenate([states, denoised[-1:]]), denoised)
     else:
-        result = denoise(states[-1], sigma_min).astype(x.dtype)
+        result = loop.evaluate(denoise, states[-1], sigma_min)
     if not stats:
         return result
     zero = jnp.zeros(x.shape[0], int)
     accepted = zero if counts is None else counts["num_accepted_steps"]
     rejected = zero if counts is None else counts["num_rejected_steps"]
-    # The slope at the start, the stages of every attempt, the final denoising.
-    nfe = nfe_per_step * (accepted + rejected) + (counts is not None) + 1
+    # The slope at the start, the stages of every attempt, the final denoising or that of
+    # every level.
+    final = levels.shape[0] if trajectory else 1
+    nfe = nfe_per_step * (accepted + rejected) + (counts is not None) + final
     return result, AdaptiveStats(nfe, accepted, rejected, finished)

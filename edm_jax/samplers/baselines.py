@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edm_jax import names, schedules
+from edm_jax.arguments import check_number, is_known
 from edm_jax.progress import ReportFn
 from edm_jax.samplers import loop
 from edm_jax.samplers import rows as rows_lib
@@ -79,7 +80,7 @@ def vp_rows(
 
 
 def _check_even_times(sigmas: ArrayLike, beta_d: float, beta_min: float) -> None:
-    if not loop.is_known(sigmas) or np.shape(sigmas)[0] < 4:
+    if not is_known(sigmas) or np.shape(sigmas)[0] < 4:
         return
     log_term = 2 * np.log1p(np.square(np.asarray(sigmas, np.float64)[:-1]))
     times = (np.sqrt(beta_min**2 + beta_d * log_term) - beta_min) / beta_d
@@ -130,6 +131,8 @@ def sample_vp(
       The sample, of the shape of x, or a Trajectory.
     """
     names.lookup(VP_METHODS, method, "VP method")
+    check_number("beta_d", beta_d, above=0)
+    check_number("beta_min", beta_min, least=0)
     if ode and method == "ancestral":
         raise ValueError("the ancestral predictor has no ODE form; use reverse_diffusion")
     min_steps = 1 if method == "euler_maruyama" else int(beta_d + beta_min) + 1
@@ -240,10 +243,12 @@ def sample_ddim(
     Returns:
       The sample, of the shape of x, or a Trajectory.
     """
+    check_number("eta", eta, least=0)
+    check_number("s_noise", s_noise, least=0)
     loop.check_sigmas(sigmas)
     x = jnp.asarray(x, loop.state_dtype(x))
     rows, draw = ddim_rows(sigmas, eta=eta, s_noise=s_noise), None
-    if loop.is_known(eta) and np.all(np.asarray(eta) == 0):
+    if is_known(eta) and np.all(np.asarray(eta) == 0):
         rows = rows._replace(c=None)
     else:
         draw = loop.noise_source(key, noise_fn, x)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from edm_jax import names
+from edm_jax.arguments import check_number
 from edm_jax.progress import ReportFn
 from edm_jax.samplers import loop
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, Key
@@ -25,6 +26,18 @@ def ancestral_variance(sigma: ArrayLike, sigma_next: ArrayLike, v: ArrayLike) ->
     large = gap * ((1 + jnp.square(sigma_next)) / (1 + jnp.square(sigma)))
     # large / small to the power v: exactly small at v = 0.
     return small * (large / small) ** v
+
+
+def _with_variance(denoise: DenoiseFn, x: Array, sigma: ArrayLike) -> tuple[Array, Array]:
+    """D and v of a denoiser with learned variance, both of the shape and dtype of x."""
+    pair = denoise(x, sigma)
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        raise ValueError(
+            "with variance='learned' denoise(x, sigma) must return a pair (D, v), got "
+            f"{type(pair).__name__}; use variance='small' or 'large' otherwise"
+        )
+    denoised, v = (loop.evaluate(lambda *_, value=value: value, x, sigma) for value in pair)
+    return denoised, v
 
 
 def ddpm_step(
@@ -49,11 +62,10 @@ def ddpm_step(
     Returns:
       The state at sigma_next and D(x; sigma), both of the shape of x.
     """
-    denoised = denoise(x, sigma)
     if v is None:
-        denoised, v = denoised
-        v = v.astype(x.dtype)
-    denoised = denoised.astype(x.dtype)
+        denoised, v = _with_variance(denoise, x, sigma)
+    else:
+        denoised = loop.evaluate(denoise, x, sigma)
     std = jnp.sqrt(ancestral_variance(sigma, sigma_next, v))
     mean = denoised + jnp.square(sigma_next / sigma) * (x - denoised)
     return (mean + std * noise).astype(x.dtype), denoised
@@ -91,6 +103,8 @@ def sample_ddpm(
       The sample, of the shape of x, or a Trajectory.
     """
     v = names.lookup(VARIANCES, variance, "variance") if isinstance(variance, str) else variance
+    if v is not None:
+        check_number("variance", v, least=0, most=1, cure="0 is 'small', 1 'large'")
     loop.check_sigmas(sigmas)
     x = jnp.asarray(x, loop.state_dtype(x))
     sigmas = jnp.asarray(sigmas, x.dtype)
@@ -100,8 +114,10 @@ def sample_ddpm(
         return ddpm_step(denoise, x, sigma, sigma_next, draw(i), v)
 
     def last_step(x: Array, sigma: Array) -> tuple[Array, Array]:
-        denoised = denoise(x, sigma)
-        denoised = (denoised[0] if v is None else denoised).astype(x.dtype)
+        if v is None:
+            denoised, _ = _with_variance(denoise, x, sigma)
+        else:
+            denoised = loop.evaluate(denoise, x, sigma)
         return denoised, denoised
 
     inputs = (jnp.arange(sigmas.shape[0] - 2), sigmas[:-2], sigmas[1:-1])

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edm_jax import names
+from edm_jax.arguments import check_number
 from edm_jax.progress import ReportFn
 from edm_jax.samplers import heun, loop
 from edm_jax.samplers import rows as rows_lib
@@ -48,6 +49,8 @@ def dpmpp_2m_rows(
       Rows with K = 2.
     """
     names.lookup(VARIANTS, variant, "variant")
+    check_number("eta", eta, least=0)
+    check_number("s_noise", s_noise, least=0)
     num_steps = np.shape(sigmas)[0] - 1
     xp, (sigmas, eta, s_noise) = rows_lib.concrete(sigmas, eta, s_noise)
     h = rows_lib.log_steps(xp, sigmas)
@@ -83,6 +86,7 @@ def dpmpp_3m_rows(
     Returns:
       Rows with K = 3.
     """
+    check_number("kappa", kappa, least=0)
     second = dpmpp_2m_rows(
         sigmas, eta=eta, s_noise=s_noise, variant=variant,
         lower_order_final=lower_order_final, noisy=noisy,
@@ -127,9 +131,9 @@ def dpmpp_2s_step(
       The state at sigma_next and D(x; sigma), both of the shape of x.
     """
     h = jnp.log(sigma / sigma_next)
-    denoised = denoise(x, sigma).astype(x.dtype)
+    denoised = loop.evaluate(denoise, x, sigma)
     u = jnp.exp(-r * h) * x - jnp.expm1(-r * h) * denoised
-    middle = denoise(u, sigma * jnp.exp(-r * h)).astype(x.dtype)
+    middle = loop.evaluate(denoise, u, sigma * jnp.exp(-r * h))
     mixed = denoised + (middle - denoised) / (2 * r)
     x_next = (sigma_next / sigma) * x - jnp.expm1(-h) * mixed
     return x_next.astype(x.dtype), denoised
@@ -151,12 +155,13 @@ def sample_dpmpp_2s(
       denoise: D(x; sigma).
       x: state at noise level sigmas[0], any shape.
       sigmas: ``(N+1,)`` strictly decreasing levels ending in 0; may be traced.
-      r: place of the second evaluation within a step, in ln sigma.
+      r: place of the second evaluation within a step, in ln sigma; above 0, at most 1.
       trajectory, progress, remat: as in sample_heun.
 
     Returns:
       The sample, of the shape of x, or a Trajectory.
     """
+    check_number("r", r, above=0, most=1)
     loop.check_sigmas(sigmas)
     x = jnp.asarray(x, loop.state_dtype(x))
     sigmas, r = jnp.asarray(sigmas, x.dtype), jnp.asarray(r, x.dtype)

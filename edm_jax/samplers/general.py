@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edm_jax import grids, names, schedules
+from edm_jax.arguments import check_number, check_protocol, is_known
 from edm_jax.precond import Preconditioning
 from edm_jax.progress import ReportFn
 from edm_jax.samplers import loop
@@ -118,7 +119,7 @@ def ode_slope(
     """
     sigma_dot, scale = schedule.sigma_dot(t), scaling.scale(sigma)
     scale_dot = scaling.scale_dot(sigma, sigma_dot)
-    denoised = denoise(x / scale, sigma).astype(x.dtype)
+    denoised = loop.evaluate(denoise, x / scale, sigma)
     slope = (sigma_dot / sigma) * (x - scale * denoised) + (scale_dot / scale) * x
     return slope, denoised
 
@@ -188,9 +189,8 @@ def _check_alpha(
     sigmas: ArrayLike, alpha: ArrayLike, schedule: Schedule, gammas: Array | None
 ) -> None:
     """Refuse an alpha whose second evaluation has no noise level; known values only."""
-    if loop.is_known(alpha) and not np.all(np.asarray(alpha) > 0):
-        raise ValueError(f"alpha must be positive, got {alpha}; 1 is Heun, 0.5 the midpoint rule")
-    if not loop.is_known(sigmas, alpha, schedule, gammas) or np.all(np.asarray(alpha) <= 1):
+    check_number("alpha", alpha, above=0, cure="1 is Heun, 0.5 the midpoint rule")
+    if not is_known(sigmas, alpha, schedule, gammas) or np.all(np.asarray(alpha) <= 1):
         return
     levels = jnp.asarray(sigmas)[:-1]
     raised = levels if gammas is None else levels * (1 + gammas)
@@ -255,10 +255,16 @@ def sample_general(
       The sample, of the shape of x (at t = 0 the scale is 1), or a Trajectory.
 
     Raises:
-      ValueError: for an unknown solver, a bad grid, churn without key, or an alpha
-        that reaches beyond t = 0.
+      ValueError: for an unknown solver, a schedule, scaling or churn of the wrong
+        kind, a bad grid, churn without key, or an alpha that reaches beyond t = 0.
     """
     names.lookup({name: name for name in SOLVERS}, solver, "solver")
+    check_protocol(
+        "schedule", schedule, ("sigma", "sigma_dot", "inverse"), "use schedules.VPSchedule(), ..."
+    )
+    check_protocol("scaling", scaling, ("scale", "scale_dot"), "use schedules.VPScaling(), ...")
+    if churn is not None:
+        check_protocol("churn", churn, ("gamma",), "use Churn(s_churn)")
     loop.check_sigmas(sigmas, repeats=round_sigma is not None)
     x = jnp.asarray(x, loop.state_dtype(x))
     levels = jnp.asarray(sigmas, x.dtype)

@@ -22,7 +22,7 @@ def euler_step(
     Returns:
       The state at sigma_next, and D(x; sigma); both of the shape of x.
     """
-    denoised = denoise(x, sigma).astype(x.dtype)
+    denoised = loop.evaluate(denoise, x, sigma)
     # D + (sigma'/sigma)(x - D) is x + (sigma' - sigma) d, and exactly D at sigma' = 0.
     return denoised + (sigma_next / sigma) * (x - denoised), denoised
 
@@ -43,10 +43,10 @@ def heun_step(
     Returns:
       The state at sigma_next, and D(x; sigma); both of the shape of x.
     """
-    denoised = denoise(x, sigma).astype(x.dtype)
+    denoised = loop.evaluate(denoise, x, sigma)
     d = (x - denoised) / sigma
     x_next = x + (sigma_next - sigma) * d
-    d_prime = (x_next - denoise(x_next, sigma_next).astype(x.dtype)) / sigma_next
+    d_prime = (x_next - loop.evaluate(denoise, x_next, sigma_next)) / sigma_next
     return x + (sigma_next - sigma) * (d + d_prime) / 2, denoised
 
 

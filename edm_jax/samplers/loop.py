@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edm_jax import grids, seeds
+from edm_jax import seeds
+from edm_jax.arguments import check_grid, is_known
 from edm_jax.progress import ReportFn, report, reporter
-from edm_jax.typing import Array, ArrayLike, Key, PyTree
+from edm_jax.typing import Array, ArrayLike, DenoiseFn, Key, PyTree
 
 Step = Callable[..., tuple[Array, Array]]
 NoiseFn = Callable[[Array], Array]
@@ -31,11 +32,6 @@ class Trajectory(NamedTuple):
 
     x: Array
     denoised: Array
-
-
-def is_known(*values: PyTree) -> bool:
-    """Whether no number among the values is traced, so that they can be checked."""
-    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
 def check_sigmas(sigmas: ArrayLike, *, repeats: bool = False, min_steps: int = 1) -> None:
@@ -61,7 +57,18 @@ def check_sigmas(sigmas: ArrayLike, *, repeats: bool = False, min_steps: int = 1
             f"{num_steps}; use more steps or a lower order"
         )
     if is_known(sigmas):
-        grids.check_grid(sigmas, repeats=repeats)
+        check_grid(sigmas, repeats=repeats)
+
+
+def evaluate(denoise: DenoiseFn, x: Array, sigma: ArrayLike) -> Array:
+    """D(x; sigma) in the dtype of x, after checking its shape; 1 network call."""
+    denoised = denoise(x, sigma)
+    if jnp.shape(denoised) != x.shape:
+        raise ValueError(
+            f"denoise(x, sigma) must return the shape of x, {x.shape}, got "
+            f"{jnp.shape(denoised)}; a network with more channels goes through precondition"
+        )
+    return denoised.astype(x.dtype)
 
 
 def state_dtype(x: ArrayLike) -> jnp.dtype:
@@ -79,12 +86,17 @@ def noise_source(key: Key | None, noise_fn: NoiseFn | None, x: Array) -> NoiseFn
 
     Returns:
       index -> noise of the shape and dtype of x.
+
+    Raises:
+      ValueError: without key and noise_fn, or if the key is not typed or their number
+        is not that of the images.
     """
     if noise_fn is not None:
         return lambda index: jnp.asarray(noise_fn(index), x.dtype)
     if key is None:
         raise ValueError("a stochastic sampler needs a key (or a noise_fn); sample_heun needs none")
     shape, dtype = x.shape, x.dtype
+    seeds.check_keys(key, shape)
     return lambda index: seeds.churn_noise(key, index, shape, dtype)
 
 
@@ -126,7 +138,7 @@ def scan(
     def body(state: PyTree, xs: tuple) -> tuple[PyTree, PyTree]:
         done, inputs_i = xs
         state, out = step(state, *inputs_i)
-        report(report_fn, done, total)
+        report(report_fn, done, total, after=state)
         return state, out
 
     return jax.lax.scan(body, state, (jnp.arange(1, num_steps + 1), inputs))
@@ -167,7 +179,7 @@ def scan_steps(
     if remat:
         last_step = jax.checkpoint(last_step)
     x_final, denoised = last_step(x, *last_inputs)
-    report(report_fn, total, total)
+    report(report_fn, total, total, after=x_final)
     if not trajectory:
         return x_final
     xs, ds = visited

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from edm_jax.arguments import check_number
 from edm_jax.progress import ReportFn
 from edm_jax.samplers import loop
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, Key
@@ -35,7 +36,7 @@ def langevin_step(
     Returns:
       The new state and D(x; sigma), both of the shape of x.
     """
-    denoised = denoise(x, sigma).astype(x.dtype)
+    denoised = loop.evaluate(denoise, x, sigma)
     score = (denoised - x) / jnp.square(sigma)
     # Norms per image.  Averaged over the batch, as released, they would let one
     # image set the step of another.
@@ -88,6 +89,7 @@ def sample_predictor_corrector(
     """
     if int(corrector_steps) != corrector_steps or corrector_steps < 0:
         raise ValueError(f"corrector_steps must be an integer >= 0, got {corrector_steps}")
+    check_number("snr", snr, least=0)
     loop.check_sigmas(sigmas)
     x = jnp.asarray(x, loop.state_dtype(x))
     if x.ndim == 0:
@@ -105,7 +107,7 @@ def sample_predictor_corrector(
 
         if corrector_steps:
             x, _ = jax.lax.scan(correct, x, jnp.arange(corrector_steps))
-        denoised = denoise(x, sigma).astype(x.dtype)
+        denoised = loop.evaluate(denoise, x, sigma)
         mean = denoised + jnp.square(sigma_next / sigma) * (x - denoised)
         x = mean + std * draw(draws * i + corrector_steps)
         return x, ((before, denoised) if trajectory else None)

@@ -8,9 +8,11 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from edm_jax import grids, names
+from edm_jax.arguments import check_number, is_known
 from edm_jax.precond import Preconditioning
 from edm_jax.samplers import (
     adaptive,
@@ -20,7 +22,6 @@ from edm_jax.samplers import (
     general,
     heun,
     lms,
-    loop,
     stochastic,
     unipc,
 )
@@ -80,15 +81,18 @@ class SamplerInfo:
         """Network calls for N steps; None if the sampler is adaptive (ask for stats)."""
         if self.nfe_fn is None:
             return None
+        check_number("num_steps", num_steps, least=1)
         return self.nfe_fn(num_steps, {**self.presets, **options})
 
     def steps_within(self, nfe: int, **options: Any) -> int:
         """The largest N whose cost is at most ``nfe`` network calls."""
         if self.nfe_fn is None:
             raise ValueError(f"{self.name} is adaptive: its tolerances decide the cost")
-        steps = nfe
+        steps = max(nfe, 1)
         while steps > 1 and self.nfe(steps, **options) > nfe:
             steps -= 1
+        if self.nfe(steps, **options) > nfe:
+            raise ValueError(f"one step of {self.name!r} takes more than nfe={nfe} network calls")
         return steps
 
     def check(self, **options: Any) -> None:
@@ -124,8 +128,11 @@ class SamplerInfo:
           x: ``(B, ...)`` state at noise level sigmas[0].
           sigmas: ``(N+1,)`` grid.
           key: ``(B,)`` keys, one per image, or one key; ignored by deterministic ones.
-          preconditioning: of the network; its range is checked and its rounding
-            respected.
+          preconditioning: of the network; its range is checked and every level of the
+            grid rounded to one it knows.  Repeated levels are dropped unless the
+            sampler takes them; of a traced grid they cannot be, so give one without.
+            Evaluations between the levels (dpmpp_2s, alpha below 1, adaptive) stay
+            where they are; the network's own coefficients see the nearest level.
           **options: of the sampler.
 
         Returns:
@@ -133,14 +140,14 @@ class SamplerInfo:
         """
         self.check(**options)
         options = {**self.presets, **options}
-        num_steps = np.shape(sigmas)[0] - 1
+        if preconditioning is not None:
+            sigmas, extra = self._respect(preconditioning, sigmas)
+            options = {**extra, **options}
+        num_steps = (*np.shape(sigmas), 0)[0] - 1
         if num_steps < self.min_steps:
             raise ValueError(
                 f"sampler {self.name!r} needs at least {self.min_steps} steps, got {num_steps}"
             )
-        if preconditioning is not None:
-            sigmas, extra = self._respect(preconditioning, sigmas)
-            options = {**extra, **options}
         if "noise_fn" in self.options:
             return self.fn(denoise, x, sigmas, key, **options)
         return self.fn(denoise, x, sigmas, **options)
@@ -148,18 +155,21 @@ class SamplerInfo:
     def _respect(
         self, preconditioning: Preconditioning, sigmas: ArrayLike
     ) -> tuple[ArrayLike, dict[str, Any]]:
-        """Range and rounding of a network."""
-        if loop.is_known(sigmas):
-            grids.check_in_range(sigmas, preconditioning)
+        """The grid within the range and on the levels of a network, and options for it."""
+        if not isinstance(preconditioning, Preconditioning):
+            raise ValueError(
+                f"preconditioning must be a Preconditioning, got {preconditioning!r}; use "
+                "precond.ve_preconditioning(), ..."
+            )
+        repeats = "round_sigma" in self.options
+        extra = {"round_sigma": preconditioning.round_sigma} if repeats else {}
+        if is_known(sigmas):
+            grid = grids.round_grid(sigmas, preconditioning, merge=not repeats)
+            return grid, (extra if preconditioning.rounds else {})
         if not preconditioning.rounds:
             return sigmas, {}
-        if "round_sigma" in self.options:
-            return sigmas, {"round_sigma": preconditioning.round_sigma}
-        if not loop.is_known(sigmas):
-            return sigmas, {}
-        # These take strictly decreasing levels; a step between equal ones does nothing.
-        known = np.asarray(sigmas, np.float64)
-        return known[np.append(np.diff(known) < 0, True)], {}
+        levels = jnp.asarray(sigmas)
+        return levels.at[:-1].set(preconditioning.round_sigma(levels[:-1])), extra
 
 
 def _entries() -> list[SamplerInfo]:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from edm_jax.arguments import is_known
 from edm_jax.progress import ReportFn
 from edm_jax.samplers import loop
 from edm_jax.typing import Array, ArrayLike, DenoiseFn
@@ -41,7 +42,7 @@ def concrete(*values: ArrayLike) -> tuple[ModuleType, list[Any]]:
 
     NumPy with float64 if all values are known, jax.numpy otherwise.
     """
-    if loop.is_known(*values):
+    if is_known(*values):
         return np, [np.asarray(value, np.float64) for value in values]
     return jnp, [jnp.asarray(value) for value in values]
 
@@ -130,7 +131,7 @@ def sample_rows(
 
     def step(state: tuple, i: Array, sigma: Array, a: Array, b: Array, c: Array, s: Array) -> tuple:
         x, history = state
-        denoised = denoise(x / s if scaled else x, sigma).astype(x.dtype)
+        denoised = loop.evaluate(denoise, x / s if scaled else x, sigma)
         terms = ((x - denoised) / sigma if slopes else denoised, *history)
         x_next = a * x
         for j, term in enumerate(terms):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
+from edm_jax.arguments import check_number, check_protocol, is_known
 from edm_jax.progress import ReportFn
 from edm_jax.pytree import pytree_dataclass
 from edm_jax.samplers import heun, loop
@@ -26,6 +27,9 @@ class Churn:
       s_churn: total amount; gamma = min(s_churn / N, sqrt(2) - 1) per step.
       s_tmin, s_tmax: the range of noise levels that churn, both ends inclusive.
       s_noise: standard deviation of the added noise, relative to the exact value.
+
+    Raises:
+      ValueError: for a negative number, or s_tmin above s_tmax.
     """
 
     s_churn: ArrayLike = 0.0
@@ -39,6 +43,14 @@ class Churn:
             value = getattr(self, field.name)
             if isinstance(value, int):
                 object.__setattr__(self, field.name, float(value))
+            check_number(field.name, value, least=0, finite=field.name == "s_noise")
+        ends = (self.s_tmin, self.s_tmax)
+        numbers = all(isinstance(end, float) for end in ends) and is_known(*ends)
+        if numbers and self.s_tmin > self.s_tmax:
+            raise ValueError(
+                f"churn needs s_tmin <= s_tmax, got {self.s_tmin} and {self.s_tmax}; "
+                "s_churn=0 switches it off"
+            )
 
     def gamma(self, sigma: ArrayLike, num_steps: int) -> Array:
         """Relative increase of the noise level, of the shape of sigma."""
@@ -150,6 +162,7 @@ def sample_stochastic(
     Raises:
       ValueError: for a bad grid, or if neither key nor noise_fn is given.
     """
+    check_protocol("churn", churn, ("gamma",), "use Churn(s_churn)")
     loop.check_sigmas(sigmas, repeats=round_sigma is not None)
     x = jnp.asarray(x, loop.state_dtype(x))
     sigmas = jnp.asarray(sigmas, x.dtype)

@@ -164,7 +164,7 @@ def sample_unipc(
 
     def step(state: tuple, sigma: Array, predict: tuple, correct: tuple) -> tuple:
         x_before, predicted, history = state
-        denoised = denoise(predicted, sigma).astype(x.dtype)
+        denoised = loop.evaluate(denoise, predicted, sigma)
         a, b, new = correct
         x_now = a * x_before + new * denoised
         for j, term in enumerate(history):
