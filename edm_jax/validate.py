@@ -417,5 +417,9 @@ def table(reports: Iterable[Report]) -> str:
 
 
 def to_json(reports: Iterable[Report]) -> list[Mapping[str, Any]]:
-    """The reports as plain data."""
-    return [{**dataclasses.asdict(r), "passed": r.passed} for r in reports]
+    """The reports as plain data; None where nothing was measured."""
+    plain = lambda value: None if value != value else value  # noqa: E731 (NaN)
+    return [
+        {**{k: plain(v) for k, v in dataclasses.asdict(r).items()}, "passed": r.passed}
+        for r in reports
+    ]
