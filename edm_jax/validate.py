@@ -405,13 +405,13 @@ def table(reports: Iterable[Report]) -> str:
             verdict = "; ".join(("pass", *r.notes))
         else:
             verdict = "FAIL: " + "; ".join(r.failures + r.notes)
+        seen = {True: "yes", False: "NO" if r.errors else "-"}  # "-": not measured
         promised = f"tol^{r.order:g}" if r.adaptive else f"{r.order:g}" if r.order else "bias"
         measured = "-" if math.isnan(r.measured_order) or not r.order else f"{r.measured_order:.2f}"
         lines.append(
             f"{r.name:24s} {'SDE' if r.stochastic else 'ODE':5s} {promised:>8s} "
             f"{measured:>8s} {r.nfe_at_budget:5d} {r.error_at_budget:9.2e} "
-            f"{'yes' if r.batch_independent else 'NO':>5s} "
-            f"{'yes' if r.noise_independent else 'NO':>5s}  {verdict}"
+            f"{seen[r.batch_independent]:>5s} {seen[r.noise_independent]:>5s}  {verdict}"
         )
     return "\n".join(lines)
 
