@@ -1,11 +1,8 @@
 """Does a sampler keep its promises?  Measured where the exact answer is known.
 
-Order of convergence: deterministic samplers against the exact probability flow of a
-one-dimensional mixture; stochastic ones by the distance between the distribution
-they produce and the exact one.  On Gaussian data a sampler is an affine map of its
-noise, so that distribution is computed from its impulse responses, without sampling
-error.  Independence: no image may feel which others share its batch, and the noise of
-an image comes from its own key alone.
+Order of convergence and network calls: see `sampler_bed`.  Independence: no image may
+feel which others share its batch, and the noise of an image comes from its own key
+alone.
 """
 
 from __future__ import annotations
@@ -13,8 +10,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import importlib.util
 import inspect
+import itertools
 import math
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -22,50 +22,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edm_jax import exact, grids, samplers, seeds
+from edm_jax import grids, samplers, seeds
+from edm_jax import sampler_bed as bed
+from edm_jax.sampler_bed import CHURN, Measurement, Subject
 from edm_jax.samplers import SamplerInfo
 from edm_jax.typing import Array, DenoiseFn, Key
 
-# sampler(denoise, x, sigmas, key, **options) -> sample
-SamplerFn = Callable[..., Array]
-
-NUM_STEPS = (32, 64, 128)
 NFE_BUDGET = 64
-ORDER_SLACK = 0.35  # a slope over doublings of N is this far from its limit at most
-# Below the cap gamma <= sqrt(2) - 1 at every N above, so that the order shows.
-CHURN = samplers.Churn(10.0, 0.05, 50.0, 1.0)
-
-MIXTURE = exact.GaussianMixture(
-    np.array([-0.8, 0.1, 0.6]), np.array([0.1, 0.2, 0.15]), np.array([0.3, 0.4, 0.3])
-)
-GAUSSIAN = exact.Gaussian(0.3, 0.5)
-
-
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """A sampler under validation, and its promises.
-
-    Attributes:
-      name: for the table.
-      run: ``run(denoise, x, sigmas, key) -> sample``.
-      order: promised order.
-      stochastic: whether the result depends on the key.
-      bias: distance to the exact distribution that may stay at any number of steps.
-      grid: name of its time steps.
-      nfe: N -> network calls; None if unknown beforehand.
-      replay: ``replay(denoise, x, sigmas, noise_fn)`` with recorded noise, if it can.
-      tolerances: for an adaptive sampler, what to refine instead of N.
-    """
-
-    name: str
-    run: SamplerFn
-    order: float
-    stochastic: bool = False
-    bias: float = 0.0
-    grid: str = "edm"
-    nfe: Callable[[int], int] | None = None
-    replay: SamplerFn | None = None
-    tolerances: tuple[float, ...] = ()
+CONTRACT_STEPS = 32
+# Fine enough that every method of the library shows its limit; the runs are cheap, only
+# the compilation of each N takes time.
+FINE_STEPS = (256, 512)
+# Where the error ends on a floor, the order is that of changes, of which it takes two.
+BIASED_STEPS = (128, 256, 512)
+TOLERANCES = (1e-2, 1e-4, 1e-6, 1e-8)
+# Orders are whole numbers: a measured one must be nearer to the promise than to others.
+ORDER_SLACK = 0.5
+TRACING_ERRORS = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,25 +47,31 @@ class Report:
 
     Attributes:
       name, order, stochastic: of the subject.
-      measured_order: slope of log error over log N (over log NFE if adaptive).
-      num_steps, nfe, errors: the refinement, coarse to fine.
-      error_at_budget, nfe_at_budget: of the finest run within NFE_BUDGET calls.
+      adaptive: whether orders are powers of the tolerance.
+      measured_order: slope of log error over log N (over log tolerance if adaptive); NaN
+        where sampling error hides it.
+      num_steps, nfe, errors: the runs, coarse to fine; network calls are counted.
+      error_at_budget, nfe_at_budget: of the finest run within NFE_BUDGET calls, or of
+        the cheapest.
       batch_independent, noise_independent: see `independence`.
       failures: what was broken, in words; empty if nothing.
+      notes: what else the reader should know.
     """
 
     name: str
     order: float
     stochastic: bool
-    measured_order: float
-    num_steps: tuple[int, ...]
-    nfe: tuple[int, ...]
-    errors: tuple[float, ...]
-    error_at_budget: float
-    nfe_at_budget: int
-    batch_independent: bool
-    noise_independent: bool
-    failures: tuple[str, ...]
+    adaptive: bool = False
+    measured_order: float = math.nan
+    num_steps: tuple[int, ...] = ()
+    nfe: tuple[int, ...] = ()
+    errors: tuple[float, ...] = ()
+    error_at_budget: float = math.nan
+    nfe_at_budget: int = 0
+    batch_independent: bool = False
+    noise_independent: bool = False
+    failures: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -103,35 +82,35 @@ class Report:
 # ------------------------------------------------------------------------ subjects
 
 
-def subject_of(info: SamplerInfo, **options: Any) -> Subject:
-    """The subject of a sampler of the registry."""
+def subject_of(info: SamplerInfo, *, order: float | None = None, **options: Any) -> Subject:
+    """The subject of a sampler of the registry, with its order or that of the options."""
 
-    def run(denoise: DenoiseFn, x: Array, sigmas: Array, key: Key) -> Array:
-        return info(denoise, x, sigmas, key, **options)
+    def run(denoise: DenoiseFn, x: Array, sigmas: Array, key: Key | None = None, **more) -> Array:
+        return info(denoise, x, sigmas, key, **options, **more)
 
-    def replay(denoise: DenoiseFn, x: Array, sigmas: Array, noise_fn: Callable) -> Array:
-        return info(denoise, x, sigmas, noise_fn=noise_fn, **options)
-
-    if info.nfe_fn is None:
-        tolerances = (1e-3, 1e-5, 1e-7)
-        run = info
-    else:
-        tolerances = ()
+    adaptive = info.nfe_fn is None
+    sampled = info.stochastic and not info.linear
+    fine = BIASED_STEPS if info.bias else FINE_STEPS
     return Subject(
         name=info.name,
         run=run,
-        order=info.order,
+        # Of an adaptive sampler the error follows the tolerance in proportion.
+        order=1 if adaptive else info.order if order is None else order,
         stochastic=info.stochastic,
         bias=info.bias,
         grid=info.grid,
-        nfe=None if info.nfe_fn is None else functools.partial(info.nfe, **options),
-        replay=replay if info.linear and info.stochastic else None,
-        tolerances=tolerances,
+        nfe=None if adaptive else functools.partial(info.nfe, **options),
+        replay=run if info.linear and info.stochastic else None,
+        tolerances=TOLERANCES if adaptive else (),
+        steps=Subject.steps if sampled else fine,
+        tight=True,
+        # Linear multistep methods integrate the step to 0 like any other.
+        ends="flow" if info.fn is samplers.sample_lms else "denoised",
     )
 
 
 def builtin_subjects() -> list[Subject]:
-    """Every sampler of the registry; EDM's stochastic one with and without churn."""
+    """Every sampler of the registry, and options whose order differs."""
     subjects = []
     for info in samplers.SAMPLERS.values():
         if info.name == "adaptive" and importlib.util.find_spec("diffrax") is None:
@@ -141,6 +120,9 @@ def builtin_subjects() -> list[Subject]:
             subjects.append(dataclasses.replace(churned, name="edm (churn 10)"))
             continue
         subjects.append(subject_of(info))
+        if info.name == "dpmpp_3m":
+            third = subject_of(info, order=3, kappa=2.0)
+            subjects.append(dataclasses.replace(third, name="dpmpp_3m (kappa 2)"))
     return subjects
 
 
@@ -149,7 +131,12 @@ def load_subject(path: str) -> Subject:
 
     It is called as ``function(denoise, x, sigmas, key)``, or without key if it takes
     three arguments, with ``(N+1,)`` levels from karras_sigmas and one key per image.
-    Its attribute ``order``, if any, is its promise; 1 otherwise.
+    If it has an argument ``noise_fn`` (step index -> noise), its distribution is
+    measured without sampling error.  Its attribute ``order``, if any, is its promise;
+    1 otherwise.
+
+    Raises:
+      ValueError: if there is no such function.
     """
     module_name, _, attribute = path.partition(":")
     if not attribute:
@@ -163,91 +150,101 @@ def load_subject(path: str) -> Subject:
     if not callable(fn):
         raise ValueError(f"{path!r} is not callable")
     parameters = inspect.signature(fn).parameters
-    takes_key = "key" in parameters or len(parameters) > 3
+    positional = [p for p in parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD]
+    fourth = len(positional) > 3 and positional[3].name != "noise_fn"
+    takes_key = "key" in parameters or (fourth and positional[3].default is inspect.Parameter.empty)
 
-    def run(denoise: DenoiseFn, x: Array, sigmas: Array, key: Key) -> Array:
-        return fn(denoise, x, sigmas, key) if takes_key else fn(denoise, x, sigmas)
+    def run(denoise: DenoiseFn, x: Array, sigmas: Array, key: Key, **options: Any) -> Array:
+        if "key" in parameters:
+            return fn(denoise, x, sigmas, key=key, **options)
+        return fn(denoise, x, sigmas, *((key,) if takes_key else ()), **options)
 
-    subject = Subject(path, run, float(getattr(fn, "order", 1)))
+    replay = run if "noise_fn" in parameters else None
+    order = float(getattr(fn, "order", 1))
     # Whether it draws noise is observed, not believed.
-    with jax.enable_x64(True):
-        sigmas = jnp.asarray(grids.karras_sigmas(4))
-        x = jnp.zeros((2, 2)) + sigmas[0]
-        results = [run(GAUSSIAN.denoise, x, sigmas, seeds.image_keys([s, s + 1])) for s in (0, 7)]
-    return dataclasses.replace(subject, stochastic=not np.array_equal(*results))
+    return Subject(path, run, order, stochastic=None, replay=replay)
+
+
+# --------------------------------------------------------------------- independence
+
+
+BatchFn = Callable[[Array, Key], np.ndarray]
+
+
+def _batch_fn(subject: Subject) -> BatchFn:
+    """The subject for the batches of `_images`, compiled once."""
+    run = bed.runner(subject, bed.MIXTURE.denoise)
+    sigmas = grids.make_sigmas(subject.grid, CONTRACT_STEPS)
+    return lambda x, keys: run(x, sigmas, keys)[0]
+
+
+def _images(subject: Subject) -> tuple[Array, Key]:
+    """A batch of six small images, and their keys."""
+    sigma = grids.make_sigmas(subject.grid, CONTRACT_STEPS)[0]
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(6, 2, 2, 1))) * sigma
+    return x, seeds.image_keys(range(6))
+
+
+def contract(subject: Subject) -> tuple[Subject, BatchFn, str | None]:
+    """Whether a sampler can be called and returns images, before anything is measured.
+
+    Returns:
+      The subject, with what was observed (whether it can be compiled, and whether it is
+      stochastic where that was left open); its function of a batch, for `independence`;
+      and what is wrong, in words, or None.
+    """
+    run, (x, keys) = _batch_fn(subject), _images(subject)
+    try:
+        try:
+            result = run(x, keys)
+        except TRACING_ERRORS:  # it uses values of the grid in Python
+            subject = dataclasses.replace(subject, jit=False)
+            run = _batch_fn(subject)
+            result = run(x, keys)
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        text = " ".join(str(error).split())
+        where = f"{place.filename.rsplit('/', 1)[-1]}:{place.lineno}"
+        return subject, run, f"it raises {type(error).__name__} ({where}): {text[:200]}"
+    if result.shape != x.shape:
+        return subject, run, f"it returns shape {result.shape} for x of shape {x.shape}"
+    if result.dtype != x.dtype:
+        return subject, run, f"it returns {result.dtype} for x of {x.dtype}; keep the dtype of x"
+    if not np.all(np.isfinite(result)):
+        return subject, run, f"its result is not finite at N = {CONTRACT_STEPS}"
+    if subject.stochastic is None:
+        other = run(x, seeds.image_keys(range(7, 13)))
+        subject = dataclasses.replace(subject, stochastic=not np.array_equal(result, other))
+    return subject, run, None
+
+
+def independence(subject: Subject, run: BatchFn | None = None) -> tuple[bool, bool]:
+    """Whether images are independent of their batch, and their noise of other keys.
+
+    Batch: reordering the batch reorders the results, and exchanging one image and its
+    key leaves the others as they were.  Noise: of a stochastic sampler, images that
+    start alike end differently under different keys, and a new key changes its own
+    image and no bit of the others; of a deterministic one, keys change nothing.
+    """
+    run, (x, keys) = run or _batch_fn(subject), _images(subject)
+    base = run(x, keys)
+    order = np.array([4, 2, 0, 5, 1, 3])
+    moved = run(x[order], keys[order])
+    other = seeds.image_keys([99, 1, 2, 3, 4, 5])
+    exchanged = run(x.at[0].multiply(-3.0), other)
+    # Vectorised code may round an image differently in another place of the batch.
+    close = functools.partial(np.allclose, rtol=1e-9, atol=1e-9)
+    batch = bool(close(moved, base[order]) and close(exchanged[1:], base[1:]))
+    rekeyed = run(x, other)
+    if not subject.stochastic:
+        return batch, bool(np.array_equal(rekeyed, base))
+    alike = run(jnp.broadcast_to(x[:1], x.shape), keys).reshape(6, -1)
+    distinct = np.unique(alike.round(12), axis=0).shape[0] == 6
+    own = not np.array_equal(rekeyed[0], base[0]) and np.array_equal(rekeyed[1:], base[1:])
+    return batch, bool(distinct and own)
 
 
 # ---------------------------------------------------------------------- convergence
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _exact_result(bed: Any, x: Array, sigma: Array, sigma_to: Array) -> Array:
-    """What a perfect solver returns: D at the end of the exact flow."""
-    return bed.denoise(bed.flow(x, sigma, sigma_to), sigma_to)
-
-
-class _Frozen:
-    """A distribution as a hashable constant."""
-
-    def __init__(self, bed: Any) -> None:
-        self.denoise, self.flow = bed.denoise, bed.flow
-
-
-_MIXTURE = _Frozen(MIXTURE)
-
-
-def deterministic_error(subject: Subject, num_steps: int) -> float:
-    """RMS distance of the samples to those of the exact flow, in data units.
-
-    It bounds the Wasserstein-2 distance between the two distributions.
-    """
-    sigmas = grids.make_sigmas(subject.grid, num_steps)
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(64, 1))) * sigmas[0]
-    run = jax.jit(lambda x, s, k: subject.run(_MIXTURE.denoise, x, s, k))
-    result = run(x, sigmas, seeds.image_keys(range(64)))
-    expected = _exact_result(_MIXTURE, x, sigmas[0], sigmas[-2])
-    return float(np.sqrt(np.mean(np.square(result - expected))))
-
-
-def _distance(mean: float, std: float, sigma_min: float) -> float:
-    """Wasserstein-2 distance of N(mean, std^2) to the law of D at sigma_min."""
-    exact_std = GAUSSIAN.std**2 / math.hypot(GAUSSIAN.std, sigma_min)
-    return math.hypot(mean - GAUSSIAN.mean, std - exact_std)
-
-
-def impulse_error(subject: Subject, num_steps: int) -> float:
-    """Wasserstein-2 distance between the sampler's exact distribution and the data's.
-
-    The batch holds the response to no noise, to a unit latent, and to a unit of noise
-    at each step; on Gaussian data the result is their combination, hence Gaussian.
-    """
-    sigmas = grids.make_sigmas(subject.grid, num_steps)
-    lane = jnp.arange(num_steps + 2)
-    x = GAUSSIAN.mean + (lane == 1) * math.hypot(GAUSSIAN.std, sigmas[0])
-
-    def noise_fn(i: Array) -> Array:
-        return (lane == i + 2).astype(float)
-
-    run = jax.jit(lambda x, s: subject.replay(GAUSSIAN.denoise, x, s, noise_fn))
-    response = np.asarray(run(x, sigmas))
-    std = float(np.sqrt(np.sum(np.square(response[1:] - response[0]))))
-    return _distance(float(response[0]), std, sigmas[-2])
-
-
-def sampled_error(subject: Subject, num_steps: int) -> float:
-    """The same distance from 1024 samples of 256 elements each (accurate to 0.001)."""
-    sigmas = grids.make_sigmas(subject.grid, num_steps)
-    keys = seeds.image_keys(range(1024))
-    run = jax.jit(
-        lambda k, s: subject.run(
-            GAUSSIAN.denoise,
-            GAUSSIAN.mean + jnp.hypot(GAUSSIAN.std, s[0]) * seeds.latents(k, (1024, 256), s.dtype),
-            s,
-            k,
-        )
-    )
-    result = np.asarray(run(keys, jnp.asarray(sigmas)))
-    return _distance(float(result.mean()), float(result.std()), sigmas[-2])
 
 
 def _slope(costs: Iterable[float], errors: Iterable[float]) -> float:
@@ -256,87 +253,122 @@ def _slope(costs: Iterable[float], errors: Iterable[float]) -> float:
     return float(-(errors[-1] - errors[-2]) / (costs[-1] - costs[-2]))
 
 
-def _adaptive_convergence(subject: Subject) -> tuple[float, tuple, tuple, tuple]:
-    """Refinement of the tolerance; the order is that of the error in the NFE."""
-    sigmas = grids.make_sigmas(subject.grid, NUM_STEPS[0])
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(64, 1))) * sigmas[0]
-    expected = _exact_result(_MIXTURE, x, sigmas[0], sigmas[-2])
+def _resolved_slope(steps: tuple[int, ...], errors: list[float]) -> tuple[float, float]:
+    """Order and its uncertainty (3 standard errors) from sampled errors.
 
-    @jax.jit
-    def run(tolerance: Array) -> tuple[Array, Array]:
-        result, stats = subject.run(
-            _MIXTURE.denoise, x, sigmas, stats=True, rtol=tolerance, atol=tolerance
-        )
-        return jnp.sqrt(jnp.mean(jnp.square(result - expected))), jnp.max(stats.nfe)
-
-    errors, counts = zip(*(run(t) for t in subject.tolerances), strict=True)
-    errors, counts = tuple(map(float, errors)), tuple(map(int, counts))
-    return _slope(counts, errors), (), counts, errors
-
-
-def convergence(subject: Subject) -> tuple[float, tuple, tuple, tuple]:
-    """Measured order, steps, NFE and errors of a refinement."""
-    if subject.tolerances:
-        return _adaptive_convergence(subject)
-    if not subject.stochastic:
-        measure = deterministic_error
-    else:
-        measure = impulse_error if subject.replay is not None else sampled_error
-    errors = tuple(measure(subject, n) for n in NUM_STEPS)
-    counts = tuple(subject.nfe(n) if subject.nfe else n for n in NUM_STEPS)
-    return _slope(NUM_STEPS, errors), NUM_STEPS, counts, errors
-
-
-# --------------------------------------------------------------------- independence
-
-
-def independence(subject: Subject) -> tuple[bool, bool]:
-    """Whether images are independent of their batch, and their noise of other keys.
-
-    Batch: reordering the batch reorders the results, and exchanging one image and its
-    key leaves the others as they were.  Noise: of a stochastic sampler, images that
-    start alike end differently under different keys, and a new key changes its own
-    image and no bit of the others; of a deterministic one, keys change nothing.
+    Of the finest pair of runs that sampling error does not hide; NaN if there is none.
     """
-    sigmas = jnp.asarray(grids.make_sigmas(subject.grid, NUM_STEPS[0]))
-    run = jax.jit(lambda x, k: subject.run(MIXTURE.denoise, x, sigmas, k))
-    rng = np.random.default_rng(1)
-    x = jnp.asarray(rng.normal(size=(6, 2, 2, 1))) * sigmas[0]
-    keys = seeds.image_keys(range(6))
-    base = np.asarray(run(x, keys))
-    order = np.array([4, 2, 0, 5, 1, 3])
-    moved = np.asarray(run(x[order], keys[order]))
-    other = seeds.image_keys([99, 1, 2, 3, 4, 5])
-    exchanged = np.asarray(run(x.at[0].multiply(-3.0), other))
-    # Vectorised code may round an image differently in another place of the batch.
-    close = functools.partial(np.allclose, rtol=1e-9, atol=1e-9)
-    batch = bool(np.all(np.isfinite(base)) and close(moved, base[order]))
-    batch = batch and close(exchanged[1:], base[1:])
-    rekeyed = np.asarray(run(x, other))
+    floor = bed.sampled_floor()
+    for i in reversed(range(1, len(steps))):
+        if errors[i] > 4 * floor:
+            noise = math.hypot(floor / errors[i], floor / errors[i - 1])
+            slope = _slope(steps[i - 1 : i + 1], errors[i - 1 : i + 1])
+            return slope, 3 * noise / math.log(steps[i] / steps[i - 1])
+    return math.nan, 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Convergence:
+    """Order, its uncertainty, and the runs ``{N: Measurement}`` (or tolerance as key)."""
+
+    order: float
+    uncertainty: float
+    runs: Mapping[float, Measurement]
+    notes: tuple[str, ...] = ()
+
+
+def _budget_steps(runs: Mapping[int, Measurement]) -> int | None:
+    """N whose calls, linear in N as those of two runs, are at most NFE_BUDGET."""
+    (n0, first), (n1, second), *_ = sorted(runs.items())
+    per_step = (second.calls - first.calls) / (n1 - n0)
+    if per_step <= 0:
+        return None
+    # The calls of a run may not be whole numbers in floating point.
+    return math.floor((NFE_BUDGET - first.calls) / per_step + n0 + 1e-9)
+
+
+def convergence(subject: Subject) -> Convergence:
+    """Measured order and the runs of a refinement, one of them within NFE_BUDGET."""
+    if subject.tolerances:
+        runs = dict(zip(subject.tolerances, bed.adaptive_runs(subject), strict=True))
+        inverse = [1 / tolerance for tolerance in runs]
+        return Convergence(_slope(inverse, [m.error for m in runs.values()]), 0.0, runs)
+    notes, steps = (), subject.steps
     if not subject.stochastic:
-        return batch, bool(np.array_equal(rekeyed, base))
-    alike = np.asarray(run(jnp.broadcast_to(x[:1], x.shape), keys)).reshape(6, -1)
-    distinct = np.unique(alike.round(12), axis=0).shape[0] == 6
-    own = not np.array_equal(rekeyed[0], base[0]) and np.array_equal(rekeyed[1:], base[1:])
-    return batch, bool(distinct and own)
+        measure = functools.partial(bed.deterministic_runs, subject)
+    else:
+        exactly = subject.replay is not None
+        if exactly and not subject.tight and not bed.replays_faithfully(subject):
+            exactly, notes = False, ("its noise_fn does not give all of its noise: sampled",)
+        one = bed.impulse_run if exactly else bed.sampled_run
+        measure = lambda steps: [one(subject, n) for n in steps]  # noqa: E731
+    runs = dict(zip(steps, measure(steps), strict=True))
+    errors, uncertainty = [m.error for m in runs.values()], 0.0
+    if subject.stochastic and not exactly:
+        order, uncertainty = _resolved_slope(steps, errors)
+        notes += (f"errors by sampling, to {bed.sampled_floor():.1g}",)
+    elif subject.bias:
+        # The error ends on a floor: how fast does the distribution settle there?
+        laws = [np.array(m.law) for m in runs.values()]
+        changes = [math.dist(a, b) for a, b in itertools.pairwise(laws)]
+        order = _slope(steps[1:], changes)
+    else:
+        order = _slope(steps, errors)
+    budget = _budget_steps(runs)
+    if budget is not None and budget >= 1 and budget not in runs:
+        # The finest run goes along: it decides which exact answer the errors refer to.
+        pair = (budget, steps[-1]) if not subject.stochastic else (budget,)
+        runs[budget] = measure(pair)[0]
+    return Convergence(order, uncertainty, dict(sorted(runs.items())), notes)
 
 
 # --------------------------------------------------------------------------- report
 
 
+def _order_failure(subject: Subject, measured: Convergence) -> str | None:
+    """What is wrong with the order or the remaining error, in words."""
+    order, slack = measured.order, ORDER_SLACK + measured.uncertainty
+    last = list(measured.runs.values())[-1].error
+    if subject.bias and last > subject.bias:
+        return f"its error {last:.2g} exceeds the known bias {subject.bias:g}"
+    if not subject.order or math.isnan(order):
+        return None
+    if order < subject.order - slack:
+        return f"it converges with order {order:.2f}, promised {subject.order:g}"
+    if subject.tight and order > subject.order + slack:
+        return f"it converges with order {order:.2f}, stated as {subject.order:g} only"
+    return None
+
+
+def _call_failure(subject: Subject, runs: Mapping[float, Measurement]) -> str | None:
+    """Where the counted network calls are not those stated, in words."""
+    for steps, measured in runs.items():
+        stated = measured.stated
+        if subject.nfe is not None:
+            stated = subject.nfe(steps)
+        if stated is not None and measured.calls != stated:
+            setting = f"tolerance {steps:g}" if subject.tolerances else f"{steps} steps"
+            return f"it calls the network {measured.calls:g} times for {setting}, stated {stated}"
+    return None
+
+
 def validate(subject: Subject) -> Report:
     """Measure a sampler and compare with its promises (in float64)."""
+    adaptive = bool(subject.tolerances)
     with jax.enable_x64(True):
-        measured, steps, counts, errors = convergence(subject)
-        batch, noise = independence(subject)
-    failures = []
+        subject, run, wrong = contract(subject)
+        base = Report(subject.name, subject.order, bool(subject.stochastic), adaptive)
+        if wrong is not None:
+            return dataclasses.replace(base, failures=(wrong,))
+        batch, noise = independence(subject, run)
+        measured = convergence(subject)
+    runs = measured.runs
+    failures, errors = [], tuple(m.error for m in runs.values())
+    counts = tuple(math.ceil(m.calls - 1e-9) for m in runs.values())
     if not np.all(np.isfinite(errors)):
         failures.append("its error is not finite")
-    elif subject.bias:
-        if errors[-1] > subject.bias:
-            failures.append(f"its error {errors[-1]:.2g} exceeds the known bias {subject.bias:g}")
-    elif measured < subject.order - ORDER_SLACK:
-        failures.append(f"it converges with order {measured:.2f}, promised {subject.order:g}")
+    else:
+        failures += [_order_failure(subject, measured), _call_failure(subject, runs)]
     if not batch:
         failures.append("images influence each other")
     if not noise:
@@ -345,20 +377,19 @@ def validate(subject: Subject) -> Report:
             if subject.stochastic
             else "its result depends on the key"
         )
-    within = [i for i, count in enumerate(counts) if count <= NFE_BUDGET] or [0]
-    return Report(
-        name=subject.name,
-        order=subject.order,
-        stochastic=subject.stochastic,
-        measured_order=measured,
-        num_steps=steps,
+    within = [i for i, count in enumerate(counts) if count <= NFE_BUDGET] or [np.argmin(counts)]
+    return dataclasses.replace(
+        base,
+        measured_order=measured.order,
+        num_steps=() if adaptive else tuple(runs),
         nfe=counts,
         errors=errors,
         error_at_budget=errors[within[-1]],
         nfe_at_budget=counts[within[-1]],
         batch_independent=batch,
         noise_independent=noise,
-        failures=tuple(failures),
+        failures=tuple(failure for failure in failures if failure is not None),
+        notes=measured.notes,
     )
 
 
@@ -370,16 +401,25 @@ def table(reports: Iterable[Report]) -> str:
     )
     lines = [head, "-" * len(head)]
     for r in reports:
-        verdict = "pass" if r.passed else "FAIL: " + "; ".join(r.failures)
+        if r.passed:
+            verdict = "; ".join(("pass", *r.notes))
+        else:
+            verdict = "FAIL: " + "; ".join(r.failures + r.notes)
+        seen = {True: "yes", False: "NO" if r.errors else "-"}  # "-": not measured
+        promised = f"tol^{r.order:g}" if r.adaptive else f"{r.order:g}" if r.order else "bias"
+        measured = "-" if math.isnan(r.measured_order) or not r.order else f"{r.measured_order:.2f}"
         lines.append(
-            f"{r.name:24s} {'SDE' if r.stochastic else 'ODE':5s} {r.order:8g} "
-            f"{r.measured_order:8.2f} {r.nfe_at_budget:5d} {r.error_at_budget:9.2e} "
-            f"{'yes' if r.batch_independent else 'NO':>5s} "
-            f"{'yes' if r.noise_independent else 'NO':>5s}  {verdict}"
+            f"{r.name:24s} {'SDE' if r.stochastic else 'ODE':5s} {promised:>8s} "
+            f"{measured:>8s} {r.nfe_at_budget:5d} {r.error_at_budget:9.2e} "
+            f"{seen[r.batch_independent]:>5s} {seen[r.noise_independent]:>5s}  {verdict}"
         )
     return "\n".join(lines)
 
 
 def to_json(reports: Iterable[Report]) -> list[Mapping[str, Any]]:
-    """The reports as plain data."""
-    return [{**dataclasses.asdict(r), "passed": r.passed} for r in reports]
+    """The reports as plain data; None where nothing was measured."""
+    plain = lambda value: None if value != value else value  # noqa: E731 (NaN)
+    return [
+        {**{k: plain(v) for k, v in dataclasses.asdict(r).items()}, "passed": r.passed}
+        for r in reports
+    ]

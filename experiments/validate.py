@@ -4,10 +4,12 @@ python experiments/main.py --mode=validate --workdir=runs/validate
 python experiments/validate.py --workdir=runs/validate
 python experiments/validate.py --sampler=my_package.my_module:my_sampler
 
-Your sampler is called as ``my_sampler(denoise, x, sigmas, key)`` (or without key).
-Expected: every line passes, in about a minute on two cores.  Exit codes: 0 every promise
-was kept, 1 one was broken, 2 the command was wrong.  With --workdir the results are
-also written to validate.json and validate.png.
+Your sampler is called as ``my_sampler(denoise, x, sigmas, key)`` (or without key); if it
+is stochastic, let it accept ``noise_fn`` too, and its distribution is measured exactly.
+Expected: every line passes, in about a minute and a half on two cores.  Network calls
+are counted while the samplers run.  Exit codes: 0 every promise was kept, 1 one was
+broken, 2 the command was wrong.  With --workdir the results are also written to
+validate.json and validate.png.
 """
 
 from __future__ import annotations

@@ -25,12 +25,12 @@ def broken(denoise, x, sigmas):
 
 
 def test_validate_program_writes_its_files_and_exit_code(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(validate_lib, "NUM_STEPS", (16, 32))
+    monkeypatch.setattr(validate_lib, "FINE_STEPS", (32, 64))
     assert program.run(str(tmp_path), "dpmpp_2m") == 0
     shown = capsys.readouterr().out
     assert "dpmpp_2m" in shown and "pass" in shown and "1 of 1 samplers" in shown
     (entry,) = json.loads((tmp_path / "validate.json").read_text())["samplers"]
-    assert entry["passed"] and entry["nfe"] == [16, 32]
+    assert entry["passed"] and entry["nfe"] == [32, 64]
     assert (tmp_path / "validate.png").stat().st_size > 1000
     assert program.run(None, f"{__name__}:broken") == 1
     assert "FAIL" in capsys.readouterr().out
@@ -85,6 +85,36 @@ def test_claim_curves_on_gaussian_data_have_a_closed_form(x64, monkeypatch):
     expected = np.sqrt(np.sum(law.counts * (deviations - law.scales) ** 2) / law.counts.sum())
     # 256 quantiles know the second moment of a Gaussian to 0.5 %.
     np.testing.assert_allclose(error, expected / 0.5, rtol=5e-3)
+
+
+def test_the_published_table_is_that_of_the_published_numbers():
+    results = sampling_claim.from_text((ROOT / "docs/sampling_claim.json").read_text())
+    assert sampling_claim.from_text(sampling_claim.to_text(results)) == results
+    assert list(results) == list(sampling_claim.LAWS)
+    assert sampling_claim.table(results) in (ROOT / "docs/sampling.md").read_text()
+
+
+def test_what_the_document_says_of_the_table():
+    """Its general sentences, each over all laws and errors."""
+    results = sampling_claim.from_text((ROOT / "docs/sampling_claim.json").read_text())
+    calls, missing = sampling_claim.calls_for, []
+    for law, columns in results.items():
+        for target in sampling_claim.TARGETS:
+            n = {c: {k: calls(v, target) for k, v in columns[c].items()} for c in columns}
+            missing += [(law, c, target) for c in n if n[c]["edm"] is None]
+            if missing and missing[-1][::2] == (law, target):
+                continue
+            ratio = {c: n[c]["original"] / n[c]["edm"] for c in n}
+            assert ratio["ve"] > ratio["iddpm"] > ratio["vp"], (law, target)
+            assert 6.45 < ratio["ve"] < 54.05
+            assert target == 0.05 or min(ratio.values()) > 1
+            assert 2.15 < n["ve"]["heun"] / n["ve"]["edm"] < 4.55
+            assert n["ve"]["original"] / n["ve"]["heun"] > n["ve"]["heun"] / n["ve"]["edm"]
+            assert 0.6 < n["vp"]["heun"] / n["vp"]["edm"] < 1.15
+            assert all(0.75 < n[c]["rk45"] / n[c]["edm"] < 2.05 for c in n)
+    assert missing == [("clusters", "ve", 0.01)]
+    floors = [min(e for _, e in curves["edm"]) for c in results.values() for curves in c.values()]
+    assert 0.0005 < min(floors) < 0.00055 and 0.0105 < max(floors) < 0.0115
 
 
 def test_calls_for_a_target():

@@ -1,13 +1,14 @@
 """The validator: it passes what is right and fails what is wrong, with the reason."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edm_jax import samplers, seeds, validate
+from edm_jax import sampler_bed, samplers, seeds, validate
 
 
 def right(denoise, x, sigmas):
@@ -49,9 +50,100 @@ def ancestral(denoise, x, sigmas, key):
     return samplers.sample_ddpm(denoise, x, sigmas, key, variance="large")
 
 
+ancestral.order = 1
+
+
+def second_order_sde(denoise, x, sigmas, key):
+    """A correct stochastic sampler of order 2 that cannot replay noise."""
+    return samplers.sample_dpmpp_2m_sde(denoise, x, sigmas, key)
+
+
+second_order_sde.order = 2
+
+
+def second_order_sde_replayed(denoise, x, sigmas, key=None, noise_fn=None):
+    """The same, measured by its impulse responses."""
+    return samplers.sample_dpmpp_2m_sde(denoise, x, sigmas, key, noise_fn=noise_fn)
+
+
+second_order_sde_replayed.order = 2
+
+
+def too_little_noise(denoise, x, sigmas, key):
+    """The same with noise a tenth too small, whose variance is wrong at any N."""
+    return samplers.sample_dpmpp_2m_sde(denoise, x, sigmas, key, s_noise=0.9)
+
+
+too_little_noise.order = 2
+
+
+def deaf(denoise, x, sigmas, key, noise_fn=None):
+    """Accepts noise_fn and does not use it."""
+    return samplers.sample_dpmpp_2m_sde(denoise, x, sigmas, key)
+
+
+def not_traceable(denoise, x, sigmas):
+    """Euler with Python numbers."""
+    levels = [float(sigma) for sigma in sigmas]
+    for sigma, after in zip(levels, levels[1:], strict=False):  # noqa: RUF007
+        x = x + (after - sigma) * (x - denoise(x, sigma)) / sigma
+    return x
+
+
+def one_image(denoise, x, sigmas):
+    """Returns one image of the batch."""
+    return x[:1]
+
+
+def single_precision(denoise, x, sigmas):
+    """Forgets the dtype of x."""
+    return right(denoise, x, sigmas).astype(jnp.float32)
+
+
+def not_a_number(denoise, x, sigmas):
+    """NaN."""
+    return right(denoise, x, sigmas) * jnp.nan
+
+
+def breaks(denoise, x, sigmas):
+    """Raises."""
+    raise RuntimeError("boom")
+
+
+def _loaded(name):
+    return validate.load_subject(f"{__name__}:{name}")
+
+
+@pytest.fixture
+def few_samples(monkeypatch):
+    monkeypatch.setattr(sampler_bed, "SAMPLED_SHAPE", (1024, 256))
+
+
+def test_calls_are_counted_as_the_program_makes_them(x64):
+    """In loops, branches not taken, under vmap and with half a batch."""
+    counter = sampler_bed.CallCounter()
+    denoise = counter.wrap(lambda x, sigma: x / (1 + sigma))
+    x = jnp.ones((4, 3))
+    once = jax.jit(lambda x: denoise(x, 1.0))
+    loop = jax.jit(lambda x: jax.lax.fori_loop(0, 7, lambda i, x: denoise(x, i), x))
+    branch = jax.jit(lambda x: jax.lax.cond(x[0, 0] > 5, lambda x: denoise(x, 1.0), jnp.sin, x))
+    lanes = jax.jit(jax.vmap(lambda x: denoise(x, 1.0)))
+    half = jax.jit(lambda x: denoise(x[:2], 1.0))
+    unused = jax.jit(lambda x: (denoise(x, 1.0), x)[1])
+    slope = jax.jit(jax.grad(lambda x: jnp.sum(denoise(x, 1.0))))
+    cases = ((once, 1), (loop, 7), (branch, 0), (lanes, 1), (half, 0.5), (unused, 1), (slope, 1))
+    for program, calls in cases:
+        program(x).block_until_ready()
+        assert counter.take(x.size) == calls
+    assert counter.take(x.size) == 0
+
+
 def test_a_right_sampler_passes():
-    report = validate.validate(validate.load_subject(f"{__name__}:right"))
+    report = validate.validate(_loaded("right"))
     assert report.passed and not report.stochastic
+    # 2N - 1 calls, counted: the function states nothing.
+    assert report.num_steps == (32, 64, 128) and report.nfe == (63, 127, 255)
+    assert report.nfe_at_budget == 63 and report.error_at_budget == report.errors[0]
     np.testing.assert_allclose(report.measured_order, 2, atol=0.1)
     text = validate.table([report])
     assert "pass" in text and f"{report.error_at_budget:.2e}" in text
@@ -65,43 +157,118 @@ def test_a_right_sampler_passes():
         ("overpromised", "promised 2"),
         ("batch_norm", "images influence each other"),
         ("shared_noise", "noise of an image depends on other keys"),
+        ("too_little_noise", "promised 2"),
+        ("one_image", "returns shape (1, 2, 2, 1) for x of shape (6, 2, 2, 1)"),
+        ("single_precision", "returns float32 for x of float64"),
+        ("not_a_number", "not finite"),
+        ("breaks", "it raises RuntimeError (test_validate.py:"),
     ],
 )
-def test_a_wrong_sampler_fails_with_its_reason(name, reason, monkeypatch):
-    monkeypatch.setattr(validate, "NUM_STEPS", (16, 32))
-    report = validate.validate(validate.load_subject(f"{__name__}:{name}"))
+def test_a_wrong_sampler_fails_with_its_reason(name, reason, few_samples):
+    subject = _loaded(name)
+    if name == "wrong_coefficient":  # its loop is unrolled: long to compile
+        subject = dataclasses.replace(subject, steps=(16, 32))
+    report = validate.validate(subject)
     assert not report.passed and reason in "; ".join(report.failures)
     assert "FAIL" in validate.table([report])
 
 
-def test_a_stochastic_user_sampler_is_recognised():
-    subject = validate.load_subject(f"{__name__}:ancestral")
-    assert subject.stochastic
+def test_a_broken_contract_is_one_line_and_plain_data():
+    report = validate.validate(_loaded("breaks"))
+    assert len(report.failures) == 1 and report.failures[0].endswith("boom")
+    assert len(validate.table([report]).splitlines()) == 3
+    json.dumps(validate.to_json([report]), allow_nan=False)
+
+
+def test_calls_other_than_stated_fail():
+    """Heun's method that states one call a step."""
+    heun = validate.subject_of(samplers.SAMPLERS["heun"])
+    lying = dataclasses.replace(heun, nfe=lambda n: n, steps=(32, 64))
+    (failure,) = validate.validate(lying).failures
+    assert failure == "it calls the network 63 times for 32 steps, stated 32"
+
+
+def test_an_order_better_than_documented_fails_for_the_library_only():
+    heun = validate.subject_of(samplers.SAMPLERS["heun"], order=1)
+    (failure,) = validate.validate(heun).failures
+    assert "stated as 1 only" in failure
+    assert validate.validate(dataclasses.replace(heun, tight=False, steps=(32, 64))).passed
+
+
+def test_budget_of_calls_is_met_whatever_a_step_costs():
+    """Three calls a step: N = 21 is the most within 64."""
+    runs = {n: sampler_bed.Measurement(0.1, 3.0 * n) for n in (32, 64)}
+    assert validate._budget_steps(runs) == 21
+    runs = {n: sampler_bed.Measurement(0.1, 2.0 * n - 1) for n in (128, 256)}
+    assert validate._budget_steps(runs) == 32
+    runs = {n: sampler_bed.Measurement(0.1, 1.0) for n in (32, 64)}
+    assert validate._budget_steps(runs) is None
+
+
+def test_a_sampler_that_cannot_be_traced_is_run_without(monkeypatch):
+    monkeypatch.setattr(validate, "CONTRACT_STEPS", 8)
+    subject = dataclasses.replace(_loaded("not_traceable"), steps=(16, 32))
     with jax.enable_x64(True):
-        sampled = validate.sampled_error(subject, 16)
-        info = validate.subject_of(samplers.SAMPLERS["ddpm"], variance="large")
-        info = dataclasses.replace(info, grid=subject.grid)
-        exact = validate.impulse_error(info, 16)
-    # 262144 samples: the deviation is known to 0.0007; two standard errors.
-    np.testing.assert_allclose(sampled, exact, atol=0.0015)
+        subject, _, wrong = validate.contract(subject)
+        assert wrong is None and not subject.jit
+        (one,) = sampler_bed.deterministic_runs(subject, (16,))
+    assert one.calls == 16
 
 
-def test_impulse_error_has_a_closed_form():
+@pytest.mark.parametrize("name", ["ancestral", "second_order_sde", "second_order_sde_replayed"])
+def test_right_stochastic_samplers_of_a_user_pass(name, few_samples):
+    report = validate.validate(_loaded(name))
+    assert report.passed and report.stochastic, report.failures
+    assert report.nfe == (32, 64, 128)
+    sampled = any("sampling" in note for note in report.notes)
+    assert sampled == (name != "second_order_sde_replayed")
+    if not sampled:  # as the library's own, exactly: its third digit is 2.08
+        np.testing.assert_allclose(report.measured_order, 2.08, atol=0.005)
+
+
+def test_noise_that_is_not_replayed_is_noticed(x64):
+    replayed, deaf = _loaded("second_order_sde_replayed"), _loaded("deaf")
+    assert sampler_bed.replays_faithfully(replayed) and not sampler_bed.replays_faithfully(deaf)
+
+
+def test_sampling_error_is_as_stated(x64, few_samples):
+    """Against the impulse responses, which have none."""
+    subject = _loaded("ancestral")
+    sampled = sampler_bed.sampled_run(subject, 16)
+    info = validate.subject_of(samplers.SAMPLERS["ddpm"], variance="large")
+    exact = sampler_bed.impulse_run(dataclasses.replace(info, grid=subject.grid), 16)
+    assert sampled.calls == exact.calls == 16
+    # 262144 draws of deviation 0.5: standard error 0.0012; two of them.
+    np.testing.assert_allclose(sampler_bed.sampled_floor(), 0.0012, rtol=0.01)
+    np.testing.assert_allclose(sampled.error, exact.error, atol=0.0024)
+    np.testing.assert_allclose(sampled.law, exact.law, atol=0.0024)
+
+
+def test_order_is_read_where_sampling_error_does_not_hide_it():
+    floor = sampler_bed.sampled_floor()
+    slope, doubt = validate._resolved_slope((32, 64, 128), [80 * floor, 20 * floor, 1.5 * floor])
+    np.testing.assert_allclose(slope, 2)  # of the first pair
+    assert 0.1 < doubt < 0.3
+    assert np.isnan(validate._resolved_slope((32, 64), [2 * floor, floor])[0])
+
+
+def test_impulse_error_has_a_closed_form(x64):
     """One step to 0 on Gaussian data: the result is D of the start."""
-    subject = validate.subject_of(samplers.SAMPLERS["ddpm"])
-    with jax.enable_x64(True):
-        error = validate.impulse_error(subject, 1)
+    measured = sampler_bed.impulse_run(validate.subject_of(samplers.SAMPLERS["ddpm"]), 1)
     # D(x_0) has deviation 0.25 / sqrt(0.25 + sigma^2), as has the exact law at sigma.
-    np.testing.assert_allclose(error, 0, atol=1e-12)
+    np.testing.assert_allclose(measured.error, 0, atol=1e-12)
+    assert measured.calls == 1
 
 
-@pytest.mark.parametrize("name", ["heun", "dpmpp_3m", "unipc_2", "ve_ode"])
+@pytest.mark.parametrize("name", ["heun", "unipc_2", "ve_ode", "lms_4", "adaptive"])
 def test_deterministic_samplers_of_the_registry_keep_their_promises(name):
+    if name == "adaptive":
+        pytest.importorskip("diffrax")
     report = validate.validate(validate.subject_of(samplers.SAMPLERS[name]))
     assert report.passed, report.failures
 
 
-@pytest.mark.parametrize("name", ["edm", "dpmpp_2m_sde", "vp_euler_maruyama"])
+@pytest.mark.parametrize("name", ["edm", "dpmpp_2m_sde", "vp_ancestral"])
 def test_stochastic_samplers_of_the_registry_keep_their_promises(name):
     options = {"churn": validate.CHURN} if name == "edm" else {}
     report = validate.validate(validate.subject_of(samplers.SAMPLERS[name], **options))

@@ -49,7 +49,8 @@ class SamplerInfo:
       name: its key in SAMPLERS.
       fn: the sampler function.
       order: promised order of convergence on a refined grid; for stochastic samplers
-        of the distribution (weak), as measured on Gaussian data.
+        of the distribution (weak), as measured on Gaussian data; 0 promises none (the
+        error stays, or a tolerance decides it).
       stochastic: whether it draws noise by default.
       bias: Wasserstein-2 distance to the data, in data units of standard deviation
         0.5, that may stay at any number of steps; 0 where it vanishes.
@@ -189,7 +190,7 @@ def _entries() -> list[SamplerInfo]:
         info("dpmpp_3m", dpmpp.sample_dpmpp_3m, 2, min_steps=3),
         info("dpmpp_2m_sde", dpmpp.sample_dpmpp_2m_sde, 2, stochastic=True, min_steps=2),
         info("dpmpp_3m_sde", dpmpp.sample_dpmpp_3m_sde, 2, stochastic=True, min_steps=3),
-        info("adaptive", adaptive.sample_adaptive, 5, nfe_fn=None),
+        info("adaptive", adaptive.sample_adaptive, 0, nfe_fn=None),
         info("ve_reverse_diffusion", baselines.sample_ve, 1, stochastic=True, grid="ve"),
         info("ve_ode", baselines.sample_ve, 1, grid="ve", presets={"ode": True}),
         info(
@@ -208,7 +209,7 @@ def _entries() -> list[SamplerInfo]:
             info(f"unipc_{p}", unipc.sample_unipc, p + 1, min_steps=p, presets={"order": p})
         )
     for p in (2, 3, 4):
-        entries.append(info(f"lms_{p}", lms.sample_lms, 2, min_steps=p, presets={"order": p}))
+        entries.append(info(f"lms_{p}", lms.sample_lms, p, min_steps=p, presets={"order": p}))
     for method in baselines.VP_METHODS:
         least = 1 if method == "euler_maruyama" else 21
         entries.append(
