@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from edm_jax.models.attention import attention
 from edm_jax.models.initializers import Init
 from edm_jax.models.layers import Conv2d, GroupNorm, Linear, conv_parameters, matmul
 from edm_jax.typing import Array, Key
@@ -51,25 +52,6 @@ def dropout(x: Array, rate: float, seeds: Array) -> Array:
     bits = _hash(_hash(position + first) ^ second)
     keep = bits >= jnp.uint32(round(rate * 2**32))
     return jnp.where(keep, x * jnp.asarray(1 / (1 - rate), x.dtype), jnp.zeros((), x.dtype))
-
-
-def attention(q: Array, k: Array, v: Array) -> Array:
-    """Attention with float32 logits and softmax, each of ``(B, T, heads, c)``, scale 1/sqrt(c).
-
-    `jax.nn.dot_product_attention` keeps logits and softmax in float32 for any dtype of
-    its arguments and rounds the weights to that dtype.
-    """
-    if q.dtype != jnp.float16:
-        return jax.nn.dot_product_attention(q, k, v)
-
-    def in_float32(q: Array, k: Array, v: Array) -> Array:
-        wide = (x.astype(jnp.float32) for x in (q, k, v))
-        return jax.nn.dot_product_attention(*wide).astype(q.dtype)
-
-    # float16 products that add up in float32 exist on GPUs alone; elsewhere the function
-    # would not compile.
-    gpu = jax.nn.dot_product_attention
-    return jax.lax.platform_dependent(q, k, v, cuda=gpu, rocm=gpu, default=in_float32)
 
 
 class QKV(nn.Module):

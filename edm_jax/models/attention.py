@@ -1,0 +1,103 @@
+"""Attention with float32 logits and softmax, by the fast kernel where there is one."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from edm_jax.typing import Array
+
+# What cuDNN's kernel takes on every GPU that has it: half precision, and heads of
+CUDNN_HEAD_MULTIPLE, CUDNN_HEAD_MOST = 8, 128
+
+
+def attention(q: Array, k: Array, v: Array) -> Array:
+    """softmax(q k / sqrt(c)) v of each head, with float32 logits and softmax.
+
+    `jax.nn.dot_product_attention` keeps logits and softmax in float32 for any dtype of
+    its arguments and rounds the weights to that dtype.  On NVIDIA GPUs half precision
+    goes through cuDNN's fused kernel, once that was found to work and to be accurate
+    for the shape (`cudnn_works`).  That kernel has no forward-mode derivative, and its
+    gradient is the same bit for bit in every run only with
+    ``XLA_FLAGS=--xla_gpu_deterministic_ops=true``, as that of a convolution.
+
+    Args:
+      q, k, v: each ``(B, T, heads, c)``.
+
+    Returns:
+      ``(B, T, heads, c)`` of the dtype of q.
+    """
+    plain = jax.nn.dot_product_attention
+    if jnp.finfo(q.dtype).bits > 16:
+        return plain(q, k, v)
+    half = q.dtype == jnp.float16
+    gpu, other = plain, _in_float32 if half else plain
+    if jax.default_backend() == "gpu" and cudnn_works(q.shape[1:], q.dtype.name):
+        gpu = functools.partial(plain, implementation="cudnn")
+    elif not half:
+        return plain(q, k, v)
+    # float16 products that add up in float32 exist on GPUs alone; elsewhere the function
+    # would not compile.
+    return jax.lax.platform_dependent(q, k, v, cuda=gpu, rocm=plain, default=other)
+
+
+def _in_float32(q: Array, k: Array, v: Array) -> Array:
+    wide = (x.astype(jnp.float32) for x in (q, k, v))
+    return jax.nn.dot_product_attention(*wide).astype(q.dtype)
+
+
+@functools.cache
+def cudnn_works(shape: tuple[int, int, int], dtype: str) -> bool:
+    """Whether cuDNN's attention runs on this machine and agrees with float32.
+
+    The output and the three gradients of one image are compared, relative to their size
+    (root mean square) and to four units of rounding of the dtype: the inputs of every
+    product, the weights, the output and its cotangent are each rounded once.
+
+    Args:
+      shape: ``(T, heads, c)``.
+      dtype: "bfloat16" or "float16".
+    """
+    if shape[2] % CUDNN_HEAD_MULTIPLE or shape[2] > CUDNN_HEAD_MOST:
+        return False
+    # The caller may be tracing; this runs at once, on numbers.
+    with jax.ensure_compile_time_eval():
+        try:
+            error = _relative_error(shape, dtype, "cudnn")
+        except Exception as reason:  # no cuDNN, an old one, or a GPU without the kernel
+            text = " ".join(str(reason).split())[:200]
+            warnings.warn(f"attention without cuDNN's kernel: {text}", stacklevel=2)
+            return False
+    limit = 4 * float(jnp.finfo(dtype).eps)
+    if not error < limit:
+        warnings.warn(
+            f"attention without cuDNN's kernel: for {shape} in {dtype} it is off by "
+            f"{error:.2g} relative, more than {limit:.2g}",
+            stacklevel=2,
+        )
+    return error < limit
+
+
+def _relative_error(shape: tuple[int, int, int], dtype: str, implementation: str | None) -> float:
+    """Largest relative deviation from float32 of the output and the gradients."""
+    rng = np.random.default_rng(0)
+    arrays = [jnp.asarray(rng.standard_normal((1, *shape)), dtype) for _ in range(4)]
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def run(arrays: list[Array], implementation: str | None) -> list[Array]:
+        q, k, v, cotangent = arrays
+        attend = functools.partial(jax.nn.dot_product_attention, implementation=implementation)
+        out, pullback = jax.vjp(attend, q, k, v)
+        return [out, *pullback(cotangent)]
+
+    got = run(arrays, implementation)
+    expected = run([x.astype(jnp.float32) for x in arrays], None)
+    errors = []
+    for one, other in zip(got, expected, strict=True):
+        one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
+        errors.append(np.sqrt(np.mean(np.square(one - other)) / np.mean(np.square(other))))
+    return float(np.max(errors))
