@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from typing import Any
 
 import common
@@ -243,7 +244,10 @@ def main() -> None:
         f"matrix product {ceiling.flops / seconds / 1e9:.0f} GFLOP/s"
     )
     header = ["network", "batch", "img/s", "GFLOP/img", "GFLOP/s", "of product", "compile s", "MB"]
-    rows = [row for name in names for row in measure(name, args.batch, args.repeats, args.profile)]
+    rows = []
+    for i, name in enumerate(names):  # minutes each on a CPU: say where we are
+        print(f"[{i + 1}/{len(names)}] {name} ...", file=sys.stderr, flush=True)
+        rows += measure(name, args.batch, args.repeats, args.profile)
     common.print_table(header, rows)
     print("\ndeviation of the output from float32, of its size (rms, largest)")
     header = ["network", "bfloat16", "largest", "float16", "largest"]
