@@ -252,6 +252,14 @@ class Intervals:
     evaluation: int
     keep_every: int
 
+    def grid_due(self, step: int) -> bool:
+        """Whether a grid of samples is made after a step: always at both ends."""
+        return step in (0, self.total) or bool(self.sample and step % self.sample == 0)
+
+    def evaluation_due(self, step: int) -> bool:
+        """Whether an evaluation follows a step; the end of a run has its own."""
+        return bool(self.evaluation and step % self.evaluation == 0) and 0 < step < self.total
+
 
 def build_intervals(config: ml_collections.ConfigDict) -> Intervals:
     """Intervals in steps; each at least one step where it is not 0."""
@@ -383,7 +391,8 @@ def _check_training(config: ml_collections.ConfigDict) -> None:
         _require(0 <= train[key] < 1, f"train.{key}", train[key], "in [0, 1)")
     _require(train.sharding in LAYOUTS, "train.sharding", train.sharding, " or ".join(LAYOUTS))
     halflives, key = tuple(train.ema_halflife_kimg), "train.ema_halflife_kimg"
-    good = len(halflives) > 0 and all(0 <= h < math.inf for h in halflives)
+    numbers = all(isinstance(h, int | float) and 0 <= h < math.inf for h in halflives)
+    good = len(halflives) > 0 and numbers
     _require(good, key, halflives, "one or more finite numbers >= 0")
     names = set(build_averaging(config).names())
     _require(len(names) == len(halflives), key, halflives, "different numbers")

@@ -294,7 +294,7 @@ def check_workdir(
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         findings.errors.append(f"--workdir={path} cannot be written below {parent}")
     with findings.part():
-        workdir.check_same_config(path, config.to_dict())
+        findings.warnings += workdir.check_same_config(path, config.to_dict())
 
 
 def existing_parent(path: pathlib.Path) -> pathlib.Path:

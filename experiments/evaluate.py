@@ -55,16 +55,27 @@ def local_sharding() -> jax.sharding.NamedSharding:
 
 
 def draw_samples(
-    model: Model, seeds: np.ndarray, labels: np.ndarray | None, arguments: dict, name: str
+    model: Model,
+    seeds: np.ndarray,
+    labels: np.ndarray | None,
+    arguments: dict,
+    name: str,
+    poll: Callable[[], None] | None = None,
 ) -> np.ndarray:
-    """Samples on all local devices, with a progress bar."""
+    """Samples on all local devices, with a progress bar; ``poll`` is called for each batch."""
+
+    def on_batch(done: int) -> None:
+        bar.update(done - bar.n)
+        if poll is not None:
+            poll()
+
     with progress_bar(len(seeds), name) as bar:
         return generate.sample(
             model,
             seeds,
             labels,
             sharding=local_sharding(),
-            on_batch=lambda done: bar.update(done - bar.n),
+            on_batch=on_batch,
             **arguments,
         )
 
@@ -75,9 +86,18 @@ def nfe(num_steps: int) -> int:
 
 
 def evaluate(
-    model: Model, config: ml_collections.ConfigDict, report: Report = print
+    model: Model,
+    config: ml_collections.ConfigDict,
+    report: Report = print,
+    poll: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Draw samples and measure them as ``config.evaluation`` asks.
+
+    Args:
+      model: to sample from.
+      config: of the run.
+      report: told what is going on.
+      poll: called for each batch of samples; may raise.
 
     Returns:
       JSON values: number of images, NFE, and one or more numbers for each metric.
@@ -87,7 +107,7 @@ def evaluate(
     seeds = group.first_seed + np.arange(group.num_images)
     labels = np.arange(group.num_images) % model.num_classes if model.num_classes else None
     report(f"drawing {group.num_images} images, {nfe(arguments['num_steps'])} network calls each")
-    samples = draw_samples(model, seeds, labels, arguments, "evaluation")
+    samples = draw_samples(model, seeds, labels, arguments, "evaluation", poll)
     # Measured as they would be saved: rounded to bytes.
     samples = as_floats(generate.to_uint8(samples))
     result: dict[str, Any] = {

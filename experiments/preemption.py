@@ -16,6 +16,10 @@ class Preempted(RuntimeError):
     """The run was asked to stop and has saved its state."""
 
 
+class Interrupted(RuntimeError):
+    """Work that can be done again was cut short, because the run was asked to stop."""
+
+
 class StopRequest:
     """Whether SIGTERM (or the platform's notice) has come; all hosts agree on the step."""
 
@@ -34,6 +38,17 @@ class StopRequest:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
+
+    def poll(self) -> None:
+        """Cut short what is going on if the run was asked to stop.
+
+        Of a single process only: several must agree on a step (`at`).
+
+        Raises:
+          Interrupted: if so.
+        """
+        if self._asked:
+            raise Interrupted
 
     def at(self, step: int) -> bool:
         """Whether training should stop after ``step``, the same answer on every host."""

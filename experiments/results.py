@@ -2,20 +2,53 @@
 
 from __future__ import annotations
 
+import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from edm_jax.train import distributed
 from edm_jax.train.state import TrainState
 from experiments import build, evaluate, figures, workdir, writers
 from experiments.run import Run
 
+Poll = Callable[[], None]
 GRID_COLUMNS = 10
 GRID_UNLABELLED = 64
 
 
-def save_grid(run: Run, state: TrainState, step: int) -> None:
+def show(run: Run, state: TrainState, step: int, poll: Poll, *, missing: bool = False) -> None:
+    """The grid and the evaluation that are due after a step.
+
+    Args:
+      run, state, step: what is shown, when.
+      poll: called for each batch of samples; may raise to cut it short.
+      missing: only what a run that stopped right after this step has left undone.
+    """
+
+    def wanted(due: bool, exists: Callable[[], bool]) -> bool:
+        return due and not (missing and distributed.lead_says(exists))
+
+    intervals = run.intervals
+    if wanted(intervals.grid_due(step), grid_path(run, step).exists):
+        _save_grid(run, state, step, poll)
+    if wanted(intervals.evaluation_due(step), lambda: _is_evaluated(run, step)):
+        _evaluate_now(run, state, step, poll)
+
+
+def grid_path(run: Run, step: int) -> pathlib.Path:
+    """Where the sample grid of a step is."""
+    return run.path / "samples" / f"kimg-{step * run.batch_size / 1000:08.1f}.png"
+
+
+def _is_evaluated(run: Run, step: int) -> bool:
+    rows = writers.read_metrics(run.path, workdir.EVALUATIONS)
+    return any(row["step"] == step for row in rows)
+
+
+def _save_grid(run: Run, state: TrainState, step: int, poll: Poll) -> None:
     """The sample grid of the fixed seeds, a row per class."""
     paused = run.status.pause()
     model = run.model(state, step)
@@ -26,12 +59,11 @@ def save_grid(run: Run, state: TrainState, step: int) -> None:
     count = classes * GRID_COLUMNS if classes else GRID_UNLABELLED
     columns = GRID_COLUMNS if classes else 8
     labels = np.arange(count) // GRID_COLUMNS if classes else None
-    samples = evaluate.draw_samples(model, np.arange(count), labels, arguments, "samples")
+    samples = evaluate.draw_samples(model, np.arange(count), labels, arguments, "samples", poll)
     names = None
     if classes:
         names = (model.label_names or [str(i) for i in range(classes)])[:classes]
-    kimg = step * run.batch_size / 1000
-    path = run.path / "samples" / f"kimg-{kimg:08.1f}.png"
+    path, kimg = grid_path(run, step), step * run.batch_size / 1000
     figures.sample_grid(
         path,
         samples,
@@ -43,12 +75,12 @@ def save_grid(run: Run, state: TrainState, step: int) -> None:
     run.status.resume(paused)
 
 
-def evaluate_now(run: Run, state: TrainState, step: int) -> None:
+def _evaluate_now(run: Run, state: TrainState, step: int, poll: Poll) -> None:
     """An evaluation during training: a line of numbers, and their curve so far."""
     paused = run.status.pause()
     model = run.model(state, step)
     if run.leads:
-        result = evaluate.evaluate(model, run.config, report=run.status.say)
+        result = evaluate.evaluate(model, run.config, report=run.status.say, poll=poll)
         run.monitor.evaluation(step, result)
         run.status.say("\n" + evaluate.result_table(result) + "\n")
         _draw_evaluations(run)
@@ -70,8 +102,15 @@ def _draw_evaluations(run: Run, *last: dict[str, Any]) -> None:
         )
 
 
-def finish(run: Run, state: TrainState, started: float) -> dict[str, Any] | None:
-    """Figures, evaluation and the closing table."""
+def is_finished(run: Run) -> bool:
+    """Whether a run that has all its steps behind it has made everything else too."""
+    if run.config.evaluation.num_images:
+        return (run.path / workdir.EVALUATION).exists()
+    return (run.path / "figures" / "loss.png").exists()
+
+
+def finish(run: Run, state: TrainState, started: float, poll: Poll) -> dict[str, Any] | None:
+    """Figures, evaluation and the closing table; ``poll`` may cut the evaluation short."""
     step = int(state.step)
     model, initial = run.model(state, step), run.model(run.make_state(), 0)
     run.store.wait()
@@ -85,7 +124,7 @@ def finish(run: Run, state: TrainState, started: float) -> dict[str, Any] | None
     )
     result = None
     if run.config.evaluation.num_images:
-        result = evaluate.evaluate(model, run.config, report=run.status.say)
+        result = evaluate.evaluate(model, run.config, report=run.status.say, poll=poll)
         result["seconds"] = round(time.perf_counter() - started, 1)
         evaluate.write_evaluation(run.path, result)
         if run.intervals.evaluation:

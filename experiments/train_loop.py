@@ -16,8 +16,8 @@ from edm_jax.train import distributed, sharding
 from edm_jax.train.state import TrainState
 from edm_jax.train.step import all_finite
 from experiments import build, costs, evaluate, workdir
-from experiments.preemption import Preempted, StopRequest
-from experiments.results import evaluate_now, finish, save_grid, summary
+from experiments.preemption import Interrupted, Preempted, StopRequest
+from experiments.results import finish, is_finished, show, summary
 from experiments.run import Run, Watch, check_run, open_run
 
 
@@ -45,19 +45,25 @@ def train(
         def take_directory() -> None:
             workdir.prepare(path)
             stack.enter_context(workdir.locked(path))
-            workdir.record_config(path, config.to_dict())
+            for note in workdir.record_config(path, config.to_dict()):
+                print(note)
 
         distributed.on_lead(take_directory)
         started = time.perf_counter()
         run, state, step = open_run(config, path, source, net, watch)
         stack.callback(run.close)
-        if step < run.intervals.total:
-            with StopRequest() as stop:
-                state = _loop(run, state, step, stop)
-        elif (path / workdir.EVALUATION).exists() or not config.evaluation.num_images:
-            run.status.say(f"finished: {path} has trained its {config.train.total_kimg:g} kimg")
-            return summary(run, evaluate.read_evaluation(path))
-        return finish(run, state, started)
+        with StopRequest() as stop:
+            try:
+                show(run, state, step, stop.poll, missing=True)
+                if step < run.intervals.total:
+                    state = _loop(run, state, step, stop)
+                elif distributed.lead_says(lambda: is_finished(run)):
+                    kimg = f"{config.train.total_kimg:g} kimg"
+                    run.status.say(f"finished: {path} has trained its {kimg}")
+                    return summary(run, evaluate.read_evaluation(path))
+                return finish(run, state, started, stop.poll)
+            except Interrupted:
+                raise Preempted(_stopped(run, int(state.step))) from None
 
 
 # ---------------------------------------------------------------------------- the loop
@@ -65,11 +71,11 @@ def train(
 
 def _loop(run: Run, state: TrainState, start: int, stop: StopRequest) -> TrainState:
     """Steps from ``start`` to the end.  The host only ever waits for what is already done."""
-    intervals, batch_size = run.intervals, run.batch_size
+    intervals = run.intervals
     batches = pipeline.device_batches(
         pipeline.host_batches(
             run.source,
-            batch_size,
+            run.batch_size,
             seed=run.config.seed,
             start_step=start,
             mirror=run.config.data.mirror,
@@ -81,7 +87,6 @@ def _loop(run: Run, state: TrainState, start: int, stop: StopRequest) -> TrainSt
         sharding.batch_sharding(run.mesh),
     )
     if start == 0:
-        save_grid(run, state, 0)
         run.status.say("compiling the training step ...")
     pending: tuple[int, Any] | None = None
     for step in range(start + 1, intervals.total + 1):
@@ -100,34 +105,38 @@ def _loop(run: Run, state: TrainState, start: int, stop: StopRequest) -> TrainSt
             pending = None
         if step % intervals.log == 0 or step == intervals.total:
             pending = (step, _start_fetch(state))
-        last = step == intervals.total
-        if last and pending is not None:
-            _log(run, *pending)
         stopping = stop.at(step)
-        checkpoint_due = stopping or last or step % intervals.checkpoint == 0
-        sample_due = last or (intervals.sample and step % intervals.sample == 0)
-        # The end has an evaluation of its own.
-        evaluation_due = not last and intervals.evaluation and step % intervals.evaluation == 0
-        if checkpoint_due or sample_due or evaluation_due:
-            _require_healthy(run, state, step)
-        # The checkpoint last: a run killed before it makes the others again.
-        if sample_due:
-            save_grid(run, state, step)
-        if evaluation_due:
-            evaluate_now(run, state, step)
-        if checkpoint_due:
-            paused = run.status.pause()
-            run.store.save(state, step, run.description(step))
-            run.status.resume(paused)
-        if stopping and not last:
-            if pending is not None:
+        save_due = stopping or step == intervals.total or step % intervals.checkpoint == 0
+        show_due = intervals.grid_due(step) or intervals.evaluation_due(step)
+        if save_due or show_due:
+            if pending is not None:  # a run killed after the checkpoint has the line already
                 _log(run, *pending)
+                pending = None
+            _require_healthy(run, state, step)
+        if save_due:
+            _save(run, state, step)
+        if show_due and not stopping:  # what is left out here is made on resuming
+            try:
+                show(run, state, step, stop.poll)
+            except Interrupted:
+                stopping = True
+                if not save_due:
+                    _save(run, state, step)
+        if stopping:
             run.store.wait()
-            raise Preempted(
-                f"asked to stop; saved at step {step} (kimg {step * batch_size / 1000:.1f}); "
-                "the same command goes on from there"
-            )
+            raise Preempted(_stopped(run, step))
     return state
+
+
+def _save(run: Run, state: TrainState, step: int) -> None:
+    paused = run.status.pause()
+    run.store.save(state, step, run.description(step))
+    run.status.resume(paused)
+
+
+def _stopped(run: Run, step: int) -> str:
+    saved = f"saved at step {step} ({_kimg(run, step)})" if step else "nothing is trained yet"
+    return f"asked to stop; {saved}; the same command goes on from there"
 
 
 def _flops_per_image(run: Run, state: TrainState, batch: Any) -> float:

@@ -20,8 +20,22 @@ EVALUATION = "evaluation.json"
 EVALUATIONS = "evaluations.jsonl"
 
 # Options that say how a run is carried out, not what it computes: a resumed run may change
-# them.
-FREE_OPTIONS = ("train.max_bad_steps", "data.num_threads")
+# them.  Of the second kind the result stays the same up to rounding, or the user vouches
+# for it, so the change is said.
+FREE_OPTIONS = (
+    "train.max_bad_steps",
+    "train.checkpoint_kimg",
+    "train.keep_last",
+    "train.keep_every_kimg",
+    "data.num_threads",
+    "data.num_workers",
+)
+NOTED_OPTIONS = {
+    "train.micro_batch": "equal up to rounding",
+    "train.sharding": "equal up to rounding",
+    "model.remat": "equal up to rounding",
+    "data.path": "if these are the same images in the same order",
+}
 
 
 class WorkdirError(RuntimeError):
@@ -117,7 +131,10 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
     """
     file = path / CONFIG
     try:
-        return _from_json(json.loads(file.read_text()))
+        config = _from_json(json.loads(file.read_text()))
+        if not isinstance(config, dict):
+            raise ValueError(f"it holds a {type(config).__name__}, not a configuration")
+        return config
     except FileNotFoundError:
         raise WorkdirError(f"{path} holds no run: there is no {CONFIG}") from None
     except (OSError, ValueError) as error:
@@ -128,36 +145,48 @@ def _config_text(config: Mapping[str, Any]) -> str:
     return json.dumps(to_json(config), indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
-def record_config(path: pathlib.Path, config: Mapping[str, Any]) -> None:
+def record_config(path: pathlib.Path, config: Mapping[str, Any]) -> list[str]:
     """Write config.json, after `check_same_config`.
+
+    Returns:
+      A line for each of NOTED_OPTIONS that changed.
 
     Raises:
       ConfigError: listing each option that differs from the run that is there.
     """
-    check_same_config(path, config)
+    notes = check_same_config(path, config)
     write_atomically(path / CONFIG, _config_text(config))
+    return notes
 
 
-def check_same_config(path: pathlib.Path, config: Mapping[str, Any]) -> None:
+def check_same_config(path: pathlib.Path, config: Mapping[str, Any]) -> list[str]:
     """Whether the run in a directory, if there is one, has this configuration.
 
-    FREE_OPTIONS may differ.
+    FREE_OPTIONS and NOTED_OPTIONS may differ.
+
+    Returns:
+      A line for each of NOTED_OPTIONS that differs.
 
     Raises:
-      ConfigError: listing each option that differs.
+      ConfigError: listing each other option that differs.
     """
     if not (path / CONFIG).exists():
-        return
+        return []
     old, new = flatten(read_config(path)), flatten(_from_json(json.loads(_config_text(config))))
     missing = object()
-    rows = []
+    rows, notes = [], []
     for key in sorted((old.keys() | new.keys()).difference(FREE_OPTIONS)):
         before, after = old.get(key, missing), new.get(key, missing)
         if before != after:
             shown = ["(not set)" if v is missing else json.dumps(v) for v in (before, after)]
-            rows.append(f"  {key}: {shown[0]} there, {shown[1]} now")
+            if key in NOTED_OPTIONS:
+                what = f"{key} goes from {shown[0]} to {shown[1]}"
+                notes.append(f"{what}: the run goes on, {NOTED_OPTIONS[key]}")
+            else:
+                rows.append(f"  {key}: {shown[0]} there, {shown[1]} now")
     if rows:
         raise ConfigError(
             f"{path} holds a run with another configuration; use another --workdir, or the "
             "old values:\n" + "\n".join(rows)
         )
+    return notes

@@ -7,6 +7,8 @@ import json
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import command_line
@@ -16,7 +18,6 @@ import pytest
 from command_line import metric_rows, start, wait_until
 
 import edm_jax
-from edm_jax.train import distributed
 from edm_jax.weights import checkpoints
 from experiments import workdir
 
@@ -29,29 +30,6 @@ LONGER = [
     "--config.evaluation.num_images=0",
 ]
 NUM_KILLS = 30
-
-
-def assert_close_run(a, b):
-    """The same run but for the order of sums over devices.
-
-    A weight moves by up to lr = 3e-3 a step in the direction of its gradient's sign, so a
-    gradient that is 0 but for rounding moves it anywhere; after 30 steps few weights
-    differ by more than 1e-3 of the largest one.  The losses average that out.
-    """
-    rows = metric_rows(a), metric_rows(b)
-    assert [row["images_per_sigma_bin"] for row in rows[0]] == [
-        row["images_per_sigma_bin"] for row in rows[1]
-    ]  # the same noise levels, so the same random numbers
-    losses = [[row["loss"] for row in part] for part in rows]
-    np.testing.assert_allclose(losses[0], losses[1], rtol=2e-5)
-    for one, other in zip(
-        *(jax.tree.leaves(command_line.final_arrays(path)[1][1]) for path in (a, b)), strict=True
-    ):
-        np.testing.assert_allclose(one, other, rtol=0, atol=1e-3)
-
-
-def with_devices(environment, count):
-    return environment | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
 
 
 # ------------------------------------------------------------------------------ kill -9
@@ -100,6 +78,39 @@ def test_many_random_kills_end_bit_identical(command, environment, tmp_path):
 # ------------------------------------------------------------------------- asked to stop
 
 
+KILLED_AFTER_SAVING = """
+import os, runpy, signal, sys
+from experiments import train_loop
+
+save = train_loop._save
+
+def save_and_die(run, state, step):
+    save(run, state, step)
+    if step == 10:
+        run.store.wait()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+train_loop._save = save_and_die
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_kill_right_after_a_checkpoint_loses_no_line(run_dir, command, environment, tmp_path):
+    path = tmp_path / "killed"
+    arguments = [command_line.MAIN, TINY, f"--workdir={path}"]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_AFTER_SAVING, *arguments],
+        env=environment | {"PYTHONPATH": str(command_line.ROOT)},
+        capture_output=True,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert [step.name for step in checkpoints.checkpoint_steps(path / "checkpoints")][-1] == "00000010"
+    command(TINY, f"--workdir={path}")
+    command_line.assert_same_run(run_dir, path)
+
+
 @pytest.mark.slow
 def test_sigterm_saves_and_leaves(run_dir, command, environment, tmp_path):
     path = tmp_path / "stopped"
@@ -111,6 +122,32 @@ def test_sigterm_saves_and_leaves(run_dir, command, environment, tmp_path):
     if process.returncode != 0:
         assert process.returncode == 75 and "asked to stop; saved at step" in said
     command(TINY, f"--workdir={path}")
+    command_line.assert_same_run(run_dir, path)
+
+
+@pytest.mark.slow
+def test_sigterm_cuts_an_evaluation_short_and_it_is_made_again(command, environment, tmp_path):
+    path = tmp_path / "stopped"
+    # Steps 9, 18 and 27, none of which has a checkpoint of its own.
+    config = [TINY, "--config.evaluation.every_kimg=0.144", "--config.evaluation.num_images=3000"]
+    process = start(environment, *config, f"--workdir={path}", stdout=-1, stderr=-1)
+    for line in process.stdout:
+        if line.startswith("drawing 3000 images"):
+            break
+    process.terminate()
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 75 and "asked to stop; saved at step 9 " in said, said
+    assert not (path / "evaluations.jsonl").read_text()
+    command(*config, f"--workdir={path}")
+    rows = [json.loads(line) for line in (path / "evaluations.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [9, 18, 27]
+    assert json.loads((path / "evaluation.json").read_text())["num_images"] == 3000
+
+
+@pytest.mark.slow
+def test_reading_processes_change_nothing(run_dir, command, tmp_path):
+    path = tmp_path / "workers"
+    command(TINY, f"--workdir={path}", "--config.data.num_workers=2")
     command_line.assert_same_run(run_dir, path)
 
 
@@ -225,123 +262,17 @@ def test_only_free_options_may_change(tmp_path):
     changed = {"train": {"lr": 1e-3, "max_bad_steps": 9}, "data": {"num_threads": 2}}
     workdir.record_config(tmp_path, changed)
     assert json.loads((tmp_path / "config.json").read_text()) == changed
+    moved = {"train": {"lr": 1e-3, "max_bad_steps": 9, "micro_batch": 8}, "data": {"path": "b"}}
+    notes = workdir.check_same_config(tmp_path, moved)
+    assert len(notes) == 2
+    assert "train.micro_batch goes from (not set) to 8: the run goes on, equal" in notes[1]
     with pytest.raises(ValueError, match=r"train\.lr: 0\.001 there, 0\.002 now"):
         workdir.record_config(tmp_path, changed | {"train": {"lr": 2e-3, "max_bad_steps": 9}})
     assert json.loads((tmp_path / "config.json").read_text()) == changed
 
 
-# ------------------------------------------------------------------ devices and processes
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("layout", ["data", "fsdp"])
-def test_resumed_on_other_numbers_of_devices(layout, run_dir, command, environment, tmp_path):
-    """Begun on two devices, killed; gone on with on eight, killed; ended on one."""
-    path = tmp_path / "moved"
-    arguments = [TINY, f"--workdir={path}", f"--config.train.sharding={layout}"]
-    for count, lines in ((2, 2), (8, 4)):
-        process = start(with_devices(environment, count), *arguments)
-        assert wait_until(lambda least=lines: len(metric_rows(path)) >= least, process)
-        process.kill()
-        process.wait()
-    assert "resuming" in command(*arguments).stdout
-    assert_close_run(run_dir, path)
-
-
-def start_both(environment, path, port, *arguments):
-    """Two processes with a device each, as on two hosts."""
-    return [
-        start(
-            environment,
-            TINY,
-            f"--workdir={path}",
-            f"--coordinator_address=localhost:{port}",
-            "--num_processes=2",
-            f"--process_id={i}",
-            *arguments,
-            stdout=-1,
-            stderr=-1,
-        )
-        for i in range(2)
-    ]
-
-
-@pytest.fixture
-def free_port():
-    """A port of this machine that nothing listens on."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("layout", ["data", "fsdp"])
-def test_two_processes_train_as_one(layout, run_dir, environment, tmp_path, free_port):
-    path = tmp_path / "two"
-    both = start_both(environment, path, free_port, f"--config.train.sharding={layout}")
-    said = [process.communicate(timeout=300) for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    assert "2 cpu device(s)" in said[0][0]
-    assert "kimg" not in said[1][0]  # one process speaks
-    assert_close_run(run_dir, path)
-    assert edm_jax.load(path).description["progress"]["step"] == 30
-
-
-@pytest.mark.slow
-def test_two_processes_stop_and_resume_together(run_dir, command, environment, tmp_path, free_port):
-    """SIGTERM to one of them; the end is by a single process."""
-    path = tmp_path / "two"
-    both = start_both(environment, path, free_port)
-    assert wait_until(lambda: metric_rows(path), both[0])
-    both[1].terminate()
-    said = [process.communicate(timeout=300) for process in both]
-    codes = {process.returncode for process in both}
-    assert codes in ({75}, {0}), said  # 0: it was at its end already
-    command(TINY, f"--workdir={path}")
-    assert_close_run(run_dir, path)
-
-
-@pytest.mark.slow
-def test_no_process_waits_for_one_that_was_refused(environment, tmp_path, free_port):
-    (tmp_path / "file").write_text("not a directory")
-    both = start_both(environment, tmp_path / "file", free_port)
-    said = [process.communicate(timeout=120)[1] for process in both]
-    assert [process.returncode for process in both] == [2, 1], said
-    assert "cannot be written" in said[0]
-    assert "process 0 could not begin" in said[1]
-    assert not any("Traceback" in text for text in said)
-
-
-def test_processes_that_do_not_come_are_reported(free_port):
-    with pytest.raises(distributed.DistributedError, match="did not find each other within 1 s"):
-        distributed.initialize(f"localhost:{free_port}", 2, 1, timeout_seconds=1)
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ((None, 2, 0), "go together"),
-        (("localhost:1", None, None), "go together"),
-        (("localhost:1", 2, 2), "must be in 0..num_processes-1, got 2 of 2"),
-    ],
-)
-def test_incomplete_process_flags_are_refused(given, message):
-    with pytest.raises(ValueError, match=message):
-        distributed.initialize(*given)
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({}, False),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, False),
-        ({"SLURM_PROCID": "3", "SLURM_NTASKS": "4"}, True),
-        ({"TPU_WORKER_HOSTNAMES": "a"}, False),
-        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
-        ({"JAX_COORDINATOR_ADDRESS": "a:1"}, True),
-    ],
-)
-def test_several_processes_are_recognised(environment, expected):
-    assert distributed.wanted(environment) is expected
+@pytest.mark.parametrize("text", ["[]", "3", "{"])
+def test_unreadable_configuration_is_one_line(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(workdir.WorkdirError, match=r"config\.json cannot be read"):
+        workdir.read_config(tmp_path)

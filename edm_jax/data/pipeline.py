@@ -58,8 +58,8 @@ def host_batches(
       start_step: number of batches to skip, in O(1).
       mirror: flip each image left-right with probability 1/2.
       process_index, process_count: which host this is, of how many.
-      num_threads: reading threads.
-      num_workers: reading processes; 0 for none.
+      num_threads: reading threads, of all processes together.
+      num_workers: reading processes; 0 for none.  Changes no batch.
 
     Yields:
       ``image`` uint8 ``(b, H, W, C)`` with b = B / process_count, and ``label``
@@ -79,12 +79,15 @@ def host_batches(
             element = element | {"image": element["image"][:, ::-1]}
         return element
 
-    indices = grain.MapDataset.range(start_step * local, 2**62).map(example)
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=4 * local)
-    stream = indices.to_iter_dataset(options).batch(local)
-    if num_workers:
-        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
-    return iter(stream)
+    examples = grain.MapDataset.range(start_step * local, 2**62).map(example)
+    if not num_workers:
+        options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=4 * local)
+        return iter(examples.to_iter_dataset(options).batch(local))
+    # Processes take turns at the elements of a stream, so its elements must be whole batches.
+    threads = max(num_threads // num_workers, 1)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    stream = examples.batch(local).to_iter_dataset(options)
+    return iter(stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers)))
 
 
 class _Examples:

@@ -50,6 +50,16 @@ def on_lead(action: Callable[[], None]) -> None:
         raise problem
 
 
+def lead_says(question: Callable[[], bool]) -> bool:
+    """What process 0 answers, on every process."""
+    answer = np.int32(jax.process_index() == 0 and question())
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        answer = multihost_utils.broadcast_one_to_all(answer)
+    return bool(answer)
+
+
 def initialize(
     coordinator: str | None = None,
     num_processes: int | None = None,

@@ -1,0 +1,152 @@
+"""The same run on other numbers of devices and processes.
+
+The real program, as a user starts it, on the tiny configuration.
+"""
+
+import command_line
+import jax
+import numpy as np
+import pytest
+from command_line import metric_rows, start, wait_until
+
+import edm_jax
+from edm_jax.train import distributed
+
+TINY = "--config=configs/tiny.py"
+
+
+def assert_close_run(a, b):
+    """The same run but for the order of sums over devices.
+
+    A weight moves by up to lr = 3e-3 a step in the direction of its gradient's sign, so a
+    gradient that is 0 but for rounding moves it anywhere; after 30 steps few weights
+    differ by more than 1e-3 of the largest one.  The losses average that out.
+    """
+    rows = metric_rows(a), metric_rows(b)
+    assert [row["images_per_sigma_bin"] for row in rows[0]] == [
+        row["images_per_sigma_bin"] for row in rows[1]
+    ]  # the same noise levels, so the same random numbers
+    losses = [[row["loss"] for row in part] for part in rows]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=2e-5)
+    for one, other in zip(
+        *(jax.tree.leaves(command_line.final_arrays(path)[1][1]) for path in (a, b)), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-3)
+
+
+def with_devices(environment, count):
+    return environment | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["data", "fsdp"])
+def test_resumed_on_other_numbers_of_devices(layout, run_dir, command, environment, tmp_path):
+    """Begun on two devices, killed; gone on with on eight, killed; ended on one."""
+    path = tmp_path / "moved"
+    arguments = [TINY, f"--workdir={path}", f"--config.train.sharding={layout}"]
+    for count, lines in ((2, 2), (8, 4)):
+        process = start(with_devices(environment, count), *arguments)
+        assert wait_until(lambda least=lines: len(metric_rows(path)) >= least, process)
+        process.kill()
+        process.wait()
+    assert "resuming" in command(*arguments).stdout
+    assert_close_run(run_dir, path)
+
+
+def start_both(environment, path, port, *arguments):
+    """Two processes with a device each, as on two hosts."""
+    return [
+        start(
+            environment,
+            TINY,
+            f"--workdir={path}",
+            f"--coordinator_address=localhost:{port}",
+            "--num_processes=2",
+            f"--process_id={i}",
+            *arguments,
+            stdout=-1,
+            stderr=-1,
+        )
+        for i in range(2)
+    ]
+
+
+@pytest.fixture
+def free_port():
+    """A port of this machine that nothing listens on."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["data", "fsdp"])
+def test_two_processes_train_as_one(layout, run_dir, environment, tmp_path, free_port):
+    path = tmp_path / "two"
+    both = start_both(environment, path, free_port, f"--config.train.sharding={layout}")
+    said = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert "2 cpu device(s)" in said[0][0]
+    assert "kimg" not in said[1][0]  # one process speaks
+    assert_close_run(run_dir, path)
+    assert edm_jax.load(path).description["progress"]["step"] == 30
+
+
+@pytest.mark.slow
+def test_two_processes_stop_and_resume_together(run_dir, command, environment, tmp_path, free_port):
+    """SIGTERM to one of them; the end is by a single process."""
+    path = tmp_path / "two"
+    both = start_both(environment, path, free_port)
+    assert wait_until(lambda: metric_rows(path), both[0])
+    both[1].terminate()
+    said = [process.communicate(timeout=300) for process in both]
+    codes = {process.returncode for process in both}
+    assert codes in ({75}, {0}), said  # 0: it was at its end already
+    command(TINY, f"--workdir={path}")
+    assert_close_run(run_dir, path)
+
+
+@pytest.mark.slow
+def test_no_process_waits_for_one_that_was_refused(environment, tmp_path, free_port):
+    (tmp_path / "file").write_text("not a directory")
+    both = start_both(environment, tmp_path / "file", free_port)
+    said = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [2, 1], said
+    assert "cannot be written" in said[0]
+    assert "process 0 could not begin" in said[1]
+    assert not any("Traceback" in text for text in said)
+
+
+def test_processes_that_do_not_come_are_reported(free_port):
+    with pytest.raises(distributed.DistributedError, match="did not find each other within 1 s"):
+        distributed.initialize(f"localhost:{free_port}", 2, 1, timeout_seconds=1)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((None, 2, 0), "go together"),
+        (("localhost:1", None, None), "go together"),
+        (("localhost:1", 2, 2), "must be in 0..num_processes-1, got 2 of 2"),
+    ],
+)
+def test_incomplete_process_flags_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        distributed.initialize(*given)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, False),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, False),
+        ({"SLURM_PROCID": "3", "SLURM_NTASKS": "4"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "a"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1"}, True),
+    ],
+)
+def test_several_processes_are_recognised(environment, expected):
+    assert distributed.wanted(environment) is expected
