@@ -4,7 +4,7 @@ Layout of a run directory::
 
     checkpoints/<step, 8 digits>/
       description/   JSON: network, preconditioning, data shape, progress (`weights.model`)
-      ema/           Orbax tree: averaged weights by variant name
+      ema/           Orbax tree: averaged weights by variant name; absent if there are none
       params/        Orbax tree: raw weights and buffers
       train/         Orbax tree: optimizer and the rest of the training state
       checksums.json SHA-256 of every file above, written before the step gets its name
