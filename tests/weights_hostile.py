@@ -11,6 +11,7 @@ import zlib
 import numpy as np
 import weights_golden as wg
 import weights_writer as ww
+from weights_bombs import bombs_corpus
 from weights_writer import Build, Call, Entry, Global, Items, New, Pid, Raw, dumps
 
 MARKER = "a_payload_ran"
@@ -322,6 +323,13 @@ def sizes_corpus():
         "list that contains itself": (
             dumps(ww.snapshot(ww.network(ARRAYS, CLASS_NAME, dict(ARGUMENTS)),
                               dataset_kwargs={"path": Raw(b"]r\0\0\0\x7fj\0\0\0\x7fa")})),
+            "too large or too deeply nested",
+        ),
+        "long text many times over": (
+            dumps(ww.snapshot(ww.network(ARRAYS, CLASS_NAME, dict(ARGUMENTS)),
+                              dataset_kwargs={"path": Raw(
+                                  b"](" + b"X" + struct.pack("<I", 60_000) + b"a" * 60_000
+                                  + b"r\0\0\0\x7f" + b"j\0\0\0\x7f" * 5000 + b"e")})),
             "too large or too deeply nested",
         ),
         "doubling constructor argument": (
@@ -686,6 +694,7 @@ def corpus() -> dict[str, tuple[bytes, str]]:
         model_corpus,
         safetensors_corpus,
         truncations,
+        bombs_corpus,
     )
     files: dict[str, tuple[bytes, str]] = {}
     for part in parts:

@@ -30,6 +30,7 @@ FORMAT_VERSION = 1
 MAX_LEVELS = 1 << 16  # M of a table of noise levels
 _MAX_NODES = 1 << 14
 _MAX_DEPTH = 16
+_NODE_TEXT = 64  # characters of a text that count as another node
 
 LICENCE_EDM = (
     "CC BY-NC-SA 4.0 (Creative Commons Attribution-NonCommercial-ShareAlike) if these are weights "
@@ -66,7 +67,7 @@ def to_json(value: object) -> Any:
 
     def copy(value: object, depth: int) -> Any:
         nonlocal nodes
-        nodes += 1
+        nodes += 1 + (len(value) // _NODE_TEXT if isinstance(value, str) else 0)
         if nodes > _MAX_NODES or depth > _MAX_DEPTH:
             raise WeightsError("arguments too large or too deeply nested for a model's")
         if isinstance(value, float) and not math.isfinite(value):
@@ -74,11 +75,11 @@ def to_json(value: object) -> Any:
         if value is None or isinstance(value, bool | int | float):
             return value
         if isinstance(value, str):
-            return value[:4096]
+            return value
         if isinstance(value, list | tuple):
             return [copy(v, depth + 1) for v in value]
         if isinstance(value, dict):
-            return {str(k)[:4096]: copy(v, depth + 1) for k, v in value.items()}
+            return {copy(str(k), depth): copy(v, depth + 1) for k, v in value.items()}
         return None
 
     return copy(value, 0)

@@ -12,8 +12,9 @@ out-of-band buffers, and the text opcodes of protocols 0 and 1).
 
 Memory stays bounded by the file.  Byte strings and long texts are views of the input,
 sizes are checked against what is left of it before anything is made, memo indices are
-dictionary keys (never array positions), and `MAX_OPCODES` caps the number of small
-Python objects at some tens of megabytes whatever the file's size.
+dictionary keys (never array positions), and a `Budget` for all streams of a file caps the
+number of small Python objects at some tens of megabytes, and what calls copy at the size of
+the file: an object in the memo can be handed to a call any number of times.
 """
 
 from __future__ import annotations
@@ -31,6 +32,39 @@ _LONG_NAME = 512
 _MAX_INT_BYTES = 16  # the largest integer of the formats is a magic number of 10 bytes
 
 
+@dataclasses.dataclass
+class Budget:
+    """What the streams of one file may cost together.
+
+    Attributes:
+      size: of the file, in bytes.
+      opcodes: how many may still be run.
+      copied: by kind of call, how many bytes or entries have been copied.
+    """
+
+    size: int
+    opcodes: int = MAX_OPCODES
+    copied: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def step(self) -> None:
+        """Account for one opcode."""
+        self.opcodes -= 1
+        if self.opcodes < 0:
+            raise WeightsError(f"more than {MAX_OPCODES} opcodes; no model file needs so many")
+
+    def copy(self, kind: str, count: int) -> None:
+        """Account for ``count`` bytes or entries that a call of ``kind`` copies.
+
+        Every call of a real file has an argument of its own, so the file is at least as
+        large as the arguments of all calls of a kind.
+        """
+        total = self.copied[kind] = self.copied.get(kind, 0) + count
+        if total > self.size:
+            raise WeightsError(
+                f"{kind} of {total} bytes or entries altogether in a file of {self.size} bytes"
+            )
+
+
 class OrderedDictRecord(dict):
     """A collections.OrderedDict; apart so that BUILD is accepted on it only."""
 
@@ -44,6 +78,9 @@ class LongText:
     """A text too long to be a name; UTF-8, not decoded."""
 
     data: memoryview
+
+    def __len__(self) -> int:
+        return len(self.data)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -106,14 +143,22 @@ class Unpickler:
     Args:
       data: the bytes of the file.
       allowed: names, persistent ids and states that are accepted.
+      budget: shared by all streams of the file; by default that of a file of its own.
       start: position of the PROTO opcode.
       what: name of the stream for messages.
     """
 
     def __init__(
-        self, data: memoryview, allowed: Allowed, *, start: int = 0, what: str = "pickle"
+        self,
+        data: memoryview,
+        allowed: Allowed,
+        budget: Budget | None = None,
+        *,
+        start: int = 0,
+        what: str = "pickle",
     ) -> None:
         self._data = data
+        self._budget = budget or Budget(len(data))
         self._allowed = allowed
         self._what = what
         self._position = self._opcode_at = start
@@ -146,7 +191,8 @@ class Unpickler:
         if not 2 <= protocol <= 5:
             raise WeightsError(f"pickle protocol {protocol}, expected 2 to 5")
         self._position += 2
-        for _ in range(MAX_OPCODES):
+        while True:
+            self._budget.step()
             self._opcode_at = self._position
             code = self._take(1)[0]
             if code == 0x2E:  # STOP
@@ -157,7 +203,6 @@ class Unpickler:
             if action is None:
                 self._refuse(code)
             action(self)
-        raise WeightsError(f"more than {MAX_OPCODES} opcodes; no model file needs so many")
 
     def _refuse(self, code: int) -> None:
         import pickletools
