@@ -122,15 +122,22 @@ def export_model(
       dest: the file to write; must not exist.
       variant: which weights; by default the first average.
       report: gets lines for the user.
+
+    Raises:
+      WorkdirError: if the file exists or cannot be written.
+      ValueError: if ``dest`` has another ending, or there is no such model or variant.
     """
     if dest.suffix != ".safetensors":
         raise ValueError(f"--dest={dest}: the name must end in .safetensors")
     if dest.exists():
         raise WorkdirError(f"--dest={dest} exists; remove it or choose another name")
     model = load(workdir, variant=variant)
-    prepare(dest.parent)
+    prepare(dest.parent, "dest")
     description = dict(model.description) | {"variants": [model.variant]}
-    digest = export.write_single_file(dest, description, {model.variant: model.variables})
+    try:
+        digest = export.write_single_file(dest, description, {model.variant: model.variables})
+    except OSError as error:
+        raise WorkdirError(f"--dest={dest} cannot be written: {error.strerror or error}") from error
     size = dest.stat().st_size / 2**20
     report(f"{dest}: {model.variant}, {size:.1f} MiB, SHA-256 of the contents {digest}")
     report(f"edm_jax.load({str(dest)!r}) reads it")

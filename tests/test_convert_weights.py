@@ -129,3 +129,20 @@ def test_what_a_killed_import_left_is_removed(tmp_path):
     (leftover / "half").write_text("")
     run_import(source, tmp_path / "run")
     assert edm_jax.load(tmp_path / "run").variant == "ema" and not leftover.exists()
+
+
+def test_a_destination_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    source = write_golden(tmp_path, "small_torch1.pkl")
+    (tmp_path / "file").write_text("")
+    dest = tmp_path / "file" / "x" / "o.safetensors"
+    with pytest.raises(WorkdirError, match=r"^--dest=.*file/x.* cannot be written: Not a dir"):
+        convert_weights.export_model(source, dest)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    dest = tmp_path / "o.safetensors"
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(WorkdirError, match=r"^--dest=.*o.safetensors cannot be written: No space"):
+        convert_weights.export_model(source, dest)
+    assert sorted(os.listdir(tmp_path)) == ["file", source.name]
