@@ -199,11 +199,13 @@ class CheckpointStore:
 
         Raises:
           CheckpointError: if there are checkpoints but none can be used.
+          NewerFormatError: if a newer version wrote one; nothing is changed then.
         """
         steps = checkpoints.checkpoint_steps(self.directory)
         damaged: list[pathlib.Path] = []
         for step_dir in reversed(steps):
             try:
+                checkpoints.read_description(step_dir)
                 checkpoints.verify_checksums(step_dir)
                 state = self._restore(int(step_dir.name), abstract)
             except CheckpointError as error:

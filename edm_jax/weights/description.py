@@ -24,7 +24,7 @@ import numpy as np
 
 from edm_jax.precond import PRECONDITIONINGS
 from edm_jax.typing import PyTree
-from edm_jax.weights.errors import WeightsError, show
+from edm_jax.weights.errors import NewerFormatError, WeightsError, show
 
 FORMAT_VERSION = 1
 MAX_LEVELS = 1 << 16  # M of a table of noise levels
@@ -129,18 +129,27 @@ def check_levels(levels: object) -> None:
         raise WeightsError("levels must decrease strictly and end with 0")
 
 
-def check_description(description: object) -> None:
-    """Raise WeightsError unless a description is complete and of a version known here."""
+def check_version(description: object) -> None:
+    """Raise WeightsError unless this is a dictionary of a version known here.
+
+    Raises:
+      NewerFormatError: the version is newer.
+    """
     if not isinstance(description, dict):
         raise WeightsError(f"the description is {show(description)}, expected a dictionary")
     version = description.get("format_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise WeightsError(f"format_version {show(version)}, expected 1..{FORMAT_VERSION}")
     if version > FORMAT_VERSION:
-        raise WeightsError(
+        raise NewerFormatError(
             f"format_version {show(version)} is newer than {FORMAT_VERSION}, the newest this "
             "edm_jax reads; update edm_jax"
         )
+
+
+def check_description(description: object) -> None:
+    """Raise WeightsError unless a description is complete and of a version known here."""
+    check_version(description)
     for key in ("network", "precond"):
         if not isinstance(description.get(key), dict) or "name" not in description[key]:
             raise WeightsError(f"the description has no {key} with a name")

@@ -14,6 +14,10 @@ class WeightsError(ValueError):
     """
 
 
+class NewerFormatError(WeightsError):
+    """A model that a newer edm_jax wrote: not damaged, and never passed over as if it were."""
+
+
 def show(value: object) -> str:
     """A short, bounded description of a value that came out of a foreign file.
 

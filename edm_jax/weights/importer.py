@@ -105,7 +105,7 @@ def read_model_file(
         _check_used(found, config, attention_order)
         return _finish(found, config, {"file": file, "sha256": sha256(data)}, len(data))
     except WeightsError as error:
-        raise WeightsError(f"{os.fspath(path)}: {error}") from None
+        raise type(error)(f"{os.fspath(path)}: {error}") from None
 
 
 def _check_config(config: Mapping[str, Any], attention_order: str | None) -> None:
