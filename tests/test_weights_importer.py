@@ -281,6 +281,40 @@ def test_written_state_dicts(container, bare, tmp_path):
     assert licence.startswith("unknown" if container == "safetensors" else "CC BY-NC-SA")
 
 
+def test_zip_named_after_a_time(tmp_path):
+    """torch.save("run:1.pt") calls the folder in the archive "run:1"."""
+    arrays, _, _ = small()
+    path = tmp_path / "run:1.pt"
+    path.write_bytes(ww.state_dict_zip(arrays, folder="run:1"))
+    assert_has(importer.read_model_file(path), arrays)
+    path.write_bytes(ww.write_zip([ww.Entry("m/data:0", b"")]))
+    with pytest.raises(WeightsError, match="entry name 'm/data:0' is refused"):
+        importer.read_model_file(path)
+
+
+def test_zip_without_checksums(tmp_path):
+    """torch.serialization.set_crc32_options(False): all are 0.  One that is 0 is damage."""
+    arrays, _, _ = small()
+    path = tmp_path / "a.pt"
+    identity = ww.Entry("model/.data/serialization_id", b"1" * 40, crc=0)
+    path.write_bytes(ww.state_dict_zip(arrays, crc=0, more=[identity]))
+    assert_has(importer.read_model_file(path), arrays)
+    for data in (
+        ww.state_dict_zip(arrays, crc=0),  # not as PyTorch writes it
+        ww.state_dict_zip(arrays, more=[identity]),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(WeightsError, match="CRC-32 differs"):
+            importer.read_model_file(path)
+
+
+def assert_has(model, arrays, variant="ema"):
+    """The model's tensors are the given ones, bit for bit."""
+    got = state_dict.from_variables(model.variables[variant], model.description["network"])
+    for name, array in arrays.items():
+        assert got[name.removeprefix("model.")].tobytes() == array.tobytes(), name
+
+
 def test_ema_and_raw_in_one_file(tmp_path):
     arrays, _, _ = small()
     names = list(arrays)
