@@ -42,6 +42,8 @@ _VARIANTS = ("ema", "raw")
 _RAW_FILE = re.compile(r"model[0-9]{6}\.pt")  # of guided-diffusion's training program
 # State dictionaries within a dictionary: key -> variant.
 _WRAPPED = {"ema": "ema", "net": "raw", "model": "raw", "state_dict": "raw"}
+# What DistributedDataParallel and torch.compile put before every name.
+_MODULE_PREFIXES = ("module.", "_orig_mod.")
 
 
 @dataclasses.dataclass
@@ -172,7 +174,7 @@ def _from_torch(
     kind, root = read_torch(data)
     if isinstance(root, PersistentRecord):
         root = {"ema": root}  # a network saved alone
-    if is_training_state(root):
+    if is_training_state(root) and isinstance(root["net"], PersistentRecord):
         found = _from_records({"raw": root["net"]}, root, f"EDM training state ({kind})")
         found.step = optimizer_step(root["optimizer_state"])
         return found
@@ -260,6 +262,14 @@ def _state_dicts(root: object, variant: str) -> dict[str, dict[str, Tensor]]:
     return variants
 
 
+def _without_prefixes(tensors: Tensors) -> Tensors:
+    """Names as in the network itself, not in a module wrapped around it."""
+    for prefix in _MODULE_PREFIXES * 2:  # in either order
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
 def _from_state_dicts(
     variants: Mapping[str, Tensors],
     kind: str,
@@ -267,6 +277,7 @@ def _from_state_dicts(
     config: Mapping[str, Any],
     attention_order: str | None,
 ) -> _Found:
+    variants = {name: _without_prefixes(tensors) for name, tensors in variants.items()}
     first = next(iter(variants.values()))
     if guided.is_guided(first):
         return _from_guided(variants, kind, size, config, attention_order)

@@ -49,6 +49,9 @@ class ModuleDictRecord:
 
     state: dict | None = None
 
+    def shown(self) -> str:
+        return "a ModuleDict"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PersistentRecord:
@@ -60,12 +63,18 @@ class PersistentRecord:
     class_name: str
     state: dict
 
+    def shown(self) -> str:
+        return f"an object of class {show(self.class_name)}"
+
 
 @dataclasses.dataclass(eq=False)
 class DtypeRecord:
     """A numpy.dtype of one number."""
 
     code: str
+
+    def shown(self) -> str:
+        return f"numpy.dtype {show(self.code)}"
 
 
 def _ordered_dict(arguments: tuple) -> OrderedDictRecord:

@@ -13,8 +13,7 @@ out-of-band buffers, and the text opcodes of protocols 0 and 1).
 Memory stays bounded by the file.  Byte strings and long texts are views of the input,
 sizes are checked against what is left of it before anything is made, memo indices are
 dictionary keys (never array positions), and a `Budget` for all streams of a file caps the
-number of small Python objects at some tens of megabytes, and what calls copy at the size of
-the file: an object in the memo can be handed to a call any number of times.
+number of small Python objects at some tens of megabytes, and what calls copy at its size.
 """
 
 from __future__ import annotations
@@ -55,8 +54,7 @@ class Budget:
     def copy(self, kind: str, count: int) -> None:
         """Account for ``count`` bytes or entries that a call of ``kind`` copies.
 
-        Every call of a real file has an argument of its own, so the file is at least as
-        large as the arguments of all calls of a kind.
+        Calls of a real file have arguments of their own, which together fit into it.
         """
         total = self.copied[kind] = self.copied.get(kind, 0) + count
         if total > self.size:
@@ -68,9 +66,15 @@ class Budget:
 class OrderedDictRecord(dict):
     """A collections.OrderedDict; apart so that BUILD is accepted on it only."""
 
+    def shown(self) -> str:
+        return f"an OrderedDict of {len(self)}"
+
 
 class SetRecord(list):
     """A set, kept as a list: nothing in it is hashed."""
+
+    def shown(self) -> str:
+        return f"a set of {len(self)}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,6 +86,9 @@ class LongText:
     def __len__(self) -> int:
         return len(self.data)
 
+    def shown(self) -> str:
+        return f"a text of {len(self)} bytes"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NameToken:
@@ -92,6 +99,9 @@ class NameToken:
 
     def __str__(self) -> str:
         return f"{self.module}.{self.name}"
+
+    def shown(self) -> str:
+        return f"the name {show(str(self))}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +153,7 @@ class Unpickler:
     Args:
       data: the bytes of the file.
       allowed: names, persistent ids and states that are accepted.
-      budget: shared by all streams of the file; by default that of a file of its own.
+      budget: of the file, shared by its streams; by default of ``data`` alone.
       start: position of the PROTO opcode.
       what: name of the stream for messages.
     """
