@@ -75,6 +75,11 @@ def import_model(
     )
     report(f"SHA-256 {origin['sha256']}")
     report(f"licence of these weights: {origin['licence']}")
+    if found.assumed:
+        report(
+            f"assumed, as the file does not say: {json.dumps(found.assumed)}; where that is wrong, "
+            "import again with the right values as --source_options"
+        )
     report(f"written to {workdir}; edm_jax.load({str(workdir)!r}) reads it")
 
 

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import warnings
 
 import jax
 import numpy as np
@@ -146,3 +147,28 @@ def test_a_destination_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     with pytest.raises(WorkdirError, match=r"^--dest=.*o.safetensors cannot be written: No space"):
         convert_weights.export_model(source, dest)
     assert sorted(os.listdir(tmp_path)) == ["file", source.name]
+
+
+def test_what_was_assumed_is_printed(tmp_path):
+    """A state dictionary does not say its preconditioning; load warns, import reports."""
+    source = write_golden(tmp_path, "small_state_dict.pt")
+    said = run_import(source, tmp_path / "a")
+    line = next(row for row in said.splitlines() if row.startswith("assumed, as the file"))
+    assumed = json.loads(line[line.index("{") : line.rindex("}") + 1])
+    assert assumed == {
+        "network": {"dropout": 0.1, "label_dropout": 0},
+        "precond": {"name": "edm", "sigma_data": 0.5},
+    }
+    assert "--source_options" in line
+    with pytest.warns(UserWarning, match=r"small_state_dict.pt: assumed, .*\"precond\"") as seen:
+        edm_jax.load(source)
+    assert "dropout" not in str(seen[0].message)
+    # Given back, nothing is assumed; another choice is taken.
+    assert "assumed, as" not in run_import(source, tmp_path / "b", options=assumed)
+    said = run_import(source, tmp_path / "c", options={"precond": {"name": "ve"}})
+    assert "ve preconditioning" in said and '"precond"' not in said
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in "abc":
+            edm_jax.load(tmp_path / name)
+        edm_jax.load(write_golden(tmp_path, "small_torch1.pkl"))

@@ -30,6 +30,7 @@ FORMAT_VERSION = 1
 MAX_LEVELS = 1 << 16  # M of a table of noise levels
 _MAX_NODES = 1 << 14
 _MAX_DEPTH = 16
+_TRAINING_ONLY = ("dropout", "label_dropout")
 _NODE_TEXT = 64  # characters of a text that count as another node
 
 LICENCE_EDM = (
@@ -51,10 +52,22 @@ class ImportedModel:
       description: see this module.
       variables: ``{"params": tree, "buffers": tree}`` of float32 numpy arrays for every
         variant of the weights, ``"ema"`` or ``"raw"``.
+      assumed: what the reader had to assume because neither file nor caller said it, as
+        the ``config`` of `weights.read_model_file` that says the same.  Empty for a file of
+        our own: the names are in its ``description["source"]["assumed"]``.
     """
 
     description: dict[str, Any]
     variables: dict[str, dict[str, PyTree]]
+    assumed: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def doubtful(self) -> dict[str, Any]:
+        """The assumptions that D(x; sigma) depends on: all but those on training."""
+        doubts = {k: v for k, v in self.assumed.items() if k not in ("network", *_TRAINING_ONLY)}
+        network = self.assumed.get("network", {})
+        network = {k: v for k, v in network.items() if k not in _TRAINING_ONLY}
+        return doubts | ({"network": network} if network else {})
 
 
 def to_json(value: object) -> Any:

@@ -231,6 +231,12 @@ def load(path: str | pathlib.Path, *, variant: str | None = None) -> Model:
         raise FileNotFoundError(f"no such file or directory: {path}")
     if path.is_file():
         found = importer.read_model_file(path)
+        if found.doubtful:
+            warnings.warn(
+                f"{path}: assumed, as the file does not say: {json.dumps(found.doubtful)}; if that "
+                "is wrong, import the file with the right values (--mode=import, --source_options)",
+                stacklevel=2,
+            )
         variant = choose_variant(variant, list(found.variables), path)
         return from_description(found.description, found.variables[variant], variant)
     if (path / "description").is_dir():
