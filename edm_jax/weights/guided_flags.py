@@ -192,7 +192,8 @@ def assumptions(
             missing.append("'num_head_channels': 64 (or 'num_heads', as it was trained)")
         raise WeightsError(
             f"the file does not say how a model of image_size {size} was trained, and a wrong "
-            f"choice gives wrong images; give config={{{', '.join(missing)}}}"
+            f"choice gives wrong images; give config={{{', '.join(missing)}}}, on the command line "
+            "as --source_options"
         )
     assumed: dict[str, Any] = {"dropout": 0.1, "num_head_channels": _HEAD_CHANNELS}
     if heads_given:
