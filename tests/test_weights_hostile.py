@@ -3,9 +3,11 @@
 import contextlib
 import os
 import sys
+import time
 import tracemalloc
 
 import pytest
+import weights_bombs
 import weights_golden as wg
 import weights_hostile as wh
 
@@ -13,6 +15,7 @@ from edm_jax.weights import importer, training_state
 from edm_jax.weights.errors import WeightsError
 
 CORPUS = wh.corpus()
+BOMBS = weights_bombs.bombs_corpus()
 
 # Audit events of the interpreter that a payload could not avoid.
 _FORBIDDEN = (
@@ -136,6 +139,29 @@ def test_memory_stays_near_the_size_of_the_file(name, tmp_path):
     finally:
         tracemalloc.stop()
     assert peak < 256 * len(data) + _ALLOWANCE
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_bombs_cost_no_more_than_their_file(name, tmp_path):
+    """Read on, the first three take 50 to 400 MB or half a minute, the last three seconds."""
+    data, _ = BOMBS[name]
+    path = tmp_path / "file.pkl"
+    path.write_bytes(data)
+    tracemalloc.start()
+    try:
+        with pytest.raises(WeightsError):
+            importer.read_model_file(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # One byte of the file becomes one pointer on the stack, then one in a list or tuple, and
+    # lists grow in steps.
+    assert peak < 32 * len(data) + (1 << 20)
+    start = time.process_time()
+    with pytest.raises(WeightsError):
+        importer.read_model_file(path)
+    # Processor time, without tracing: below 0.5 s for the 2^19 opcodes a file may run.
+    assert time.process_time() - start < 4
 
 
 def test_directory_and_pipe(tmp_path):

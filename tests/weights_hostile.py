@@ -11,6 +11,7 @@ import zlib
 import numpy as np
 import weights_golden as wg
 import weights_writer as ww
+from weights_bombs import bombs_corpus
 from weights_writer import Build, Call, Entry, Global, Items, New, Pid, Raw, dumps
 
 MARKER = "a_payload_ran"
@@ -208,25 +209,25 @@ def opcodes_corpus():
         ),
         "BUILD of a name": (
             in_snapshot(Build(ww.ORDERED.function, {"__setstate__": 1})),
-            "BUILD of a NameToken",
+            "BUILD of the name 'collections.OrderedDict'",
         ),
         "BUILD of an OrderedDict's attributes": (
             in_snapshot(Build(ww.ORDERED, {"__class__": 1})),
-            "BUILD of a OrderedDictRecord",
+            "BUILD of an OrderedDict of 0",
         ),
         "BUILD of a network": (
             with_network(lambda net: Build(net, {"forward": 1})),
-            "BUILD of a PersistentRecord",
+            f"BUILD of an object of class '{CLASS_NAME}'",
         ),
         "BUILD of a tensor": (
             in_zip(Build(ww.tensor(ww.pid("0", 0), (0,)), {"data": 1})),
-            "BUILD of a Tensor",
+            "BUILD of a tensor",
         ),
         "module state twice": (
             in_snapshot(
                 Build(Build(New(Global("torch.nn.modules.container", "ModuleDict")), {}), {})
             ),
-            "BUILD of a ModuleDictRecord",
+            "BUILD of a ModuleDict",
         ),
         "OrderedDict with arguments": (
             in_snapshot(Call(ww.ORDERED.function, ([["a", 1]],))),
@@ -324,6 +325,13 @@ def sizes_corpus():
                               dataset_kwargs={"path": Raw(b"]r\0\0\0\x7fj\0\0\0\x7fa")})),
             "too large or too deeply nested",
         ),
+        "long text many times over": (
+            dumps(ww.snapshot(ww.network(ARRAYS, CLASS_NAME, dict(ARGUMENTS)),
+                              dataset_kwargs={"path": Raw(
+                                  b"](" + b"X" + struct.pack("<I", 60_000) + b"a" * 60_000
+                                  + b"r\0\0\0\x7f" + b"j\0\0\0\x7f" * 5000 + b"e")})),
+            "too large or too deeply nested",
+        ),
         "doubling constructor argument": (
             with_arguments(resample_filter=doubling(60)), "too large or too deeply nested"
         ),
@@ -406,7 +414,7 @@ def zip_corpus():
         "path traversal": (zip_with(Entry("m/../../evil", b"a")), "'m/../../evil' is refused"),
         "absolute path": (zip_with(Entry("/etc/passwd", b"a")), "'/etc/passwd' is refused"),
         "backslash path": (zip_with(Entry("m\\..\\evil/x", b"a")), "is refused"),
-        "drive path": (zip_with(Entry("C:/evil", b"a")), "'C:/evil' is refused"),
+        "drive path": (zip_with(Entry("C:/evil", b"a")), "'C:/evil' is outside folder 'm'"),
         "name with a zero byte": (zip_with(Entry("m/a\0b", b"a")), "is refused"),
         "entry twice": (zip_with(Entry("m/data.pkl", b"a")), "'m/data.pkl' appears twice"),
         "second folder": (zip_with(Entry("n/data.pkl", b"a")), "'n/data.pkl' is outside"),
@@ -686,6 +694,7 @@ def corpus() -> dict[str, tuple[bytes, str]]:
         model_corpus,
         safetensors_corpus,
         truncations,
+        bombs_corpus,
     )
     files: dict[str, tuple[bytes, str]] = {}
     for part in parts:

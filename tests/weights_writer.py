@@ -270,15 +270,22 @@ def write_zip(entries: list[Entry], *, count: int | None = None, zip64: bool = F
     return body + directory + end + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, *fields, 0)
 
 
-def torch_zip(root: Any, storages: dict[str, bytes], *, more: list[Entry] | None = None) -> bytes:
+def torch_zip(
+    root: Any,
+    storages: dict[str, bytes],
+    *,
+    more: list[Entry] | None = None,
+    folder: str = "model",
+    crc: int | None = None,
+) -> bytes:
     """What torch.save writes: data.pkl in protocol 2, one entry per storage."""
-    entries = [Entry("model/data.pkl", dumps(root, 2)), Entry("model/byteorder", b"little")]
-    entries += [Entry(f"model/data/{k}", v) for k, v in storages.items()]
-    entries += [Entry("model/version", b"3\n")]
+    contents = {"data.pkl": dumps(root, 2), "byteorder": b"little"}
+    contents |= {f"data/{k}": v for k, v in storages.items()} | {"version": b"3\n"}
+    entries = [Entry(f"{folder}/{name}", data, crc=crc) for name, data in contents.items()]
     return write_zip(entries + (more or []))
 
 
-def state_dict_zip(arrays: dict[str, np.ndarray]) -> bytes:
+def state_dict_zip(arrays: dict[str, np.ndarray], **options: Any) -> bytes:
     """A state dictionary of contiguous tensors as a zip archive."""
     storages = {str(i): np.ascontiguousarray(a).tobytes() for i, a in enumerate(arrays.values())}
     items = {
@@ -286,7 +293,7 @@ def state_dict_zip(arrays: dict[str, np.ndarray]) -> bytes:
         for i, (name, a) in enumerate(arrays.items())
     }
     metadata = {"_metadata": ordered({"": {"version": 1}})}
-    return torch_zip(Build(ordered(items), metadata), storages)
+    return torch_zip(Build(ordered(items), metadata), storages, **options)
 
 
 # ---------------------------------------------------------------- snapshots

@@ -19,26 +19,41 @@ from edm_jax.weights.checkpoints import CheckpointError
 
 
 class SaveError(RuntimeError):
-    """A checkpoint that could not be written; the ones before it are as they were."""
+    """A checkpoint that could not be written; the ones before it are as they were.
+
+    Attributes:
+      reason: what went wrong, without what to do about it.
+    """
+
+    def __init__(self, message: str, reason: str):
+        super().__init__(message)
+        self.reason = reason
 
 
 def _items(state: TrainState) -> dict[str, PyTree]:
     """The state as the separately readable trees of a checkpoint."""
-    return {
-        "params": {"params": state.params, "buffers": state.buffers},
-        "ema": state.ema,
-        "train": {
-            "step": state.step,
-            "opt_state": state.opt_state,
-            "metrics": state.metrics,
-            "bad_streak": state.bad_streak,
-            "failed_step": state.failed_step,
-        },
-    }
+    return _without_empty(
+        {
+            "params": {"params": state.params, "buffers": state.buffers},
+            "ema": state.ema,
+            "train": {
+                "step": state.step,
+                "opt_state": state.opt_state,
+                "metrics": state.metrics,
+                "bad_streak": state.bad_streak,
+                "failed_step": state.failed_step,
+            },
+        }
+    )
+
+
+def _without_empty(items: dict[str, PyTree]) -> dict[str, PyTree]:
+    """Orbax writes no empty tree: without averages there is no item ``ema``."""
+    return {name: tree for name, tree in items.items() if tree}
 
 
 def _from_items(items: Mapping[str, PyTree]) -> TrainState:
-    return TrainState(**items["params"], ema=items["ema"], **items["train"])
+    return TrainState(**items["params"], ema=items.get("ema", {}), **items["train"])
 
 
 class CheckpointStore:
@@ -105,7 +120,7 @@ class CheckpointStore:
         raw = variables.get("raw", {}).get("params", {})
         buffers = next(iter(variables.values())).get("buffers", {})
         averages = {name: tree["params"] for name, tree in variables.items() if name != "raw"}
-        items = {"params": {"params": raw, "buffers": buffers}, "ema": averages}
+        items = _without_empty({"params": {"params": raw, "buffers": buffers}, "ema": averages})
         self._save(items, step, description)
         self.wait()
 
@@ -141,7 +156,8 @@ class CheckpointStore:
         return SaveError(
             f"{self.directory}: the checkpoint of step {self._last} could not be written "
             f"({reason}); is the disk full? The checkpoints before it are intact: make room, "
-            "and the same command goes on from the newest"
+            "and the same command goes on from the newest",
+            reason,
         )
 
     def wait(self) -> None:
@@ -183,11 +199,13 @@ class CheckpointStore:
 
         Raises:
           CheckpointError: if there are checkpoints but none can be used.
+          NewerFormatError: if a newer version wrote one; nothing is changed then.
         """
         steps = checkpoints.checkpoint_steps(self.directory)
         damaged: list[pathlib.Path] = []
         for step_dir in reversed(steps):
             try:
+                checkpoints.read_description(step_dir)
                 checkpoints.verify_checksums(step_dir)
                 state = self._restore(int(step_dir.name), abstract)
             except CheckpointError as error:

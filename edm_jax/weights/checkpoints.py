@@ -4,7 +4,7 @@ Layout of a run directory::
 
     checkpoints/<step, 8 digits>/
       description/   JSON: network, preconditioning, data shape, progress (`weights.model`)
-      ema/           Orbax tree: averaged weights by variant name
+      ema/           Orbax tree: averaged weights by variant name; absent if there are none
       params/        Orbax tree: raw weights and buffers
       train/         Orbax tree: optimizer and the rest of the training state
       checksums.json SHA-256 of every file above, written before the step gets its name
@@ -25,7 +25,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from edm_jax.typing import PyTree
-from edm_jax.weights.errors import WeightsError
+from edm_jax.weights.description import check_version
+from edm_jax.weights.errors import NewerFormatError, WeightsError
 
 CHECKSUMS = "checksums.json"
 _STEP_NAME = re.compile(r"\d+")
@@ -87,12 +88,24 @@ def verify_checksums(step_dir: pathlib.Path, items: tuple[str, ...] = ()) -> Non
 
 
 def read_description(step_dir: pathlib.Path) -> dict:
-    """The JSON description stored with a step."""
+    """The JSON description stored with a step.
+
+    Raises:
+      NewerFormatError: a newer version wrote it; nothing else of the step can be judged then.
+      CheckpointError: it is missing, damaged, or of no version.
+    """
     path = step_dir / "description" / "metadata"
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        description = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: unreadable ({error})") from None
+    try:
+        check_version(description)
+    except NewerFormatError as error:
+        raise NewerFormatError(f"{step_dir}: {error}") from None
+    except WeightsError as error:
+        raise CheckpointError(f"{step_dir}: {error}") from None
+    return description
 
 
 def read_arrays(step_dir: pathlib.Path, item: str) -> PyTree:

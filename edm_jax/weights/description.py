@@ -24,12 +24,14 @@ import numpy as np
 
 from edm_jax.precond import PRECONDITIONINGS
 from edm_jax.typing import PyTree
-from edm_jax.weights.errors import WeightsError, show
+from edm_jax.weights.errors import NewerFormatError, WeightsError, show
 
 FORMAT_VERSION = 1
 MAX_LEVELS = 1 << 16  # M of a table of noise levels
 _MAX_NODES = 1 << 14
 _MAX_DEPTH = 16
+_TRAINING_ONLY = ("dropout", "label_dropout")
+_NODE_TEXT = 64  # characters of a text that count as another node
 
 LICENCE_EDM = (
     "CC BY-NC-SA 4.0 (Creative Commons Attribution-NonCommercial-ShareAlike) if these are weights "
@@ -50,10 +52,22 @@ class ImportedModel:
       description: see this module.
       variables: ``{"params": tree, "buffers": tree}`` of float32 numpy arrays for every
         variant of the weights, ``"ema"`` or ``"raw"``.
+      assumed: what the reader had to assume because neither file nor caller said it, as
+        the ``config`` of `weights.read_model_file` that says the same.  Empty for a file of
+        our own: the names are in its ``description["source"]["assumed"]``.
     """
 
     description: dict[str, Any]
     variables: dict[str, dict[str, PyTree]]
+    assumed: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def doubtful(self) -> dict[str, Any]:
+        """The assumptions that D(x; sigma) depends on: all but those on training."""
+        doubts = {k: v for k, v in self.assumed.items() if k not in ("network", *_TRAINING_ONLY)}
+        network = self.assumed.get("network", {})
+        network = {k: v for k, v in network.items() if k not in _TRAINING_ONLY}
+        return doubts | ({"network": network} if network else {})
 
 
 def to_json(value: object) -> Any:
@@ -66,7 +80,7 @@ def to_json(value: object) -> Any:
 
     def copy(value: object, depth: int) -> Any:
         nonlocal nodes
-        nodes += 1
+        nodes += 1 + (len(value) // _NODE_TEXT if isinstance(value, str) else 0)
         if nodes > _MAX_NODES or depth > _MAX_DEPTH:
             raise WeightsError("arguments too large or too deeply nested for a model's")
         if isinstance(value, float) and not math.isfinite(value):
@@ -74,11 +88,11 @@ def to_json(value: object) -> Any:
         if value is None or isinstance(value, bool | int | float):
             return value
         if isinstance(value, str):
-            return value[:4096]
+            return value
         if isinstance(value, list | tuple):
             return [copy(v, depth + 1) for v in value]
         if isinstance(value, dict):
-            return {str(k)[:4096]: copy(v, depth + 1) for k, v in value.items()}
+            return {copy(str(k), depth): copy(v, depth + 1) for k, v in value.items()}
         return None
 
     return copy(value, 0)
@@ -128,18 +142,27 @@ def check_levels(levels: object) -> None:
         raise WeightsError("levels must decrease strictly and end with 0")
 
 
-def check_description(description: object) -> None:
-    """Raise WeightsError unless a description is complete and of a version known here."""
+def check_version(description: object) -> None:
+    """Raise WeightsError unless this is a dictionary of a version known here.
+
+    Raises:
+      NewerFormatError: the version is newer.
+    """
     if not isinstance(description, dict):
         raise WeightsError(f"the description is {show(description)}, expected a dictionary")
     version = description.get("format_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise WeightsError(f"format_version {show(version)}, expected 1..{FORMAT_VERSION}")
     if version > FORMAT_VERSION:
-        raise WeightsError(
+        raise NewerFormatError(
             f"format_version {show(version)} is newer than {FORMAT_VERSION}, the newest this "
             "edm_jax reads; update edm_jax"
         )
+
+
+def check_description(description: object) -> None:
+    """Raise WeightsError unless a description is complete and of a version known here."""
+    check_version(description)
     for key in ("network", "precond"):
         if not isinstance(description.get(key), dict) or "name" not in description[key]:
             raise WeightsError(f"the description has no {key} with a name")

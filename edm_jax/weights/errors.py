@@ -14,12 +14,21 @@ class WeightsError(ValueError):
     """
 
 
+class NewerFormatError(WeightsError):
+    """A model that a newer edm_jax wrote: not damaged, and never passed over as if it were."""
+
+
 def show(value: object) -> str:
     """A short, bounded description of a value that came out of a foreign file.
 
     `repr` is no choice: nested lists can make it exponentially long, or endless, and
-    integers of many digits make it raise.
+    integers of many digits make it raise.  The records of the readers have a method
+    ``shown``: their class names mean nothing to a user.
     """
+    if hasattr(type(value), "shown"):
+        return value.shown()
+    if isinstance(value, memoryview):
+        return f"{len(value)} bytes"
     if isinstance(value, str):
         cut = "..." if len(value) > _TEXT_SHOWN else ""
         return repr(value[:_TEXT_SHOWN]) + cut

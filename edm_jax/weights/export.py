@@ -176,7 +176,7 @@ def read_single_file(path: str | os.PathLike[str]) -> ImportedModel:
             )
         return parse_single_file(data, metadata, arrays)
     except WeightsError as error:
-        raise WeightsError(f"{os.fspath(path)}: {error}") from None
+        raise type(error)(f"{os.fspath(path)}: {error}") from None
 
 
 def write_state_dict(

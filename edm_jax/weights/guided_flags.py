@@ -6,6 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from edm_jax.respacing import ddpm_levels
+from edm_jax.weights.description import MAX_LEVELS
 from edm_jax.weights.errors import WeightsError, show
 from edm_jax.weights.guided import Structure
 
@@ -13,12 +17,15 @@ from edm_jax.weights.guided import Structure
 _IGNORED = frozenset({"use_fp16", "use_checkpoint", "rescale_timesteps", "rescale_learned_sigmas"})
 # Flags with one value that has a counterpart here.
 _FIXED = {
-    "num_head_channels": 64,
     "resblock_updown": True,
     "use_scale_shift_norm": True,
     "learn_sigma": True,
-    "noise_schedule": "cosine",
 }
+_HEAD_CHANNELS = 64
+_SCHEDULES = ("linear", "cosine")
+# With this image size a model is taken for one trained like the released one, whose
+# schedule and heads are then assumed.  Those released in other sizes differ.
+_RELEASED_SIZE = 64
 # Flags the file answers: ours to compare with.
 _SEEN = {
     "num_channels": "model_channels",
@@ -31,6 +38,9 @@ _USED = frozenset(
         "attention_resolutions",
         "dropout",
         "diffusion_steps",
+        "noise_schedule",
+        "num_head_channels",
+        "num_heads",
         "use_new_attention_order",
         "class_cond",
         "num_classes",
@@ -50,6 +60,7 @@ class GuidedFlags:
       attention_order: ``"new"`` or ``"legacy"``.
       dropout: rate the model was trained with.
       num_levels: M, the number of diffusion steps it was trained with.
+      noise_schedule: "linear" or "cosine".
       narrow_norms: the model was trained with min(32, channels / 4) groups per norm, as
         DhariwalUNet has, not with the 32 of guided-diffusion.
     """
@@ -59,7 +70,17 @@ class GuidedFlags:
     attention_order: str | None = None
     dropout: float | None = None
     num_levels: int = 1000
+    noise_schedule: str | None = None
     narrow_norms: bool = False
+
+    def precond(self) -> dict[str, Any]:
+        """``description["precond"]``: iDDPM's, with its own table or that of the schedule."""
+        precond = {"name": "iddpm", "num_levels": self.num_levels}
+        if self.noise_schedule == "linear":
+            with np.errstate(all="ignore"):  # fewer than 21 levels have none; found out later
+                levels = ddpm_levels("linear", self.num_levels)
+            precond["levels"] = levels.astype(np.float32).tolist()
+        return precond
 
 
 def _integers(value: object, flag: str) -> list[int] | None:
@@ -81,12 +102,19 @@ def read_flags(config: Mapping[str, Any], attention_order: str | None) -> Guided
     """
     for flag, value in _FIXED.items():
         if flag in config and config[flag] != value:
-            hint = ""
-            if flag == "noise_schedule":
-                hint = "; for another one give its table as config={'precond': {'levels': [...]}}"
             raise ValueError(
-                f"config: {flag} is {config[flag]!r}, only {value!r} has a counterpart{hint}"
+                f"config: {flag} is {config[flag]!r}, only {value!r} has a counterpart"
             )
+    schedule, num_levels = config.get("noise_schedule"), config.get("diffusion_steps", 1000)
+    if schedule not in (None, *_SCHEDULES):
+        raise ValueError(
+            f"config: noise_schedule is {show(schedule)}, known are {', '.join(_SCHEDULES)}; for "
+            "another one give its table as config={'precond': {'levels': [...]}}"
+        )
+    if type(num_levels) is not int or not 2 <= num_levels <= MAX_LEVELS:
+        raise ValueError(
+            f"config: diffusion_steps must be an integer in 2..{MAX_LEVELS}, got {show(num_levels)}"
+        )
     order = attention_order
     if "use_new_attention_order" in config:
         flagged = "new" if config["use_new_attention_order"] else "legacy"
@@ -102,7 +130,8 @@ def read_flags(config: Mapping[str, Any], attention_order: str | None) -> Guided
         ),
         attention_order=order,
         dropout=config.get("dropout"),
-        num_levels=config.get("diffusion_steps", 1000),
+        num_levels=num_levels,
+        noise_schedule=schedule,
         narrow_norms=bool(config.get("narrow_norms", False)),
     )
 
@@ -120,3 +149,59 @@ def check_flags(config: Mapping[str, Any], structure: Structure) -> None:
             given = _integers(given, flag)
         if given is not None and given != found:
             raise WeightsError(f"config: {flag} is {show(given)}, but the file has {show(found)}")
+    _check_heads(config, structure)
+
+
+def _head_channels(config: Mapping[str, Any]) -> int | None:
+    """The flag num_head_channels; -1 is its default and means that num_heads counts."""
+    given = config.get("num_head_channels")
+    return None if given == -1 else given
+
+
+def _check_heads(config: Mapping[str, Any], s: Structure) -> None:
+    """Raise WeightsError if the flags say that heads have other than 64 channels."""
+    channels, heads = _head_channels(config), config.get("num_heads")
+    found = f"num_head_channels is {show(channels)}"
+    if channels is None and heads is not None:
+        middle = s.channel_mult[-1] * s.model_channels
+        widths = {s.channel_mult[i] * s.model_channels for i in s.attention_levels} | {middle}
+        channels = _HEAD_CHANNELS if widths == {_HEAD_CHANNELS * heads} else 0
+        found = f"num_heads is {show(heads)} at attention widths {sorted(widths)}"
+    if channels not in (None, _HEAD_CHANNELS):
+        raise WeightsError(
+            f"config: {found}; only heads of {_HEAD_CHANNELS} channels have a counterpart"
+        )
+
+
+def assumptions(
+    config: Mapping[str, Any], attention_order: str | None, structure: Structure, size: int
+) -> dict[str, Any]:
+    """The flags that neither file nor user gave, with the values they are taken to have.
+
+    Raises:
+      WeightsError: one is needed that cannot be assumed at this image size.
+    """
+    network = config.get("network", {})
+    schedule_given = "noise_schedule" in config or "precond" in config
+    heads_given = _head_channels(config) is not None or "num_heads" in config
+    if size != _RELEASED_SIZE and not (schedule_given and heads_given):
+        missing = [] if schedule_given else [
+            "'noise_schedule': 'linear' (all released models but 64x64) or 'cosine'"
+        ]  # fmt: skip
+        if not heads_given:
+            missing.append("'num_head_channels': 64 (or 'num_heads', as it was trained)")
+        raise WeightsError(
+            f"the file does not say how a model of image_size {size} was trained, and a wrong "
+            f"choice gives wrong images; give config={{{', '.join(missing)}}}, on the command line "
+            "as --source_options"
+        )
+    assumed: dict[str, Any] = {"dropout": 0.1, "num_head_channels": _HEAD_CHANNELS}
+    if heads_given:
+        del assumed["num_head_channels"]
+    if "precond" not in config:
+        assumed |= {"noise_schedule": "cosine", "diffusion_steps": 1000}
+    if not config.get("attention_resolutions") and "img_resolution" not in network:
+        assumed["image_size"] = size
+    if structure.heads > 1 and attention_order is None:
+        assumed["use_new_attention_order"] = True
+    return {k: v for k, v in assumed.items() if k not in config and k not in network}

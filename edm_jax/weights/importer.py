@@ -42,6 +42,8 @@ _VARIANTS = ("ema", "raw")
 _RAW_FILE = re.compile(r"model[0-9]{6}\.pt")  # of guided-diffusion's training program
 # State dictionaries within a dictionary: key -> variant.
 _WRAPPED = {"ema": "ema", "net": "raw", "model": "raw", "state_dict": "raw"}
+# What DistributedDataParallel and torch.compile put before every name.
+_MODULE_PREFIXES = ("module.", "_orig_mod.")
 
 
 @dataclasses.dataclass
@@ -49,7 +51,7 @@ class _Found:
     """What a file says, before gaps are filled.
 
     ``tensors`` holds the tensors of each variant under bare published names; ``u`` is the
-    table of an iDDPM state dictionary.
+    table of an iDDPM state dictionary; ``assumed`` what had to be assumed, as a config.
     """
 
     network: dict[str, Any]
@@ -60,6 +62,7 @@ class _Found:
     data: dict[str, Any] = dataclasses.field(default_factory=dict)
     step: int | None = None
     guided: bool = False
+    assumed: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def read_model_file(
@@ -81,8 +84,8 @@ def read_model_file(
         and for guided-diffusion weights its flags, such as ``image_size``.
 
     Returns:
-      Description and float32 variables.  float16 and bfloat16 are widened, float64 is
-      narrowed where that is exact.
+      Description and float32 variables, and what was assumed because nobody said it.
+      float16 and bfloat16 are widened, float64 is narrowed where that is exact.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -105,7 +108,7 @@ def read_model_file(
         _check_used(found, config, attention_order)
         return _finish(found, config, {"file": file, "sha256": sha256(data)}, len(data))
     except WeightsError as error:
-        raise WeightsError(f"{os.fspath(path)}: {error}") from None
+        raise type(error)(f"{os.fspath(path)}: {error}") from None
 
 
 def _check_config(config: Mapping[str, Any], attention_order: str | None) -> None:
@@ -172,7 +175,7 @@ def _from_torch(
     kind, root = read_torch(data)
     if isinstance(root, PersistentRecord):
         root = {"ema": root}  # a network saved alone
-    if is_training_state(root):
+    if is_training_state(root) and isinstance(root["net"], PersistentRecord):
         found = _from_records({"raw": root["net"]}, root, f"EDM training state ({kind})")
         found.step = optimizer_step(root["optimizer_state"])
         return found
@@ -260,6 +263,14 @@ def _state_dicts(root: object, variant: str) -> dict[str, dict[str, Tensor]]:
     return variants
 
 
+def _without_prefixes(tensors: Tensors) -> Tensors:
+    """Names as in the network itself, not in a module wrapped around it."""
+    for prefix in _MODULE_PREFIXES * 2:  # in either order
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
 def _from_state_dicts(
     variants: Mapping[str, Tensors],
     kind: str,
@@ -267,6 +278,7 @@ def _from_state_dicts(
     config: Mapping[str, Any],
     attention_order: str | None,
 ) -> _Found:
+    variants = {name: _without_prefixes(tensors) for name, tensors in variants.items()}
     first = next(iter(variants.values()))
     if guided.is_guided(first):
         return _from_guided(variants, kind, size, config, attention_order)
@@ -276,21 +288,21 @@ def _from_state_dicts(
         if all(k.startswith("model.") for k in bare):
             bare = inner_names(bare)
         tensors[variant], u = bare, given.get("u", u)
-    network, assumed = infer.infer_network(next(iter(tensors.values())))
+    network, names = infer.infer_network(next(iter(tensors.values())))
     doubled = network["out_channels"] == 2 * network["in_channels"]
     name = "iddpm" if u is not None or doubled else "edm"
-    if u is None:
-        assumed.append("precond")
     source = {
         "format": f"state dictionary ({kind})",
         "class_name": network["name"],
         "licence": LICENCE_EDM,
-        "assumed": assumed,
     }
     precond: dict[str, Any] = {"name": name}
     if name == "edm":
         precond["sigma_data"] = 0.5
-    return _Found(network, precond, tensors, source, u)
+    assumed: dict[str, Any] = {"network": {key: network[key] for key in names}}
+    if u is None:
+        assumed["precond"] = precond
+    return _Found(network, precond, tensors, source, u, assumed=assumed)
 
 
 def _from_guided(
@@ -301,7 +313,7 @@ def _from_guided(
     attention_order: str | None,
 ) -> _Found:
     flags = guided_flags.read_flags(config, attention_order)
-    converted, network, order = {}, {}, ""
+    converted, network, order, assumed = {}, {}, "", {}
     for variant, tensors in variants.items():
         guided.check_supported(tensors, flags.narrow_norms)
         structure = guided.read_structure(tensors)
@@ -309,6 +321,7 @@ def _from_guided(
         wanted = flags.image_size or config.get("network", {}).get("img_resolution")
         resolution = guided.image_size(structure, wanted, flags.attention_resolutions)
         order = guided.attention_order(structure, flags.attention_order)
+        assumed = guided_flags.assumptions(config, attention_order, structure, resolution)
         converted[variant] = guided.convert(tensors, structure, resolution, order, size)
         channels = converted[variant][f"enc.{resolution}x{resolution}_conv.weight"].shape[1]
         network = guided.network_arguments(structure, resolution, channels)
@@ -319,10 +332,8 @@ def _from_guided(
         "class_name": "UNetModel",
         "licence": LICENCE_GUIDED,
         "attention_order": order,
-        "assumed": [a for a in ("dropout", "noise_schedule") if a not in config],
     }
-    precond = {"name": "iddpm", "num_levels": flags.num_levels}
-    return _Found(network, precond, converted, source, guided=True)
+    return _Found(network, flags.precond(), converted, source, guided=True, assumed=assumed)
 
 
 # ---------------------------------------------------------------- the result
@@ -355,10 +366,11 @@ def _finish(
     source = origin | found.source
     if "licence" in config:
         source["licence"] = config["licence"]
-    if "assumed" in source:
-        given = {"precond", "noise_schedule"} if "precond" in config else set()
-        given |= set(config.get("network", {}))
-        source["assumed"] = [a for a in source["assumed"] if a not in given]
+    assumed = {k: v for k, v in found.assumed.items() if k not in config and k != "network"}
+    given = config.get("network", {})
+    guessed = {k: v for k, v in found.assumed.get("network", {}).items() if k not in given}
+    if found.assumed:
+        source["assumed"] = [*guessed, *assumed]
     description = {
         "format_version": FORMAT_VERSION,
         "network": network,
@@ -378,4 +390,6 @@ def _finish(
     variables = {
         variant: to_variables(tensors, network, size) for variant, tensors in found.tensors.items()
     }
-    return ImportedModel(description, variables)
+    return ImportedModel(
+        description, variables, ({"network": guessed} if guessed else {}) | assumed
+    )

@@ -21,7 +21,7 @@ from edm_jax.typing import Array, ArrayLike, DenoiseFn, PyTree
 from edm_jax.weights import checkpoints, importer, state_dict
 from edm_jax.weights.checkpoints import CheckpointError
 from edm_jax.weights.description import FORMAT_VERSION, check_description
-from edm_jax.weights.errors import WeightsError
+from edm_jax.weights.errors import NewerFormatError, WeightsError, show
 
 
 def describe(
@@ -222,7 +222,8 @@ def load(path: str | pathlib.Path, *, variant: str | None = None) -> Model:
 
     Raises:
       FileNotFoundError: if there is no such path.
-      WeightsError: if no usable model is there.
+      WeightsError: if no usable model is there, or a newer version wrote one
+        (`NewerFormatError`); older steps beside it are to be named then.
       ValueError: if there are no such weights.
     """
     path = pathlib.Path(path)
@@ -230,6 +231,12 @@ def load(path: str | pathlib.Path, *, variant: str | None = None) -> Model:
         raise FileNotFoundError(f"no such file or directory: {path}")
     if path.is_file():
         found = importer.read_model_file(path)
+        if found.doubtful:
+            warnings.warn(
+                f"{path}: assumed, as the file does not say: {json.dumps(found.doubtful)}; if that "
+                "is wrong, import the file with the right values (--mode=import, --source_options)",
+                stacklevel=2,
+            )
         variant = choose_variant(variant, list(found.variables), path)
         return from_description(found.description, found.variables[variant], variant)
     if (path / "description").is_dir():
@@ -243,6 +250,8 @@ def load(path: str | pathlib.Path, *, variant: str | None = None) -> Model:
     for step_dir in reversed(steps):
         try:
             return _load_step(step_dir, variant)
+        except NewerFormatError:
+            raise
         except WeightsError as error:
             if step_dir is steps[0]:
                 raise
@@ -258,20 +267,39 @@ def choose_variant(variant: str | None, names: list[str], where: pathlib.Path) -
 
 
 def read_variables(step_dir: pathlib.Path, description: Mapping[str, Any], variant: str) -> PyTree:
-    """Variables of one variant of a step, as NumPy arrays."""
+    """Variables of one variant of a step, as NumPy arrays.
+
+    Raises:
+      CheckpointError: they cannot be read, or are not those of the network.
+    """
     stored = checkpoints.read_arrays(step_dir, "params")
-    variables = {"params": stored["params"]}
+    if not isinstance(stored, Mapping):
+        raise CheckpointError(f"{step_dir / 'params'}: no tree of variables")
+    variables = {"params": stored.get("params", {})}
     if variant != "raw":
-        variables = {"params": checkpoints.read_arrays(step_dir, "ema")[variant]}
+        averages = checkpoints.read_arrays(step_dir, "ema")
+        if not isinstance(averages, Mapping) or variant not in averages:
+            raise CheckpointError(f"{step_dir / 'ema'}: weights {show(variant)} are not there")
+        variables = {"params": averages[variant]}
     if stored.get("buffers"):
         variables["buffers"] = stored["buffers"]
-    state_dict.check_variables(variables, description["network"])
+    try:
+        state_dict.check_variables(variables, description["network"])
+    except WeightsError as error:
+        raise CheckpointError(f"{step_dir}, weights {show(variant)}: {error}") from None
     return variables
 
 
 def _load_step(step_dir: pathlib.Path, variant: str | None) -> Model:
+    description = checkpoints.read_description(step_dir)  # first: newer checksums may differ
     checkpoints.verify_checksums(step_dir, ("description", "ema", "params"))
-    description = checkpoints.read_description(step_dir)
-    check_description(description)
-    variant = choose_variant(variant, description["variants"], step_dir)
+    names = description.get("variants")
+    try:
+        check_description(description)
+        if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+            raise WeightsError(f"variants must be a list of names, got {show(names)}")
+        build(description)
+    except WeightsError as error:
+        raise CheckpointError(f"{step_dir}: {error}") from None
+    variant = choose_variant(variant, names, step_dir)
     return from_description(description, read_variables(step_dir, description, variant), variant)

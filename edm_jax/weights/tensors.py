@@ -52,6 +52,9 @@ class Storage:
     key: str
     data: memoryview | None = None
 
+    def shown(self) -> str:
+        return f"a storage of {show(self.numel)} numbers"
+
     @property
     def dtype(self) -> np.dtype:
         return dtype_of(_STORAGES[self.type_name])
@@ -99,6 +102,9 @@ class Tensor:
                 f"{show(self.offset)} reaches past the {self.storage.numel} numbers of its storage"
             )
 
+    def shown(self) -> str:
+        return f"a tensor of shape {show(self.size)}"
+
     @property
     def numel(self) -> int:
         return math.prod(self.size)
@@ -128,6 +134,9 @@ class Parameter:
     """A tensor registered as trainable."""
 
     tensor: Tensor
+
+    def shown(self) -> str:
+        return f"a parameter of shape {show(self.tensor.size)}"
 
 
 def shape_of(tensor: Tensor | np.ndarray) -> tuple[int, ...]:

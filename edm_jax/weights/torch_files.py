@@ -11,6 +11,7 @@ lists, numbers, texts and the records of this package.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import struct
 
 from edm_jax.weights.errors import WeightsError, show
@@ -24,6 +25,7 @@ from edm_jax.weights.tensors import (
 )
 from edm_jax.weights.unpickle import (
     Allowed,
+    Budget,
     LongText,
     OrderedDictRecord,
     SetRecord,
@@ -47,6 +49,9 @@ class ModuleDictRecord:
 
     state: dict | None = None
 
+    def shown(self) -> str:
+        return "a ModuleDict"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PersistentRecord:
@@ -58,12 +63,18 @@ class PersistentRecord:
     class_name: str
     state: dict
 
+    def shown(self) -> str:
+        return f"an object of class {show(self.class_name)}"
+
 
 @dataclasses.dataclass(eq=False)
 class DtypeRecord:
     """A numpy.dtype of one number."""
 
     code: str
+
+    def shown(self) -> str:
+        return f"numpy.dtype {show(self.code)}"
 
 
 def _ordered_dict(arguments: tuple) -> OrderedDictRecord:
@@ -72,15 +83,18 @@ def _ordered_dict(arguments: tuple) -> OrderedDictRecord:
     return OrderedDictRecord()
 
 
-def _set(arguments: tuple) -> SetRecord:
+def _set(budget: Budget, arguments: tuple) -> SetRecord:
     if len(arguments) > 1 or (arguments and type(arguments[0]) is not list):
         raise WeightsError(f"a set of {show(arguments)}, expected a list")
+    budget.copy("sets", sum(map(len, arguments)))
     return SetRecord(*arguments)
 
 
-def _encode(arguments: tuple) -> memoryview:
+def _encode(budget: Budget, arguments: tuple) -> memoryview:
     if len(arguments) != 2 or arguments[1] not in ("latin1", "latin-1"):
         raise WeightsError(f"_codecs.encode of {show(arguments)}, expected a text and 'latin1'")
+    if isinstance(arguments[0], str | LongText):
+        budget.copy("_codecs.encode", len(arguments[0]))
     return memoryview(encode_latin1(arguments[0]))
 
 
@@ -145,6 +159,9 @@ _CALLS = {
     ("numpy", "dtype"): _dtype,
     ("numpy._core.multiarray", "scalar"): _scalar,
     ("numpy.core.multiarray", "scalar"): _scalar,  # before NumPy 2
+}
+# These copy their argument, within the budget of the file.
+_COPYING_CALLS = {
     ("__builtin__", "set"): _set,  # protocol 2
     ("builtins", "set"): _set,  # protocol 3
     ("_codecs", "encode"): _encode,  # bytes in protocol 2
@@ -155,12 +172,19 @@ _CLASSES = {
 }
 
 
-def _load_from_bytes(arguments: tuple) -> Storage:
+def _allowed(budget: Budget) -> Allowed:
+    """What the object of a file may be made of."""
+    copying = {name: functools.partial(f, budget) for name, f in _COPYING_CALLS.items()}
+    return Allowed(calls=_CALLS | copying, classes=_CLASSES, build=_build)
+
+
+def _load_from_bytes(budget: Budget, arguments: tuple) -> Storage:
     """torch.storage._load_from_bytes: a legacy stream of one storage in a byte string."""
     if len(arguments) != 1 or not isinstance(arguments[0], memoryview):
         raise WeightsError(f"_load_from_bytes of {show(arguments)}, expected bytes")
+    budget.copy("_load_from_bytes", len(arguments[0]))
     # No calls are allowed in there, so streams cannot nest further.
-    storage = read_legacy(arguments[0], Allowed(tokens=STORAGE_NAMES), "nested stream")
+    storage = _legacy(arguments[0], Allowed(tokens=STORAGE_NAMES), budget, "nested stream")
     if not isinstance(storage, Storage):
         raise WeightsError(f"a nested stream of {show(storage)}, expected a storage")
     return storage
@@ -187,26 +211,30 @@ def _with_storages(base: Allowed, storages: _Storages) -> Allowed:
     return dataclasses.replace(base, tokens=base.tokens | STORAGE_NAMES, persistent_id=storages)
 
 
-_BASE = Allowed(calls=_CALLS, classes=_CLASSES, build=_build)
-
-
 def read_plain(data: memoryview) -> object:
     """The object of a plain pickle whose tensors carry nested legacy streams."""
-    calls = _CALLS | {("torch.storage", "_load_from_bytes"): _load_from_bytes}
-    reader = Unpickler(data, dataclasses.replace(_BASE, calls=calls))
+    budget = Budget(len(data))
+    base = _allowed(budget)
+    nested = {("torch.storage", "_load_from_bytes"): functools.partial(_load_from_bytes, budget)}
+    reader = Unpickler(data, dataclasses.replace(base, calls=base.calls | nested), budget)
     root = reader.load()
     if reader.position != len(data):
         raise WeightsError(f"{len(data) - reader.position} bytes follow the end of the pickle")
     return root
 
 
-def read_legacy(data: memoryview, allowed: Allowed = _BASE, what: str = "legacy stream") -> object:
+def read_legacy(data: memoryview) -> object:
     """The object of a legacy stream, its storages bound to their bytes."""
+    budget = Budget(len(data))
+    return _legacy(data, _allowed(budget), budget, "legacy stream")
+
+
+def _legacy(data: memoryview, allowed: Allowed, budget: Budget, what: str) -> object:
     position, storages = 0, _Storages()
 
     def section(name: str, names: Allowed) -> object:
         nonlocal position
-        reader = Unpickler(data, names, start=position, what=f"{what}, {name}")
+        reader = Unpickler(data, names, budget, start=position, what=f"{what}, {name}")
         value = reader.load()
         position = reader.position
         return value
@@ -260,8 +288,9 @@ def read_zip(data: memoryview) -> object:
     version = bytes(entries.get("version", b"3\n")[:8]).strip()
     if not version.isdigit() or int(version) > _MAX_ZIP_VERSION:
         raise WeightsError(f"archive version {version!r}, known up to {_MAX_ZIP_VERSION}")
-    storages = _Storages()
-    reader = Unpickler(entries["data.pkl"], _with_storages(_BASE, storages), what="data.pkl")
+    storages, budget = _Storages(), Budget(len(data))
+    allowed = _with_storages(_allowed(budget), storages)
+    reader = Unpickler(entries["data.pkl"], allowed, budget, what="data.pkl")
     root = reader.load()
     if reader.position != len(entries["data.pkl"]):
         raise WeightsError("data.pkl: bytes follow the end of the pickle")

@@ -87,18 +87,10 @@ def _optimizer_state(record: NetworkRecord, optimizer: object, size: int) -> Opt
     states, groups = optimizer.get("state"), optimizer.get("param_groups")
     if not isinstance(states, dict) or not isinstance(groups, list):
         raise WeightsError("'optimizer_state' without 'state' and 'param_groups'")
+    plain = to_json(groups)  # bounded, though a file may hold one group any number of times
     count = len(record.parameters)
-    indices = []
-    for group in groups:
-        listed = group.get("params") if isinstance(group, dict) else None
-        if not isinstance(listed, list) or not all(type(i) is int for i in listed):
-            raise WeightsError("a parameter group without its list of parameters")
-        indices += listed
-    if sorted(indices) != list(range(count)):
-        raise WeightsError(
-            f"the optimizer's groups list {len(indices)} parameters, the network has {count}"
-        )
-    if sorted(states) != list(range(count)):
+    _check_indices(plain, count)
+    if set(states) != set(range(count)):
         raise WeightsError(f"optimizer states of {len(states)} parameters, expected {count}")
     # Moments are tensors like the parameters, so they pass the same checks.
     buffers = {k: t for k, t in record.tensors.items() if k not in set(record.parameters)}
@@ -115,8 +107,22 @@ def _optimizer_state(record: NetworkRecord, optimizer: object, size: int) -> Opt
         trees.append(state_dict.to_variables(inner_names(moments), network, size)["params"])
     if len(steps) != 1:
         raise WeightsError(f"parameters have been updated {min(steps)} to {max(steps)} times")
-    plain = [to_json({k: v for k, v in g.items() if k != "params"}) for g in groups]
-    return OptimizerState(steps.pop(), *trees, plain)
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in plain]
+    return OptimizerState(steps.pop(), *trees, settings)
+
+
+def _check_indices(groups: list, count: int) -> None:
+    """Raise WeightsError unless the groups list every parameter once."""
+    indices: list[int] = []
+    for group in groups:
+        listed = group.get("params") if isinstance(group, dict) else None
+        if not isinstance(listed, list) or not all(type(i) is int for i in listed):
+            raise WeightsError("a parameter group without its list of parameters")
+        indices += listed
+    if sorted(indices) != list(range(count)):
+        raise WeightsError(
+            f"the optimizer's groups list {len(indices)} parameters, the network has {count}"
+        )
 
 
 def inner_names(tensors: dict[str, Any]) -> dict[str, Any]:

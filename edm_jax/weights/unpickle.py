@@ -12,8 +12,8 @@ out-of-band buffers, and the text opcodes of protocols 0 and 1).
 
 Memory stays bounded by the file.  Byte strings and long texts are views of the input,
 sizes are checked against what is left of it before anything is made, memo indices are
-dictionary keys (never array positions), and `MAX_OPCODES` caps the number of small
-Python objects at some tens of megabytes whatever the file's size.
+dictionary keys (never array positions), and a `Budget` for all streams of a file caps the
+number of small Python objects at some tens of megabytes, and what calls copy at its size.
 """
 
 from __future__ import annotations
@@ -31,12 +31,50 @@ _LONG_NAME = 512
 _MAX_INT_BYTES = 16  # the largest integer of the formats is a magic number of 10 bytes
 
 
+@dataclasses.dataclass
+class Budget:
+    """What the streams of one file may cost together.
+
+    Attributes:
+      size: of the file, in bytes.
+      opcodes: how many may still be run.
+      copied: by kind of call, how many bytes or entries have been copied.
+    """
+
+    size: int
+    opcodes: int = MAX_OPCODES
+    copied: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def step(self) -> None:
+        """Account for one opcode."""
+        self.opcodes -= 1
+        if self.opcodes < 0:
+            raise WeightsError(f"more than {MAX_OPCODES} opcodes; no model file needs so many")
+
+    def copy(self, kind: str, count: int) -> None:
+        """Account for ``count`` bytes or entries that a call of ``kind`` copies.
+
+        Calls of a real file have arguments of their own, which together fit into it.
+        """
+        total = self.copied[kind] = self.copied.get(kind, 0) + count
+        if total > self.size:
+            raise WeightsError(
+                f"{kind} of {total} bytes or entries altogether in a file of {self.size} bytes"
+            )
+
+
 class OrderedDictRecord(dict):
     """A collections.OrderedDict; apart so that BUILD is accepted on it only."""
+
+    def shown(self) -> str:
+        return f"an OrderedDict of {len(self)}"
 
 
 class SetRecord(list):
     """A set, kept as a list: nothing in it is hashed."""
+
+    def shown(self) -> str:
+        return f"a set of {len(self)}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,6 +82,12 @@ class LongText:
     """A text too long to be a name; UTF-8, not decoded."""
 
     data: memoryview
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def shown(self) -> str:
+        return f"a text of {len(self)} bytes"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,6 +99,9 @@ class NameToken:
 
     def __str__(self) -> str:
         return f"{self.module}.{self.name}"
+
+    def shown(self) -> str:
+        return f"the name {show(str(self))}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,14 +153,22 @@ class Unpickler:
     Args:
       data: the bytes of the file.
       allowed: names, persistent ids and states that are accepted.
+      budget: of the file, shared by its streams; by default of ``data`` alone.
       start: position of the PROTO opcode.
       what: name of the stream for messages.
     """
 
     def __init__(
-        self, data: memoryview, allowed: Allowed, *, start: int = 0, what: str = "pickle"
+        self,
+        data: memoryview,
+        allowed: Allowed,
+        budget: Budget | None = None,
+        *,
+        start: int = 0,
+        what: str = "pickle",
     ) -> None:
         self._data = data
+        self._budget = budget or Budget(len(data))
         self._allowed = allowed
         self._what = what
         self._position = self._opcode_at = start
@@ -146,7 +201,8 @@ class Unpickler:
         if not 2 <= protocol <= 5:
             raise WeightsError(f"pickle protocol {protocol}, expected 2 to 5")
         self._position += 2
-        for _ in range(MAX_OPCODES):
+        while True:
+            self._budget.step()
             self._opcode_at = self._position
             code = self._take(1)[0]
             if code == 0x2E:  # STOP
@@ -157,7 +213,6 @@ class Unpickler:
             if action is None:
                 self._refuse(code)
             action(self)
-        raise WeightsError(f"more than {MAX_OPCODES} opcodes; no model file needs so many")
 
     def _refuse(self, code: int) -> None:
         import pickletools

@@ -4,6 +4,9 @@ Only what such an archive needs is accepted: one folder, entries stored as they 
 once, inside the file, not overlapping, with sizes and names that agree between the
 directory and the entries, and with the right checksum.  Hence there is nothing to
 inflate, and no name leads anywhere.
+
+With ``torch.serialization.set_crc32_options(False)`` PyTorch writes the checksum 0 for
+every entry; such an archive cannot be checked for damage.
 """
 
 from __future__ import annotations
@@ -21,7 +24,9 @@ _LOCATOR64 = struct.Struct("<4sLQL")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _FULL32 = 0xFFFFFFFF
-_NAME = re.compile(r"[^/\\:\x00-\x1f]+(/[^/\\:\x00-\x1f]+)+")
+# The folder is called like the file that was saved, which may well have a time in its name.
+_NAME = re.compile(r"[^/\\\x00-\x1f]+(/[^/\\:\x00-\x1f]+)+")
+_SERIALIZATION_ID = ".data/serialization_id"  # in every archive of a PyTorch with that option
 
 
 def _unpack(layout: struct.Struct, signature: bytes, data: memoryview, at: int, what: str) -> tuple:
@@ -138,6 +143,8 @@ def read_entries(data: memoryview) -> dict[str, memoryview]:
     for (_, last, _, _), (first, _, name, _) in itertools.pairwise(places):
         if first < last:
             raise WeightsError(f"zip: entry {show(name)} overlaps another")
+    if _SERIALIZATION_ID in entries and not any(crc for *_, crc in places):
+        return entries  # written without checksums
     # Only now, so that each byte of the file is summed at most once.
     for _, _, name, crc in places:
         if zlib.crc32(entries[name.partition("/")[2]]) != crc:
