@@ -106,7 +106,7 @@ def get_config() -> ml_collections.ConfigDict:
             loss_scaling=1.0,
             # A gradient element that is not finite becomes 0 and training goes on; so many such
             # steps in a row, or such a loss, stop it (a resumed run may change this).
-            max_bad_steps=1,
+            max_bad_steps=100,
             log_kimg=50.0,
             sample_kimg=2_500.0,  # 0: only at the start and at the end
             checkpoint_kimg=2_500.0,

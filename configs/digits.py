@@ -37,6 +37,7 @@ def get_config():
         lr_rampup_kimg=10.0,
         ema_halflife_kimg=(5.0,),
         ema_rampup_ratio=0.0,
+        max_bad_steps=1,
         log_kimg=2.56,
         sample_kimg=15.36,
         checkpoint_kimg=15.36,

@@ -359,7 +359,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     """
     _check_training(config)
     _check_sampling(config)
-    _require(config.seed >= 0, "seed", config.seed, "0 or more")
+    _require(0 <= config.seed < 2**32, "seed", config.seed, "0 or more, and below 2^32")
     data = config.data
     _require(data.num_threads >= 1, "data.num_threads", data.num_threads, "at least 1")
     for key in ("num_workers", "max_size", "resolution"):

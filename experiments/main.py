@@ -44,6 +44,7 @@ import math
 import os
 import pathlib
 import re
+import signal
 import sys
 import warnings
 
@@ -394,6 +395,10 @@ def main(argv: list[str]) -> None:
     # What we warn of is for the user: one line, without the place in the code.
     warnings.showwarning = lambda message, *where: print(f"warning: {message}", file=sys.stderr)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    if FLAGS.mode == "train":
+        # Until training takes over: nothing is at stake yet, but a scheduler wants its code.
+        early = "asked to stop before anything was done; the same command goes on"
+        signal.signal(signal.SIGTERM, lambda *_: _fail(early, 75))
     try:
         _check_flags_of_mode()
         RUN[FLAGS.mode]()

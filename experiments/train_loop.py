@@ -39,8 +39,8 @@ def train(
       The evaluation, if config.evaluation asks for one.
     """
     watch = watch or Watch()
-    source, net = check_run(config, watch)
-    with contextlib.ExitStack() as stack:
+    with StopRequest() as stop, contextlib.ExitStack() as stack:
+        source, net = check_run(config, watch)
 
         def take_directory() -> None:
             workdir.prepare(path)
@@ -52,18 +52,17 @@ def train(
         started = time.perf_counter()
         run, state, step = open_run(config, path, source, net, watch)
         stack.callback(run.close)
-        with StopRequest() as stop:
-            try:
-                show(run, state, step, stop.poll, missing=True)
-                if step < run.intervals.total:
-                    state = _loop(run, state, step, stop)
-                elif distributed.lead_says(lambda: is_finished(run)):
-                    kimg = f"{config.train.total_kimg:g} kimg"
-                    run.status.say(f"finished: {path} has trained its {kimg}")
-                    return summary(run, evaluate.read_evaluation(path))
-                return finish(run, state, started, stop.poll)
-            except Interrupted:
-                raise Preempted(_stopped(run, int(state.step))) from None
+        try:
+            stop.poll()
+            show(run, state, step, stop.poll, missing=True)
+            if step < run.intervals.total:
+                state = _loop(run, state, step, stop)
+            elif distributed.lead_says(lambda: is_finished(run)):
+                run.status.say(f"finished: {path} has trained its {config.train.total_kimg:g} kimg")
+                return summary(run, evaluate.read_evaluation(path))
+            return finish(run, state, started, stop.poll)
+        except Interrupted:
+            raise Preempted(_stopped(run, int(state.step))) from None
 
 
 # ---------------------------------------------------------------------------- the loop
@@ -184,10 +183,11 @@ def _stop_if_failed(run: Run, failed_step: int) -> None:
     if failed_step < 0:
         return
     limit = run.config.train.max_bad_steps
-    row = f" and the {limit - 1} after it (config.train.max_bad_steps)" if limit > 1 else ""
+    row = f" and the {limit - 1} after it" if limit > 1 else ""
+    step = failed_step + 1  # counted as everywhere: by the steps done
     raise TrainingError(
-        f"the loss or its gradient was not finite at step {failed_step} "
-        f"({_kimg(run, failed_step)}){row}; {_what_is_left(run)}"
+        f"the loss or its gradient was not finite at step {step} ({_kimg(run, step)}){row} "
+        f"(--config.train.max_bad_steps={limit} stops there); {_what_is_left(run)}"
     )
 
 
@@ -201,5 +201,6 @@ def _what_is_left(run: Run) -> str:
     kept = f"the newest checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
     return (
         f"{kept}. Nothing after it is saved. The same command tries again from there; if that "
-        "fails too, look at the data, or lower config.train.lr in a new --workdir"
+        "fails too, look at the data, allow more bad steps (their gradients count as 0), or lower "
+        "config.train.lr in a new --workdir"
     )

@@ -1,6 +1,8 @@
 """Checkpoints: whole, verified, and passed over when damaged."""
 
+import errno
 import json
+import os
 import shutil
 import warnings
 
@@ -96,6 +98,30 @@ def test_damaged_newest_is_passed_over(tmp_path, damage):
     assert (tmp_path / "damaged-00000003").is_dir()
     fill(tmp_path, steps=(3,))  # the step can be written again
     assert int(restore(tmp_path)[0].step) == 3
+
+
+def test_saving_does_not_make_damaged_steps_look_whole(tmp_path):
+    fill(tmp_path, steps=(1, 2))
+    (tmp_path / "00000001" / checkpoints.CHECKSUMS).unlink()
+    fill(tmp_path, steps=(3,))
+    checkpoints.verify_checksums(tmp_path / "00000003")
+    with pytest.raises(CheckpointError, match=r"checksums\.json is missing"):
+        checkpoints.verify_checksums(tmp_path / "00000001")
+
+
+def test_a_step_that_cannot_be_read_is_passed_over(tmp_path, monkeypatch):
+    fill(tmp_path)
+    digest = checkpoints.file_digest
+
+    def broken_disk(path):
+        if "00000003" in str(path):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return digest(path)
+
+    monkeypatch.setattr(checkpoints, "file_digest", broken_disk)
+    state, said = restore(tmp_path)
+    assert int(state.step) == 2
+    assert "unreadable (Input/output error)" in said[0]
 
 
 def test_every_step_damaged_is_an_error_that_changes_nothing(tmp_path):

@@ -3,6 +3,8 @@
 The real program, as a user starts it, on the tiny configuration.
 """
 
+import importlib.util
+
 import command_line
 import jax
 import numpy as np
@@ -146,7 +148,35 @@ def test_incomplete_process_flags_are_refused(given, message):
         ({"TPU_WORKER_HOSTNAMES": "a"}, False),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
         ({"JAX_COORDINATOR_ADDRESS": "a:1"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "1"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"MEGASCALE_NUM_SLICES": "2"}, True),
     ],
 )
 def test_several_processes_are_recognised(environment, expected):
     assert distributed.wanted(environment) is expected
+
+
+@pytest.mark.parametrize("file", ["accel0", "vfio/0"])
+def test_tpu_machines_are_recognised_by_their_chips(file, tmp_path, monkeypatch):
+    found = distributed.on_tpu_machine
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert not found({}, tmp_path)
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
+    assert found({}, tmp_path) and found({"JAX_PLATFORMS": "tpu,cpu"}, tmp_path)
+    assert not found({"JAX_PLATFORMS": "cpu"}, tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert not found({}, tmp_path)
+
+
+def test_a_lone_machine_with_chips_starts_as_usual(monkeypatch):
+    def no_metadata_server(*arguments, **options):
+        raise RuntimeError("no metadata")
+
+    monkeypatch.setattr(distributed, "on_tpu_machine", lambda environment: True)
+    monkeypatch.setattr(jax.distributed, "initialize", no_metadata_server)
+    distributed.initialize()
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(distributed.DistributedError, match="no metadata"):
+        distributed.initialize()

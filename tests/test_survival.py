@@ -5,6 +5,7 @@ The real program, as a user starts it, on the tiny configuration.
 
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -106,7 +107,7 @@ def test_kill_right_after_a_checkpoint_loses_no_line(run_dir, command, environme
         capture_output=True,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert [step.name for step in checkpoints.checkpoint_steps(path / "checkpoints")][-1] == "00000010"
+    assert checkpoints.checkpoint_steps(path / "checkpoints")[-1].name == "00000010"
     command(TINY, f"--workdir={path}")
     command_line.assert_same_run(run_dir, path)
 
@@ -123,6 +124,16 @@ def test_sigterm_saves_and_leaves(run_dir, command, environment, tmp_path):
         assert process.returncode == 75 and "asked to stop; saved at step" in said
     command(TINY, f"--workdir={path}")
     command_line.assert_same_run(run_dir, path)
+
+
+@pytest.mark.slow
+def test_sigterm_before_the_first_step(environment, tmp_path):
+    path = tmp_path / "early"
+    process = start(environment, TINY, f"--workdir={path}", stderr=-1)
+    wait_until(lambda: (path / "config.json").exists(), process)
+    process.terminate()
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 75 and "error: asked to stop" in said, said
 
 
 @pytest.mark.slow
@@ -223,7 +234,11 @@ def test_diverging_run_stops_and_keeps_its_checkpoint(command, tmp_path):
         "--config.train.total_kimg=1.6",
         code=1,
     )
-    assert "the loss or its gradient was not finite at step" in done.stderr
+    found = re.search(r"not finite at step (\d+) .*--config.train.max_bad_steps=1 ", done.stderr)
+    assert found, done.stderr
+    # Counted like the lines of metrics.jsonl, the last of which tells of that step.
+    last = metric_rows(path)[-1]
+    assert last["num_bad_steps"] == last["step"] - int(found[1]) + 1 > 0
     assert "Traceback" not in done.stderr
     for step in checkpoints.checkpoint_steps(path / "checkpoints"):
         for array in jax.tree.leaves([checkpoints.read_arrays(step, i) for i in ("params", "ema")]):

@@ -226,6 +226,16 @@ def test_first_bad_step_is_remembered():
     assert int(state.metrics.num_bad_grads) > 0
 
 
+def test_bad_elements_of_large_networks_are_counted():
+    # More than 2^31 over a window; the shapes are those of no array that exists.
+    grads = {str(i): jax.ShapeDtypeStruct((1 << 28,), jnp.float32) for i in range(12)}
+    _, bad = jax.eval_shape(sanitize_gradients, grads)
+    assert bad.dtype == jnp.float32
+    clean, bad = sanitize_gradients({"a": jnp.array([jnp.nan, 1.0, jnp.inf, -jnp.inf])})
+    np.testing.assert_array_equal(clean["a"], [0.0, 1.0, 1e5, -1e5])
+    assert bad == 3
+
+
 def test_only_a_whole_streak_of_bad_steps_is_a_failure():
     step, state = make(max_bad_steps=3, log_every=10)
     key, failed, streaks = jax.random.key(0), [], []

@@ -95,11 +95,12 @@ class CheckpointStore:
             shutil.rmtree(path, ignore_errors=True)
 
     def _seal(self) -> None:
-        """Write the checksums of every step that has none, before it gets its name."""
+        """Write the checksums of the step that was just written, before it gets its name."""
         if jax.process_index() != 0:
             return
-        for path in self.directory.iterdir():
-            if (path / "description").is_dir() and not (path / checkpoints.CHECKSUMS).exists():
+        # No other step: one that lost its checksums is damaged, and must stay so.
+        for path in self.directory.glob(f"{self._last:08d}*"):
+            if (path / "description").is_dir():
                 checkpoints.write_checksums(path)
 
     def save(self, state: TrainState, step: int, description: Mapping[str, Any]) -> None:

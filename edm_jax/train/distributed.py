@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import pathlib
 from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
+
+# At the end the others wait for process 0, which draws and measures samples alone.  A
+# process that died is noticed by its missing heartbeat, not by this.
+SHUTDOWN_SECONDS = 7 * 24 * 3600
 
 
 class DistributedError(RuntimeError):
@@ -16,15 +22,37 @@ class DistributedError(RuntimeError):
 def wanted(environment: Mapping[str, str]) -> bool:
     """Whether the environment is that of one of several processes.
 
-    True under SLURM with more than one task, on a TPU pod of more than one worker, and
-    where JAX_COORDINATOR_ADDRESS is set; a single process then starts as usual elsewhere.
+    True under SLURM and Open MPI with more than one task, on several TPU workers or
+    slices, and where JAX_COORDINATOR_ADDRESS is set.
     """
+
+    def number(name: str) -> int:
+        text = environment.get(name, "")
+        return int(text) if text.isdigit() else 1
+
     if environment.get("JAX_COORDINATOR_ADDRESS"):
         return True
-    tasks = environment.get("SLURM_NTASKS", "1")
-    if environment.get("SLURM_PROCID") and tasks.isdigit() and int(tasks) > 1:
+    if environment.get("SLURM_PROCID") and number("SLURM_NTASKS") > 1:
+        return True
+    if number("OMPI_COMM_WORLD_SIZE") > 1 or number("MEGASCALE_NUM_SLICES") > 1:
         return True
     return len(environment.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
+
+
+def on_tpu_machine(
+    environment: Mapping[str, str], devices: pathlib.Path = pathlib.Path("/dev")
+) -> bool:
+    """Whether this machine has TPU chips that JAX would use.
+
+    Such a machine may be a worker of a pod without its environment saying so: JAX then
+    asks the metadata server of the cloud.
+    """
+    platforms = environment.get("JAX_PLATFORMS", "")
+    if platforms and "tpu" not in platforms.split(","):
+        return False
+    if importlib.util.find_spec("libtpu") is None:
+        return False
+    return any(devices.glob("accel[0-9]*")) or any(devices.glob("vfio/[0-9]*"))
 
 
 def on_lead(action: Callable[[], None]) -> None:
@@ -69,7 +97,7 @@ def initialize(
 ) -> None:
     """Join the processes of a run; does nothing for a single process.
 
-    TPU pods and SLURM are recognised; elsewhere the three numbers are given. Must run
+    TPU pods, SLURM and Open MPI are recognised; elsewhere the three numbers are given. Must run
     before JAX touches a device.
 
     Args:
@@ -92,13 +120,20 @@ def initialize(
         raise ValueError(
             f"--process_id must be in 0..num_processes-1, got {process_id} of {num_processes}"
         )
-    if not any(given) and not wanted(os.environ):
+    certain = any(given) or wanted(os.environ)
+    if not certain and not on_tpu_machine(os.environ):
         return
     try:
         jax.distributed.initialize(
-            coordinator, num_processes, process_id, initialization_timeout=timeout_seconds
+            coordinator,
+            num_processes,
+            process_id,
+            initialization_timeout=timeout_seconds,
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except Exception as error:  # each backend fails in its own way
+        if not certain and jax.process_count() == 1:
+            return  # chips, but neither a pod nor a cloud
         text = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DistributedError(
             f"the processes of the run did not find each other within {timeout_seconds} s "

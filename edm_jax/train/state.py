@@ -21,7 +21,7 @@ class Metrics:
       num_steps: () int32, steps summed.
       loss: () float32, sum over steps of the mean weighted loss per element.
       grad_norm: () float32, sum over steps of the global gradient norm.
-      num_bad_grads: () int32, gradient elements that were not finite.
+      num_bad_grads: () float32, gradient elements that were not finite.
       num_bad_steps: () int32, steps whose loss or gradient was not finite.
       bin_loss: ``(NUM_SIGMA_BINS,)`` float32, loss per element summed over the images
         of each noise-level bin.
@@ -44,7 +44,7 @@ class Metrics:
             num_steps=jnp.zeros((), jnp.int32),
             loss=jnp.zeros(()),
             grad_norm=jnp.zeros(()),
-            num_bad_grads=jnp.zeros((), jnp.int32),
+            num_bad_grads=jnp.zeros((), jnp.float32),
             num_bad_steps=jnp.zeros((), jnp.int32),
             bin_loss=jnp.zeros(bins),
             bin_count=jnp.zeros(bins),

@@ -35,8 +35,12 @@ def learning_rate(nimg: ArrayLike, peak: float, rampup_nimg: float) -> ArrayLike
 
 
 def sanitize_gradients(grads: PyTree) -> tuple[PyTree, Array]:
-    """NaN -> 0, +inf -> 1e5, -inf -> -1e5; also the number of elements replaced."""
-    bad = sum(jnp.sum(~jnp.isfinite(g), dtype=jnp.int32) for g in jax.tree.leaves(grads))
+    """NaN -> 0, +inf -> 1e5, -inf -> -1e5; also the number of elements replaced.
+
+    The number is float32, exact up to 2^24: an int32 would overflow over a window of
+    steps without a single good gradient.
+    """
+    bad = sum(jnp.sum(~jnp.isfinite(g), dtype=jnp.float32) for g in jax.tree.leaves(grads))
     clean = jax.tree.map(
         lambda g: jnp.nan_to_num(g, nan=0.0, posinf=MAX_GRAD, neginf=-MAX_GRAD), grads
     )

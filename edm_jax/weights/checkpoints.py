@@ -83,7 +83,11 @@ def verify_checksums(step_dir: pathlib.Path, items: tuple[str, ...] = ()) -> Non
             continue
         if not path.is_file():
             raise CheckpointError(f"{path}: missing")
-        if file_digest(path) != digest:
+        try:
+            found = file_digest(path)
+        except OSError as error:
+            raise CheckpointError(f"{path}: unreadable ({error.strerror or error})") from None
+        if found != digest:
             raise CheckpointError(f"{path}: contents do not match the recorded SHA-256")
 
 
