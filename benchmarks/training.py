@@ -1,15 +1,17 @@
 r"""Speed of training: the step alone, and the step fed by the input pipeline.
 
-    python benchmarks/training.py [--nets=digits,cifar10]
+    python benchmarks/training.py [--nets=digits,cifar10] [--fuse]
 
 For each network: images per second of the jitted step on resident data, the same when fed by
 the pipeline (their ratio tells whether the device ever waits for the host), the step over one
-denoiser call on the same batch, compile time and number of traces.
+denoiser call on the same batch, compile time and number of traces.  With --fuse also the
+time of the steps dispatched one by one over that of one program that scans over them.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 
 import common
 import jax
@@ -29,7 +31,7 @@ from edm_jax.train.step import (
 )
 
 
-def measure(name: str, repeats: int, steps: int) -> list:
+def measure(name: str, repeats: int, steps: int, fuse: bool) -> list:
     """One row of the table."""
     case = CASES[name]()
     model, batch_size = case.model(), case.batch()
@@ -74,9 +76,20 @@ def measure(name: str, repeats: int, steps: int) -> list:
     denoise = jax.jit(lambda variables, x: model.denoiser(variables)(x, 1.0))
     x = np.zeros((batch_size, *model.image_shape), np.float32)
     endless = forever()
-    alone, fed, single = common.interleaved(
-        [lambda: run(endless), lambda: run(stream), lambda: denoise(model.variables, x)],
-        repeats=repeats,
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=sharding.replicated(mesh))
+    def fused(state, batch):
+        body = lambda state, _: (train_step(state, batch, key), None)  # noqa: E731
+        return jax.lax.scan(body, state, None, length=steps)[0]
+
+    def run_fused():
+        nonlocal state
+        state = fused(state, resident)
+        return state
+
+    programs = [lambda: run(endless), lambda: run(stream), lambda: denoise(model.variables, x)]
+    alone, fed, single, *rest = common.interleaved(
+        [*programs, run_fused] if fuse else programs, repeats=repeats
     )
     return [
         name,
@@ -86,6 +99,7 @@ def measure(name: str, repeats: int, steps: int) -> list:
         f"{alone / steps / single:.2f}",
         f"{compile_seconds:.1f}",
         traces,
+        *(f"{alone / seconds:.3f}" for seconds in rest),
     ]
 
 
@@ -97,6 +111,7 @@ def main() -> None:
     parser.add_argument("--nets", default="digits,cifar10", help=f"of {', '.join(CASES)}")
     parser.add_argument("--repeats", type=int, default=3, help="timings taken, median shown")
     parser.add_argument("--steps", type=int, default=3, help="steps per timing")
+    parser.add_argument("--fuse", action="store_true", help="compare with a scan over the steps")
     args = parser.parse_args()
     names = args.nets.split(",")
     for name in names:
@@ -112,11 +127,11 @@ def main() -> None:
         "step / denoise",
         "compile s",
         "traces",
-    ]
+    ] + ["separate / fused"] * args.fuse
     rows = []
     for name in names:
         print(f"measuring {name} ...", flush=True)
-        rows.append(measure(name, args.repeats, args.steps))
+        rows.append(measure(name, args.repeats, args.steps, args.fuse))
     common.print_table(header, rows)
 
 
