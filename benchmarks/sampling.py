@@ -51,8 +51,9 @@ def measure(name: str, num_steps: int, repeats: int) -> list:
     levels = [jnp.float32(s) for s in [*np.asarray(sigmas[:-1])] + [*np.asarray(sigmas[1:-1])]]
 
     def calls():
-        for sigma in levels:
-            y = single(model.variables, x, sigma)
+        y = x
+        for sigma in levels:  # each waits for the one before, as in a sampler
+            y = single(model.variables, y, sigma)
         return y
 
     loop, bare = common.interleaved(

@@ -74,6 +74,8 @@ def check_range(num_steps: int, sigma_min: float, sigma_max: float) -> None:
     whole = isinstance(num_steps, int | np.integer) and not isinstance(num_steps, bool)
     if not whole or num_steps < 1:
         raise ValueError(f"num_steps must be an integer >= 1, got {num_steps!r}")
+    check_number("sigma_min", sigma_min, finite=False)
+    check_number("sigma_max", sigma_max, finite=False)
     if not 0 < sigma_min < sigma_max < np.inf:
         raise ValueError(
             "need 0 < sigma_min < sigma_max < inf, got "

@@ -13,7 +13,7 @@ import numpy as np
 
 from edm_jax import names, schedules
 from edm_jax.arguments import check_grid, check_number, check_range
-from edm_jax.precond import Preconditioning
+from edm_jax.precond import Preconditioning, check_preconditioning
 from edm_jax.schedules import append_zero, finish_grid, karras_sigmas, ramp
 from edm_jax.typing import ArrayLike
 
@@ -168,6 +168,7 @@ def clamp_range(
     """The part of [sigma_min, sigma_max] that the network supports."""
     if preconditioning is None:
         return sigma_min, sigma_max
+    check_preconditioning(preconditioning)
     low = max(sigma_min, preconditioning.sigma_min)
     high = min(sigma_max, preconditioning.sigma_max)
     if not low < high:
@@ -194,6 +195,7 @@ def round_grid(
     Returns:
       ``(N+1,)``, or shorter if levels were merged; last entry 0.
     """
+    check_preconditioning(preconditioning)
     check_grid(sigmas, repeats=preconditioning.rounds)
     sigmas = np.array(sigmas, np.float64)
     check_in_range(sigmas, preconditioning)
@@ -274,7 +276,8 @@ def resample_sigmas(sigmas: ArrayLike, num_steps: int) -> np.ndarray:
       ``(N+1,)``, with the first and the last positive level of the given grid.
     """
     positive = as_sigmas(sigmas)[:-1]
-    if int(num_steps) != num_steps or num_steps < 1 or (len(positive) == 1 and num_steps > 1):
+    whole = isinstance(num_steps, int | np.integer) and num_steps >= 1
+    if not whole or (len(positive) == 1 and num_steps > 1):
         raise ValueError(
             f"cannot bring a grid of {len(positive)} positive levels to num_steps={num_steps}; "
             "need at least 2 levels and an integer num_steps >= 1"

@@ -54,11 +54,12 @@ def edm_coefs(sigma: ArrayLike, sigma_data: ArrayLike = 0.5) -> Coefs:
       Coefs of the shape of sigma.
     """
     sigma = _at_least_float32(sigma)
-    # hypot: no overflow or underflow of the squares at the ends of the range.
+    # hypot: no overflow or underflow of the squares at the ends of the range, and sigma
+    # over the square root as a form that has its limits at 0 and infinity.
     total = jnp.hypot(sigma, jnp.asarray(sigma_data, sigma.dtype))
     return Coefs(
         c_skip=jnp.square(sigma_data / total),
-        c_out=sigma_data * (sigma / total),
+        c_out=sigma_data / jnp.hypot(jnp.ones_like(sigma), sigma_data / sigma),
         c_in=1 / total,
         c_noise=jnp.log(sigma) / 4,
     )
@@ -237,6 +238,7 @@ def vp_preconditioning(
     check_number("beta_d", beta_d, above=0)
     check_number("beta_min", beta_min, least=0)
     check_number("eps_t", eps_t, above=0, most=1)
+    check_number("num_levels", num_levels, least=2)
     coefs = functools.partial(vp_coefs, beta_d=beta_d, beta_min=beta_min, num_levels=num_levels)
     ends = [math.sqrt(math.expm1(0.5 * beta_d * t**2 + beta_min * t)) for t in (eps_t, 1)]
     return Preconditioning("vp", coefs, *ends)
@@ -271,6 +273,15 @@ def iddpm_preconditioning(
         round_sigma=lambda sigma: round_to_levels(sigma, levels)[0],
         channel_multiplier=2,
     )
+
+
+def check_preconditioning(value: Any) -> None:
+    """Raise ValueError unless value is a Preconditioning."""
+    if not isinstance(value, Preconditioning):
+        raise ValueError(
+            f"preconditioning must be a Preconditioning, got {value!r}; use "
+            "precond.ve_preconditioning(), ..."
+        )
 
 
 PRECONDITIONINGS: dict[str, Callable[..., Preconditioning]] = {

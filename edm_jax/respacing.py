@@ -27,6 +27,8 @@ def ddpm_levels(name: str = "cosine", num_levels: int = 1000) -> np.ndarray:
       ``(M+1,)`` float64, strictly decreasing, last entry 0; the network's index of
       entry k is M - 1 - k (as in `schedules.iddpm_levels`).
     """
+    if not isinstance(num_levels, int | np.integer) or num_levels < 2:
+        raise ValueError(f"num_levels must be an integer >= 2, got {num_levels!r}")
     if name == "linear":
         betas = np.linspace(1e-4, 0.02, num_levels) * (1000 / num_levels)
     elif name == "cosine":

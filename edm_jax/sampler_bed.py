@@ -30,8 +30,10 @@ SamplerFn = Callable[..., Array]
 
 # Below the cap gamma <= sqrt(2) - 1 from N = 32, so that the order shows.
 CHURN = samplers.Churn(10.0, 0.05, 50.0, 1.0)
-# Elements drawn where a distribution must be sampled: images, and elements of each.
-SAMPLED_SHAPE = (4096, 256)
+# Whatever is measured is a batch of images, as samplers may expect; every element is a
+# data point of its own.
+SAMPLED_SHAPE = (4096, 16, 16, 1)  # where a distribution must be sampled
+START_SHAPE = (16, 2, 2, 1)
 
 MIXTURE = exact.GaussianMixture(
     np.array([-0.8, 0.1, 0.6]), np.array([0.1, 0.2, 0.15]), np.array([0.3, 0.4, 0.3])
@@ -128,13 +130,14 @@ class CallCounter:
 
 
 def runner(
-    subject: Subject, denoise: DenoiseFn, **options: Any
+    subject: Subject, denoise: DenoiseFn, *, count: bool = True, **options: Any
 ) -> Callable[[ArrayLike, ArrayLike, Key], tuple[np.ndarray, float]]:
     """A subject as a counted program, compiled once for each shape.
 
     Args:
       subject: the sampler.
       denoise: D(x; sigma).
+      count: whether to count calls, which under vmap takes as many host calls as images.
       **options: passed on to ``subject.replay``, which runs instead if there are any.
 
     Returns:
@@ -142,13 +145,15 @@ def runner(
     """
     counter = CallCounter()
     fn = functools.partial(subject.replay, **options) if options else subject.run
-    counted = counter.wrap(denoise)
+    counted = counter.wrap(denoise) if count else denoise
     program = lambda x, sigmas, key: fn(counted, x, sigmas, key)  # noqa: E731
     program = jax.jit(program) if subject.jit else program
 
     def run(x: ArrayLike, sigmas: ArrayLike, key: Key) -> tuple[np.ndarray, float]:
         x = jnp.asarray(x)
         result = np.asarray(program(x, jnp.asarray(sigmas), key))
+        if result.shape != x.shape:
+            raise ValueError(f"it returns shape {result.shape} for x of shape {x.shape}")
         return result, counter.take(x.size)
 
     return run
@@ -179,9 +184,9 @@ def exact_results(bed: Any, x: Array, sigma: Array, sigma_to: Array) -> dict[str
     return {"denoised": denoised, "flow": bed.flow(x, sigma, 0.0)}
 
 
-def mixture_start(sigma: float, count: int = 64) -> Array:
-    """``(count, 1)`` latents at noise level sigma, always the same."""
-    return jnp.asarray(np.random.default_rng(0).normal(size=(count, 1))) * sigma
+def mixture_start(sigma: float) -> Array:
+    """Latents of START_SHAPE at noise level sigma, always the same."""
+    return jnp.asarray(np.random.default_rng(0).normal(size=START_SHAPE)) * sigma
 
 
 def flow_errors(result: Array, x: Array, sigmas: ArrayLike) -> dict[str, float]:
@@ -244,7 +249,7 @@ def impulse_run(subject: Subject, num_steps: int) -> Measurement:
     at each step; on Gaussian data the result is their combination, hence Gaussian.
     """
     sigmas = grids.make_sigmas(subject.grid, num_steps)
-    lane = jnp.arange(num_steps + 2)
+    lane = jnp.arange(num_steps + 2)[:, None, None, None]
     x = GAUSSIAN.mean + (lane == 1) * math.hypot(GAUSSIAN.std, sigmas[0])
 
     def noise_fn(i: Array) -> Array:
@@ -252,6 +257,7 @@ def impulse_run(subject: Subject, num_steps: int) -> Measurement:
 
     keys = seeds.image_keys(range(num_steps + 2))
     response, calls = runner(subject, GAUSSIAN.denoise, noise_fn=noise_fn)(x, sigmas, keys)
+    response = response.ravel()
     mean = float(response[0])
     std = float(np.sqrt(np.sum(np.square(response[1:] - response[0]))))
     return Measurement(distance(mean, std, sigmas[-2]), calls, (mean, std))
@@ -271,7 +277,8 @@ def sampled_run(subject: Subject, num_steps: int) -> Measurement:
     keys = seeds.image_keys(range(SAMPLED_SHAPE[0]))
     latents = jax.jit(lambda k: seeds.latents(k, SAMPLED_SHAPE, jnp.float64))(keys)
     x = GAUSSIAN.mean + math.hypot(GAUSSIAN.std, sigmas[0]) * latents
-    result, calls = runner(subject, GAUSSIAN.denoise)(x, sigmas, keys)
+    result, _ = runner(subject, GAUSSIAN.denoise, count=False)(x, sigmas, keys)
+    _, calls = runner(subject, GAUSSIAN.denoise)(x[:2], sigmas, keys[:2])
     mean, std = float(result.mean()), float(result.std())
     return Measurement(distance(mean, std, sigmas[-2]), calls, (mean, std))
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edm_jax.arguments import check_range
+from edm_jax.arguments import check_range, is_known
 from edm_jax.pytree import pytree_dataclass
 from edm_jax.typing import Array, ArrayLike
 
@@ -79,6 +79,8 @@ class VPSchedule:
           ValueError: if sigma(t) would not increase between eps_s and 1 (a range that
             spans too little for so small an eps_s); traced values go unchecked.
         """
+        if is_known(eps_s) and not np.all((np.asarray(eps_s) > 0) & (np.asarray(eps_s) < 1)):
+            raise ValueError(f"eps_s must lie between 0 and 1, got {eps_s}")
         low, high = _log1p_square(sigma_min), _log1p_square(sigma_max)
         beta_d = 2 * (low / eps_s - high) / (eps_s - 1)
         beta_min = high - 0.5 * beta_d

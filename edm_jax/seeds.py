@@ -23,9 +23,12 @@ def image_keys(seeds: Iterable[int] | ArrayLike) -> Key:
     if isinstance(seeds, jax.core.Tracer):
         bits = seeds.astype(jnp.uint32)
     else:
-        if not isinstance(seeds, (np.ndarray, jax.Array)):
+        if not isinstance(seeds, np.ndarray | jax.Array | int):
             seeds = list(seeds)
-        bits = (np.asarray(seeds, dtype=np.int64) % 2**32).astype(np.uint32)
+        values = np.asarray(seeds)
+        if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
+            raise ValueError(f"seeds must be a list of integers, got {values!r}")
+        bits = (values.astype(np.int64) % 2**32).astype(np.uint32)
     # The implementation is named, not taken from the global default: a seed must
     # mean the same image in every program.
     return jax.vmap(lambda seed: jax.random.key(seed, impl="threefry2x32"))(bits)

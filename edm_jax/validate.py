@@ -160,7 +160,9 @@ def load_subject(path: str) -> Subject:
         return fn(denoise, x, sigmas, *((key,) if takes_key else ()), **options)
 
     replay = run if "noise_fn" in parameters else None
-    order = float(getattr(fn, "order", 1))
+    order = getattr(fn, "order", 1)
+    if isinstance(order, bool) or not isinstance(order, int | float) or not order >= 0:
+        raise ValueError(f"{path}: its attribute order must be a number >= 0, got {order!r}")
     # Whether it draws noise is observed, not believed.
     return Subject(path, run, order, stochastic=None, replay=replay)
 
@@ -185,6 +187,16 @@ def _images(subject: Subject) -> tuple[Array, Key]:
     return x, seeds.image_keys(range(6))
 
 
+def _raised(error: Exception) -> str:
+    """What a sampler raised and where, in one line; our own checks of it speak for themselves."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    text = " ".join(str(error).split())
+    if place.filename == bed.__file__:
+        return text
+    where = f"{place.filename.rsplit('/', 1)[-1]}:{place.lineno}"
+    return f"it raises {type(error).__name__} ({where}): {text[:200]}"
+
+
 def contract(subject: Subject) -> tuple[Subject, BatchFn, str | None]:
     """Whether a sampler can be called and returns images, before anything is measured.
 
@@ -202,12 +214,7 @@ def contract(subject: Subject) -> tuple[Subject, BatchFn, str | None]:
             run = _batch_fn(subject)
             result = run(x, keys)
     except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        text = " ".join(str(error).split())
-        where = f"{place.filename.rsplit('/', 1)[-1]}:{place.lineno}"
-        return subject, run, f"it raises {type(error).__name__} ({where}): {text[:200]}"
-    if result.shape != x.shape:
-        return subject, run, f"it returns shape {result.shape} for x of shape {x.shape}"
+        return subject, run, _raised(error)
     if result.dtype != x.dtype:
         return subject, run, f"it returns {result.dtype} for x of {x.dtype}; keep the dtype of x"
     if not np.all(np.isfinite(result)):
@@ -360,8 +367,11 @@ def validate(subject: Subject) -> Report:
         base = Report(subject.name, subject.order, bool(subject.stochastic), adaptive)
         if wrong is not None:
             return dataclasses.replace(base, failures=(wrong,))
-        batch, noise = independence(subject, run)
-        measured = convergence(subject)
+        try:
+            batch, noise = independence(subject, run)
+            measured = convergence(subject)
+        except Exception as error:  # for other batches or numbers of steps than the first
+            return dataclasses.replace(base, failures=(_raised(error),))
     runs = measured.runs
     failures, errors = [], tuple(m.error for m in runs.values())
     counts = tuple(math.ceil(m.calls - 1e-9) for m in runs.values())

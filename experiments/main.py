@@ -44,6 +44,7 @@ import math
 import os
 import pathlib
 import re
+import runpy
 import signal
 import sys
 import warnings
@@ -182,6 +183,33 @@ def _complete(argv: list[str]) -> list[str]:
     return result
 
 
+def _unknown_option(argv: list[str]) -> str | None:
+    """The first override of an option that the configuration lacks, and the nearest it has."""
+    from experiments.workdir import flatten
+
+    # The flag itself is of no use any more: it keeps the override that it failed at.
+    words = " ".join(argv[1:]).replace("--config ", "--config=").split()
+    file = next((word.partition("=")[2] for word in words if word.startswith("--config=")), "")
+    path, _, variant = _find_config(file).partition(":")
+    make = runpy.run_path(path)["get_config"]
+    known = list(flatten((make(variant) if variant else make()).to_dict()))
+    for argument in argv[1:]:
+        match = re.match(r"--?(?:no)?config\.([\w.]+)", argument)
+        if not match or match[1] in known:
+            continue
+        last = [name.rsplit(".", 1)[-1] for name in known]
+        wanted = match[1].rsplit(".", 1)[-1]
+        near = [name for name, end in zip(known, last, strict=True) if end == wanted]
+        near = near or difflib.get_close_matches(match[1], known, n=1)
+        ends = difflib.get_close_matches(wanted, last, n=1)
+        near = near or [name for name, end in zip(known, last, strict=True) if end in ends]
+        hint = f"did you mean config.{' or config.'.join(near)}?"
+        if not near:
+            hint = f"there are {', '.join(sorted({name.split('.')[0] for name in known}))}"
+        return f"unknown configuration option config.{match[1]}; {hint}"
+    return None
+
+
 def parse_flags(argv: list[str]) -> list[str]:
     """Parse the command line; what is wrong ends the program with one line and code 2."""
     if {"--help", "-help", "-h"} & set(argv[1:]):
@@ -195,9 +223,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         # A configuration that raises comes with the traceback of its file.
         _fail(str(error).strip().splitlines()[-1].removeprefix("ValueError: "), 2)
     except (AttributeError, KeyError) as error:  # an unknown key of the configuration
-        near = re.search(r'Did you mean "(.*?)" instead of "(.*?)"', str(error))
-        hint = f"{near[2]!r}; did you mean {near[1]!r}?" if near else str(error)
-        _fail(f"unknown configuration option {hint}", 2)
+        _fail(_unknown_option(argv) or f"unknown configuration option {error}", 2)
     except (ImportError, SyntaxError, TypeError, ValueError, OSError) as error:
         _fail(f"the configuration cannot be read: {error}", 2)
 

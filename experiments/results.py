@@ -104,9 +104,15 @@ def _draw_evaluations(run: Run, *last: dict[str, Any]) -> None:
 
 def is_finished(run: Run) -> bool:
     """Whether a run that has all its steps behind it has made everything else too."""
-    if run.config.evaluation.num_images:
-        return (run.path / workdir.EVALUATION).exists()
-    return (run.path / "figures" / "loss.png").exists()
+    if not (run.path / "figures" / "loss.png").exists():
+        return False
+    if not run.config.evaluation.num_images:
+        return True
+    # Not one of earlier weights, or of another average, that --mode=evaluate left.
+    result = evaluate.read_evaluation(run.path) or {}
+    progress, variant = result.get("progress"), build.build_averaging(run.config).names()[0]
+    whole = isinstance(progress, dict) and progress.get("step") == run.intervals.total
+    return whole and result.get("weights") == variant
 
 
 def finish(run: Run, state: TrainState, started: float, poll: Poll) -> dict[str, Any] | None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pathlib
 import re
 from typing import Any
 
+import jax
 import numpy as np
 
 from edm_jax import generate
+from edm_jax.typing import PyTree
 from edm_jax.weights.model import Model, check_labels
 from experiments import build, evaluate, figures
 from experiments.workdir import WorkdirError, prepare, to_json, write_atomically
@@ -69,7 +72,7 @@ def write_samples(
     """Sample and write ``<seed, 6 digits>.png`` files, or ``grid.png``.
 
     Files already there are kept, so an interrupted call goes on where it stopped; a
-    directory of other settings is refused.
+    directory of other settings, weights, or labels of the same seeds is refused.
 
     Args:
       model: what to sample from.
@@ -91,7 +94,8 @@ def write_samples(
     settings = {
         "progress": model.description.get("progress"),
         "weights": model.variant,
-        "labels": labels,
+        "weights_sha256": _digest(model.variables),
+        "labels": None if labels is None else {str(s): int(by_seed[s]) for s in seed_values},
         **{k: v for k, v in arguments.items() if k not in ("batch_size", "churn")},
         "churn": None if arguments["churn"] is None else vars(arguments["churn"]),
     }
@@ -128,18 +132,33 @@ def write_samples(
     print(f"{len(seed_values)} images: {outdir}/<seed>.png")
 
 
+def _digest(variables: PyTree) -> str:
+    """SHA-256 of the weights, so that images of different models do not mix."""
+    sha = hashlib.sha256()
+    for leaf in jax.tree.leaves(variables):
+        sha.update(np.ascontiguousarray(leaf))
+    return sha.hexdigest()
+
+
 def _check_settings(outdir: pathlib.Path, settings: dict[str, Any]) -> None:
+    """Compare with those of the images that are there, and note the labels of new seeds."""
     path = outdir / SETTINGS
     if not path.exists():
         write_atomically(path, json.dumps(settings, indent=2) + "\n")
         return
     try:
         there = json.loads(path.read_text())
-    except ValueError:
-        there = {}
+        old, new = there["labels"], settings["labels"]
+    except (ValueError, KeyError, TypeError):
+        there, old, new = {}, None, None
+    if isinstance(old, dict) and isinstance(new, dict):
+        both = old | new
+        if all(both[seed] == label for seed, label in old.items()):
+            there["labels"] = settings["labels"] = both
     differing = sorted(k for k in settings.keys() | there.keys() if settings.get(k) != there.get(k))
     if differing:
         raise WorkdirError(
             f"--outdir={outdir} holds samples of other settings ({', '.join(differing)} differ); "
             "choose another --outdir"
         )
+    write_atomically(path, json.dumps(settings, indent=2) + "\n")

@@ -97,7 +97,29 @@ BAD = {
             _never, "velocity", adapters.TablePath(respacing.ddpm_levels("linear"))
         ),
     ),
+    "seeds": ("seeds must be a list of integers", lambda: seeds.image_keys([1.5])),
+    "one seed": ("seeds must be a list of integers", lambda: seeds.image_keys(5)),
+    "sigma_max": ("sigma_max must be a number", lambda: grids.karras_sigmas(5, sigma_max="a")),
     "respacing": ("whole numbers, got 'ddim7x'", lambda: respacing.respaced_indices(99, "ddim7x")),
+    "table1 eps_s": ("eps_s must lie", lambda: samplers.table1(8, schedule="vp", eps_s=0.0)),
+    "table1 sigma_min": ("sigma_min must be a number", lambda: samplers.table1(8, sigma_min="a")),
+    "table1 network": (
+        "must be a Preconditioning",
+        lambda: samplers.table1(8, preconditioning="ve"),
+    ),
+    "grid's network": (
+        "must be a Preconditioning",
+        lambda: grids.make_sigmas("edm", 5, preconditioning="ve"),
+    ),
+    "lms order": ("order must be", lambda: samplers.sample_lms(_never, X, SIGMAS, order=2.0)),
+    "unipc order": ("order must be", lambda: samplers.sample_unipc(_never, X, SIGMAS, order=2.0)),
+    "vp levels": ("num_levels must be", lambda: precond.vp_preconditioning(num_levels=0)),
+    "ddpm levels": ("num_levels must be", lambda: respacing.ddpm_levels("cosine", 0)),
+    "churn NumPy": (
+        "s_tmin <= s_tmax",
+        lambda: Churn(1.0, np.float32(5), np.float32(0.1)),
+    ),
+    "resampling": ("num_steps=nan", lambda: grids.resample_sigmas(SIGMAS, np.nan)),
     "weights": (
         "weights must be positive",
         lambda: exact.GaussianMixture([0.0, 1.0], 0.1, [-1, 2]),
@@ -120,6 +142,27 @@ def test_a_denoiser_of_the_wrong_shape_is_named():
         sigmas = grids.make_sigmas(info.grid, 24)
         with pytest.raises(ValueError, match=r"must return the shape of x, .*got \(1, 4\)"):
             info(lambda x, sigma: x[:1], X, sigmas, KEYS)
+
+
+def test_known_values_are_checked_inside_jit():
+    jitted = jax.jit(lambda x: GENERAL(exact.Gaussian().denoise, x, SIGMAS, alpha=1.1))
+    assert np.all(np.isfinite(jitted(X)))
+    schedule = schedules.VESchedule()
+    with pytest.raises(ValueError, match="smaller alpha"):
+        jax.jit(lambda x: GENERAL(_never, x, SIGMAS, alpha=1.6, schedule=schedule))(X)
+
+
+def test_one_program_for_every_kind_of_number():
+    traces = []
+
+    @jax.jit
+    def gamma(churn):
+        traces.append(0)
+        return churn.gamma(1.0, 10)
+
+    for number in (1, 1.0, np.float64(1), np.float32(1), np.int32(1)):
+        np.testing.assert_allclose(gamma(Churn(number)), 0.1, rtol=1e-6)
+    assert len(traces) == 1
 
 
 def test_traced_values_pass():

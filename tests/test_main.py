@@ -6,6 +6,7 @@ that affordable.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -104,6 +105,18 @@ def test_sample_mode(run_dir, command, tmp_path):
         assert (out / name).stat().st_mtime_ns == when
     refused = command(*flags, "--seeds=0-3", "--labels=4", code=2).stderr
     assert "holds samples of other settings (labels differ)" in refused
+    # Labels are remembered by seed.
+    command(*flags, "--seeds=8,9", "--labels=4,5")
+    command(*flags, "--seeds=9,7,10", "--labels=5,3,1")
+    refused = command(*flags, "--seeds=8-9", "--labels=4,6", code=2).stderr
+    assert "(labels differ)" in refused
+    # Another model of the same progress is another model.
+    other = tmp_path / "other"
+    shutil.copytree(run_dir, other)
+    variant = edm_jax.load(run_dir).description["variants"][1]
+    command(*flags[:1], *flags[2:], f"--workdir={other}", "--seeds=8", "--labels=4")
+    refused = command(*flags, f"--variant={variant}", "--seeds=8", "--labels=4", code=2).stderr
+    assert "(weights, weights_sha256 differ)" in refused
     grid = [f for f in flags if "outdir" not in f] + [f"--outdir={tmp_path / 'g'}", "--grid"]
     command(*grid, "--seeds=0-8", "--labels=0-8")
     with Image.open(tmp_path / "g" / "grid.png") as picture:
@@ -132,7 +145,14 @@ BAD = {
     "no config": ([], "--config is missing"),
     "missing config": (["--config=configs/digit.py"], "did you mean configs/digits.py?"),
     "no workdir": ([TINY], "--workdir is missing"),
-    "unknown key": ([TINY, "--workdir=w", "--config.train.lrr=1"], "'lrr'; did you mean 'lr'?"),
+    "unknown key": (
+        [TINY, "--workdir=w", "--config.train.lrr=1"],
+        "config.train.lrr; did you mean config.train.lr?",
+    ),
+    "key without its section": (
+        [TINY, "--config.lr=1"],
+        "config.lr; did you mean config.train.lr?",
+    ),
     "wrong type": ([TINY, "--workdir=w", "--config.train.lr=abc"], "--config.train.lr=abc"),
     "unknown flag": ([TINY, "--wrkdir=w"], "Did you mean: workdir"),
     "unknown mode": ([TINY, "--mode=trian"], "--mode=trian"),

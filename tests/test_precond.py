@@ -179,3 +179,12 @@ def test_bad_arguments_are_named():
         denoise(jnp.zeros((4, 2, 2, 3)), jnp.ones(3))
     with pytest.raises(ValueError, match="sigma_data must be positive"):
         precond.edm_preconditioning(sigma_data=0.0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_edm_coefficients_have_their_limits_at_zero_and_infinity(dtype):
+    at_zero = precond.edm_coefs(jnp.zeros((), dtype), 0.5)
+    at_infinity = precond.edm_coefs(jnp.asarray(jnp.inf, dtype), 0.5)
+    # Table 1: 1, 0, 1/sd and -inf; 0, sd, 0 and inf.
+    np.testing.assert_array_equal(np.stack(at_zero), [1.0, 0.0, 2.0, -np.inf])
+    np.testing.assert_array_equal(np.stack(at_infinity), [0.0, 0.5, 0.0, np.inf])

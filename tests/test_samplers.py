@@ -350,9 +350,14 @@ def test_respects_what_the_network_knows():
     # A traced grid is rounded in the program.
     seen.clear()
     x = jnp.ones((1, 2)) * own[0]
-    jax.jit(lambda s: SAMPLERS["unipc_2"](denoise, x, s, preconditioning=iddpm))(own)
+    run = jax.jit(lambda s: SAMPLERS["heun"](denoise, x, s, preconditioning=iddpm))
+    run(own)
     jax.effects_barrier()
     assert len(set(seen)) == 24 and set(seen) <= table
+    seen.clear()
+    assert np.all(np.isfinite(run(grids.karras_sigmas(24))))  # 0.002 is below the network's range
+    jax.effects_barrier()
+    assert min(seen) == np.float32(iddpm.sigma_min)
     with pytest.raises(ValueError, match="outside the range"):
         SAMPLERS["heun"](
             denoise, x, grids.karras_sigmas(5), preconditioning=precond.ve_preconditioning()

@@ -100,6 +100,21 @@ def single_precision(denoise, x, sigmas):
     return right(denoise, x, sigmas).astype(jnp.float32)
 
 
+def fails_for_many_steps(denoise, x, sigmas):
+    """Raises, but not for the first number of steps that is tried."""
+    if len(sigmas) > 100:
+        raise ValueError("too many steps")
+    return right(denoise, x, sigmas)
+
+
+def for_images_only(denoise, x, sigmas):
+    """Euler with a column of levels, as written for (B, H, W, C)."""
+    for i in range(len(sigmas) - 1):
+        sigma = jnp.full((x.shape[0],), sigmas[i])[:, None, None, None]
+        x = x + (sigmas[i + 1] - sigma) * (x - denoise(x, sigma[:, 0, 0, 0])) / sigma
+    return x
+
+
 def not_a_number(denoise, x, sigmas):
     """NaN."""
     return right(denoise, x, sigmas) * jnp.nan
@@ -161,6 +176,7 @@ def test_a_right_sampler_passes():
         ("one_image", "returns shape (1, 2, 2, 1) for x of shape (6, 2, 2, 1)"),
         ("single_precision", "returns float32 for x of float64"),
         ("not_a_number", "not finite"),
+        ("fails_for_many_steps", "it raises ValueError (test_validate.py:"),
         ("breaks", "it raises RuntimeError (test_validate.py:"),
     ],
 )
@@ -171,6 +187,12 @@ def test_a_wrong_sampler_fails_with_its_reason(name, reason, few_samples):
     report = validate.validate(subject)
     assert not report.passed and reason in "; ".join(report.failures)
     assert "FAIL" in validate.table([report])
+
+
+def test_a_sampler_of_images_is_measured_on_images():
+    subject = dataclasses.replace(_loaded("for_images_only"), steps=(16, 32))
+    report = validate.validate(subject)
+    assert report.passed and report.nfe[:2] == (16, 32)
 
 
 def test_a_broken_contract_is_one_line_and_plain_data():
@@ -280,6 +302,12 @@ def test_every_sampler_of_the_registry_keeps_its_promises():
     reports = [validate.validate(subject) for subject in validate.builtin_subjects()]
     assert {r.name.split(" ")[0] for r in reports} == set(samplers.SAMPLERS)
     assert all(r.passed for r in reports), validate.table(reports)
+
+
+def test_the_promised_order_must_be_a_number(monkeypatch):
+    monkeypatch.setattr(right, "order", "two", raising=False)
+    with pytest.raises(ValueError, match="attribute order must be a number >= 0, got 'two'"):
+        _loaded("right")
 
 
 def test_bad_paths_are_named():

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from edm_jax import grids, names, schedules
-from edm_jax.arguments import check_number, check_protocol, is_known
+from edm_jax.arguments import check_number, check_protocol, check_range, is_known
 from edm_jax.precond import Preconditioning
 from edm_jax.progress import ReportFn
 from edm_jax.samplers import loop
@@ -81,6 +82,7 @@ def table1(
         options = {**options, "eps_s": eps_s}
     low = low if sigma_min is None else sigma_min
     high = high if sigma_max is None else sigma_max
+    check_range(num_steps, low, high)
     low, high = grids.clamp_range(low, high, preconditioning)
     sigmas = grids.make_sigmas(
         discretization,
@@ -192,11 +194,12 @@ def _check_alpha(
     check_number("alpha", alpha, above=0, cure="1 is Heun, 0.5 the midpoint rule")
     if not is_known(sigmas, alpha, schedule, gammas) or np.all(np.asarray(alpha) <= 1):
         return
-    levels = jnp.asarray(sigmas)[:-1]
-    raised = levels if gammas is None else levels * (1 + gammas)
-    t_hat = schedule.inverse(raised)[:-1]
-    stage = np.asarray(t_hat + alpha * (schedule.inverse(levels)[1:] - t_hat))
-    undefined = np.isnan(np.asarray(schedule.sigma(stage)))
+    with jax.ensure_compile_time_eval():  # known numbers, even while a caller is traced
+        levels = jnp.asarray(sigmas)[:-1]
+        raised = levels if gammas is None else levels * (1 + gammas)
+        t_hat = schedule.inverse(raised)[:-1]
+        stage = np.asarray(t_hat + alpha * (schedule.inverse(levels)[1:] - t_hat))
+        undefined = np.isnan(np.asarray(schedule.sigma(stage)))
     if np.any(undefined):
         i = int(np.argmax(undefined))
         raise ValueError(

@@ -78,7 +78,7 @@ def sample_lms(
     Returns:
       The sample, of the shape of x, or a Trajectory.
     """
-    if order not in (1, 2, 3, 4):
+    if not isinstance(order, int | np.integer) or order not in (1, 2, 3, 4):
         raise ValueError(f"order must be 1, 2, 3 or 4, got {order}")
     loop.check_sigmas(sigmas, min_steps=order)
     x = jnp.asarray(x, loop.state_dtype(x))

@@ -13,7 +13,7 @@ import numpy as np
 
 from edm_jax import grids, names
 from edm_jax.arguments import check_number, is_known
-from edm_jax.precond import Preconditioning
+from edm_jax.precond import Preconditioning, check_preconditioning
 from edm_jax.samplers import (
     adaptive,
     baselines,
@@ -131,7 +131,8 @@ class SamplerInfo:
           key: ``(B,)`` keys, one per image, or one key; ignored by deterministic ones.
           preconditioning: of the network; its range is checked and every level of the
             grid rounded to one it knows.  Repeated levels are dropped unless the
-            sampler takes them; of a traced grid they cannot be, so give one without.
+            sampler takes them; of a traced grid they cannot be, so give one without.  Its
+            levels outside the range are moved to the ends.
             Evaluations between the levels (dpmpp_2s, alpha below 1, adaptive) stay
             where they are; the network's own coefficients see the nearest level.
           **options: of the sampler.
@@ -157,11 +158,7 @@ class SamplerInfo:
         self, preconditioning: Preconditioning, sigmas: ArrayLike
     ) -> tuple[ArrayLike, dict[str, Any]]:
         """The grid within the range and on the levels of a network, and options for it."""
-        if not isinstance(preconditioning, Preconditioning):
-            raise ValueError(
-                f"preconditioning must be a Preconditioning, got {preconditioning!r}; use "
-                "precond.ve_preconditioning(), ..."
-            )
+        check_preconditioning(preconditioning)
         repeats = "round_sigma" in self.options
         extra = {"round_sigma": preconditioning.round_sigma} if repeats else {}
         if is_known(sigmas):
@@ -170,7 +167,9 @@ class SamplerInfo:
         if not preconditioning.rounds:
             return sigmas, {}
         levels = jnp.asarray(sigmas)
-        return levels.at[:-1].set(preconditioning.round_sigma(levels[:-1])), extra
+        # The range cannot be checked, and below it the nearest entry would be 0.
+        inside = jnp.clip(levels[:-1], preconditioning.sigma_min, preconditioning.sigma_max)
+        return levels.at[:-1].set(preconditioning.round_sigma(inside)), extra
 
 
 def _entries() -> list[SamplerInfo]:

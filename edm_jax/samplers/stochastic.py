@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
+import numpy as np
 
 from edm_jax.arguments import check_number, check_protocol, is_known
 from edm_jax.progress import ReportFn
@@ -38,10 +39,10 @@ class Churn:
     s_noise: ArrayLike = 1.0
 
     def __post_init__(self) -> None:
-        # An int and a float would be two signatures of a jitted function.
+        # An int, a float and a NumPy number would be as many signatures of a jitted function.
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, int):
+            if isinstance(value, int | float | np.number):
                 object.__setattr__(self, field.name, float(value))
             check_number(field.name, value, least=0, finite=field.name == "s_noise")
         ends = (self.s_tmin, self.s_tmax)

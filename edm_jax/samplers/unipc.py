@@ -144,7 +144,7 @@ def sample_unipc(
       The sample, of the shape of x, or a Trajectory.
     """
     names.lookup(VARIANTS, variant, "variant")
-    if order not in (1, 2, 3):
+    if not isinstance(order, int | np.integer) or order not in (1, 2, 3):
         raise ValueError(f"order must be 1, 2 or 3, got {order}")
     loop.check_sigmas(sigmas, min_steps=order)
     x = jnp.asarray(x, loop.state_dtype(x))
