@@ -78,7 +78,7 @@ def import_model(
     if found.assumed:
         report(
             f"assumed, as the file does not say: {json.dumps(found.assumed)}; where that is wrong, "
-            "import again with the right values as --source_options"
+            "import again, into another directory, with the right values as --source_options"
         )
     report(f"written to {workdir}; edm_jax.load({str(workdir)!r}) reads it")
 

@@ -104,6 +104,16 @@ def evaluate(
     """
     group = config.evaluation
     arguments = build.sampler_arguments(config)
+    source = build.build_source(config)
+    for what, of_model, of_data in (
+        ("images of shape", tuple(model.image_shape), tuple(source.image_shape)),
+        ("classes:", model.num_classes, source.num_classes),
+    ):
+        if of_model != of_data:
+            raise ValueError(
+                f"the model makes {what} {of_model}, the data set of the configuration has "
+                f"{of_data}; give the --config of its data"
+            )
     seeds = group.first_seed + np.arange(group.num_images)
     labels = np.arange(group.num_images) % model.num_classes if model.num_classes else None
     report(f"drawing {group.num_images} images, {nfe(arguments['num_steps'])} network calls each")
@@ -117,7 +127,7 @@ def evaluate(
         "weights": model.variant,
         "progress": model.description.get("progress"),
     }
-    train_images, train_labels = stack_source(build.build_source(config))
+    train_images, train_labels = stack_source(source)
     train = (as_floats(train_images), train_labels)
     test = None
     if (test_source := build.build_test_source(config)) is not None:

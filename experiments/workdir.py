@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from edm_jax.weights.checkpoints import checkpoint_steps
 from experiments.build import ConfigError
 
 CONFIG = "config.json"
@@ -136,7 +137,9 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
             raise ValueError(f"it holds a {type(config).__name__}, not a configuration")
         return config
     except FileNotFoundError:
-        raise WorkdirError(f"{path} holds no run: there is no {CONFIG}") from None
+        raise WorkdirError(
+            f"{path} holds no run: there is no {CONFIG} (of an imported model, give the --config)"
+        ) from None
     except (OSError, ValueError) as error:
         raise WorkdirError(f"{file} cannot be read: {error}") from error
 
@@ -171,6 +174,11 @@ def check_same_config(path: pathlib.Path, config: Mapping[str, Any]) -> list[str
       ConfigError: listing each other option that differs.
     """
     if not (path / CONFIG).exists():
+        if checkpoint_steps(path / "checkpoints"):
+            raise WorkdirError(
+                f"{path} holds a model but no run (an imported one has no training state to go on "
+                "from); choose another --workdir"
+            )
         return []
     old, new = flatten(read_config(path)), flatten(_from_json(json.loads(_config_text(config))))
     missing = object()

@@ -251,6 +251,12 @@ def test_import_sample_export_load(command, tmp_path):
             jax.tree.leaves(model.params), jax.tree.leaves(models[0].params), strict=True
         ):
             np.testing.assert_array_equal(a, b)
+    digits = ["--config=configs/digits.py", f"--workdir={run}"]
+    said = command("--mode=evaluate", *digits, code=2)
+    assert "the model makes images of shape" in said.stderr and "drawing" not in said.stdout
+    assert "give the --config" in command("--mode=evaluate", f"--workdir={run}", code=2).stderr
+    assert "holds a model but no run" in command(*digits, code=2).stderr
+    assert not (run / "config.json").exists()
     flags = ["--mode=sample", f"--workdir={single}", f"--outdir={tmp_path / 'o'}"]
     command(*flags, "--seeds=0-1", "--num_steps=2")
     with Image.open(tmp_path / "o" / "000001.png") as picture:

@@ -11,8 +11,9 @@ import weights_bombs
 import weights_golden as wg
 import weights_hostile as wh
 
-from edm_jax.weights import importer, training_state
+from edm_jax.weights import edm_snapshot, importer, training_state
 from edm_jax.weights.errors import WeightsError
+from edm_jax.weights.torch_files import ModuleDictRecord
 
 CORPUS = wh.corpus()
 BOMBS = weights_bombs.bombs_corpus()
@@ -162,6 +163,13 @@ def test_bombs_cost_no_more_than_their_file(name, tmp_path):
         importer.read_model_file(path)
     # Processor time, without tracing: below 0.5 s for the 2^19 opcodes a file may run.
     assert time.process_time() - start < 4
+
+
+def test_long_names_are_refused_before_they_multiply():
+    leaf = ModuleDictRecord({"_modules": {"b" * 300: ModuleDictRecord({})}})
+    with pytest.raises(WeightsError, match="is longer than 512"):
+        edm_snapshot.walk(ModuleDictRecord({"_modules": {"a" * 300: leaf}}))
+    edm_snapshot.walk(ModuleDictRecord({"_modules": {"a" * 200: leaf}}))
 
 
 def test_directory_and_pipe(tmp_path):

@@ -11,8 +11,8 @@ import numpy as np
 
 from edm_jax.typing import Array
 
-# What cuDNN's kernel takes on every GPU that has it: half precision, and heads of
-CUDNN_HEAD_MULTIPLE, CUDNN_HEAD_MOST = 8, 128
+# Sizes of heads that cuDNN's kernel takes; more than 128 on Hopper and later only.
+CUDNN_HEAD_MULTIPLE, CUDNN_HEAD_MOST = 8, 256
 
 
 def attention(q: Array, k: Array, v: Array) -> Array:
@@ -64,8 +64,8 @@ def cudnn_works(shape: tuple[int, int, int], dtype: str) -> bool:
     """
     if shape[2] % CUDNN_HEAD_MULTIPLE or shape[2] > CUDNN_HEAD_MOST:
         return False
-    # The caller may be tracing; this runs at once, on numbers.
-    with jax.ensure_compile_time_eval():
+    # The caller may be tracing, or guard transfers; this runs at once, on numbers.
+    with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"):
         try:
             error = _relative_error(shape, dtype, "cudnn")
         except Exception as reason:  # no cuDNN, an old one, or a GPU without the kernel
@@ -94,6 +94,8 @@ def _relative_error(shape: tuple[int, int, int], dtype: str, implementation: str
         out, pullback = jax.vjp(attend, q, k, v)
         return [out, *pullback(cotangent)]
 
+    if implementation == "cudnn":  # whatever the default device is
+        arrays = jax.device_put(arrays, jax.local_devices(backend="gpu")[0])
     got = run(arrays, implementation)
     expected = run([x.astype(jnp.float32) for x in arrays], None)
     errors = []

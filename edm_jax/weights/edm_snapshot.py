@@ -22,6 +22,7 @@ from edm_jax.weights.unpickle import SetRecord
 
 _MAX_DEPTH = 8  # a published network nests four deep
 _MAX_ENTRIES = 1 << 17  # of all modules together; a module may be met several times
+_MAX_NAME = 512  # characters of a full name; one long part may be met many times
 
 # Arguments of the published networks that a file may leave out, with their defaults.
 _COMMON_DEFAULTS = {
@@ -163,6 +164,9 @@ def walk(root: PersistentRecord) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         # A module may contain itself, or another one many times.
         if depth > _MAX_DEPTH or entries > _MAX_ENTRIES:
             raise WeightsError(f"modules nest too deeply or too widely at {show(prefix)}")
+        for name in (*own, *buffers, *children):
+            if len(prefix) + len(name) > _MAX_NAME:
+                raise WeightsError(f"the name {show(prefix + name)} is longer than {_MAX_NAME}")
         for name, value in own.items():
             if value is not None:
                 add(prefix + name, value, trainable=True)

@@ -182,8 +182,8 @@ def assumptions(
       WeightsError: one is needed that cannot be assumed at this image size.
     """
     network = config.get("network", {})
-    schedule_given = "noise_schedule" in config or "precond" in config
-    heads_given = _head_channels(config) is not None or "num_heads" in config
+    schedule_given = any(config.get(key) is not None for key in ("noise_schedule", "precond"))
+    heads_given = _head_channels(config) is not None or config.get("num_heads") is not None
     if size != _RELEASED_SIZE and not (schedule_given and heads_given):
         missing = [] if schedule_given else [
             "'noise_schedule': 'linear' (all released models but 64x64) or 'cosine'"
