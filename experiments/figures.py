@@ -180,13 +180,14 @@ def denoising_trajectories(
     plt.close(fig)
 
 
-def training_curve(path: pathlib.Path, kimg: Sequence[float], loss: Sequence[float]) -> None:
-    """Loss against images seen."""
+def training_curve(path: pathlib.Path, kimg: Sequence[float], loss: Sequence[float | None]) -> None:
+    """Loss against images seen; None where it was not finite leaves a gap."""
     plt = _pyplot()
+    loss = np.array([np.nan if value is None else value for value in loss], float)
     fig, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     axes.plot(kimg, loss, color=INK, lw=1.5)
     axes.set(xlabel="thousands of images (kimg)", ylabel="loss per element")
-    axes.set_ylim(0, 1.1 * max(loss, default=1))
+    axes.set_ylim(0, 1.1 * max(loss[np.isfinite(loss)], default=1.0))
     axes.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, dpi=130)
@@ -197,6 +198,8 @@ def evaluation_curves(
     path: pathlib.Path, kimg: Sequence[float], curves: Mapping[str, Sequence[float]]
 ) -> None:
     """What was evaluated during training against images seen, a panel for each measure."""
+    if not curves:
+        return
     plt = _pyplot()
     fig, panels = plt.subplots(
         1, len(curves), figsize=(4 * len(curves), 3.2), layout="constrained", squeeze=False

@@ -10,7 +10,7 @@ import pytest
 
 from configs import tiny
 from edm_jax.train.state import NUM_SIGMA_BINS, Metrics
-from experiments import monitor, workdir, writers
+from experiments import figures, monitor, workdir, writers
 from experiments.status import StatusLine
 
 
@@ -187,3 +187,9 @@ def test_a_trace_of_the_steps_asked_for(tmp_path):
     profiler.close()
     assert len(said) == 1 and str(tmp_path / "profile") in said[0]
     assert any((tmp_path / "profile").rglob("perfetto_trace.json.gz"))
+
+
+@pytest.mark.parametrize("loss", [[None, 0.5, 0.25], [None, None, None]])
+def test_curve_of_a_run_with_forgiven_steps(loss, tmp_path):
+    figures.training_curve(tmp_path / "loss.png", [0.1, 0.2, 0.3], loss)
+    assert (tmp_path / "loss.png").stat().st_size > 5000

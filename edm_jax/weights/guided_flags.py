@@ -182,7 +182,7 @@ def assumptions(
       WeightsError: one is needed that cannot be assumed at this image size.
     """
     network = config.get("network", {})
-    schedule_given = any(config.get(key) is not None for key in ("noise_schedule", "precond"))
+    schedule_given = config.get("noise_schedule") is not None or bool(config.get("precond"))
     heads_given = _head_channels(config) is not None or config.get("num_heads") is not None
     if size != _RELEASED_SIZE and not (schedule_given and heads_given):
         missing = [] if schedule_given else [
