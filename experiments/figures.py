@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -40,6 +41,14 @@ def to_pil(array: np.ndarray):
     from PIL import Image
 
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+
+
+@contextlib.contextmanager
+def _replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A name to write to, which becomes ``path`` when the file is whole: never half a picture."""
+    temporary = path.with_name(f".{path.name}")
+    yield temporary
+    temporary.replace(path)
 
 
 def save_image(path: pathlib.Path, array: np.ndarray) -> None:
@@ -81,7 +90,8 @@ def sample_grid(
     for row, name in enumerate(names):
         draw.text((8, 26 + row * step + step // 2), name, fill=INK, font=font, anchor="lm")
     path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.save(path, format="PNG")
+    with _replacing(path) as temporary:
+        canvas.save(temporary, format="PNG")
 
 
 def loss_per_noise_level(
@@ -122,7 +132,8 @@ def loss_per_noise_level(
     axes.legend(lines[0][0] + lines[1][0], lines[0][1] + lines[1][1], frameon=False)
     axes.set_title(title)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=130)
+    with _replacing(path) as temporary:
+        fig.savefig(temporary, dpi=130, format="png")
     plt.close(fig)
 
 
@@ -176,7 +187,8 @@ def denoising_trajectories(
     for spine in axes.spines.values():
         spine.set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=130)
+    with _replacing(path) as temporary:
+        fig.savefig(temporary, dpi=130, format="png")
     plt.close(fig)
 
 
@@ -190,7 +202,8 @@ def training_curve(path: pathlib.Path, kimg: Sequence[float], loss: Sequence[flo
     axes.set_ylim(0, 1.1 * max(loss[np.isfinite(loss)], default=1.0))
     axes.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=130)
+    with _replacing(path) as temporary:
+        fig.savefig(temporary, dpi=130, format="png")
     plt.close(fig)
 
 
@@ -209,5 +222,6 @@ def evaluation_curves(
         axes.set(xlabel="thousands of images (kimg)", title=label)
         axes.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=130)
+    with _replacing(path) as temporary:
+        fig.savefig(temporary, dpi=130, format="png")
     plt.close(fig)

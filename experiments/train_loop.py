@@ -60,7 +60,11 @@ def train(
             elif distributed.lead_says(lambda: is_finished(run)):
                 run.status.say(f"finished: {path} has trained its {config.train.total_kimg:g} kimg")
                 return summary(run, evaluate.read_evaluation(path))
-            return finish(run, state, started, stop.poll)
+            result = finish(run, state, started, stop.poll)
+            # The others wait here for process 0, which evaluates alone: a process that ends
+            # waits for the rest only for minutes, so that one that failed ends them all.
+            distributed.lead_says(lambda: True)
+            return result
         except Interrupted:
             raise Preempted(_stopped(run, int(state.step))) from None
 

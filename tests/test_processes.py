@@ -20,9 +20,11 @@ TINY = "--config=configs/tiny.py"
 def assert_close_run(a, b):
     """The same run but for the order of sums over devices.
 
-    A weight moves by up to lr = 3e-3 a step in the direction of its gradient's sign, so a
-    gradient that is 0 but for rounding moves it anywhere; after 30 steps few weights
-    differ by more than 1e-3 of the largest one.  The losses average that out.
+    Adam moves a weight by up to lr = 3e-3 a step in the direction of its gradient's sign, so
+    a gradient that is 0 but for rounding (of a bias before a normalisation) moves it
+    anywhere.  Such weights are few: fewer than one in a hundred differs by more than 1e-3,
+    a third of a step, and none by more than seven steps.  The losses, of which these weights are no
+    part, agree to rounding.
     """
     rows = metric_rows(a), metric_rows(b)
     assert [row["images_per_sigma_bin"] for row in rows[0]] == [
@@ -30,10 +32,12 @@ def assert_close_run(a, b):
     ]  # the same noise levels, so the same random numbers
     losses = [[row["loss"] for row in part] for part in rows]
     np.testing.assert_allclose(losses[0], losses[1], rtol=2e-5)
-    for one, other in zip(
-        *(jax.tree.leaves(command_line.final_arrays(path)[1][1]) for path in (a, b)), strict=True
-    ):
-        np.testing.assert_allclose(one, other, rtol=0, atol=1e-3)
+    one, other = (
+        np.concatenate([x.ravel() for x in jax.tree.leaves(command_line.final_arrays(path)[1][1])])
+        for path in (a, b)
+    )
+    difference = np.abs(one - other)
+    assert np.mean(difference > 1e-3) < 0.01 and difference.max() < 2e-2
 
 
 def with_devices(environment, count):

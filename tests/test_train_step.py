@@ -12,10 +12,11 @@ from edm_jax import ema
 from edm_jax.noise import LogNormal, edm_weight
 from edm_jax.precond import edm_preconditioning
 from edm_jax.train import sharding
-from edm_jax.train.state import NUM_SIGMA_BINS, SIGMA_BIN_EDGES, ema_name
+from edm_jax.train.state import NUM_SIGMA_BINS, SIGMA_BIN_EDGES, Metrics, ema_name
 from edm_jax.train.step import (
     Averaging,
     Objective,
+    _update_metrics,
     all_finite,
     init_state,
     learning_rate,
@@ -234,6 +235,13 @@ def test_bad_elements_of_large_networks_are_counted():
     clean, bad = sanitize_gradients({"a": jnp.array([jnp.nan, 1.0, jnp.inf, -jnp.inf])})
     np.testing.assert_array_equal(clean["a"], [0.0, 1.0, 1e5, -1e5])
     assert bad == 3
+
+
+def test_a_bad_loss_stays_out_of_the_bins_of_others():
+    loss, sigma = jnp.array([1.0, jnp.nan, 3.0]), jnp.array([0.01, 0.5, 50.0])
+    zero = jnp.zeros(())
+    found = _update_metrics(Metrics.zeros(), loss, zero, zero, zero > 1, sigma, zero < 1)
+    assert float(found.bin_loss.sum()) == 4 and float(found.bin_count.sum()) == 2
 
 
 def test_only_a_whole_streak_of_bad_steps_is_a_failure():

@@ -10,10 +10,6 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 
-# At the end the others wait for process 0, which draws and measures samples alone.  A
-# process that died is noticed by its missing heartbeat, not by this.
-SHUTDOWN_SECONDS = 7 * 24 * 3600
-
 
 class DistributedError(RuntimeError):
     """The processes of a run did not find each other."""
@@ -129,7 +125,6 @@ def initialize(
             num_processes,
             process_id,
             initialization_timeout=timeout_seconds,
-            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except Exception as error:  # each backend fails in its own way
         if not certain and jax.process_count() == 1:

@@ -211,14 +211,15 @@ def _update_metrics(
 ) -> Metrics:
     """Add one step; ``fresh`` starts a new window.  loss is ``(B,)`` per element."""
     index = jnp.searchsorted(jnp.asarray(SIGMA_BIN_EDGES, sigma.dtype), sigma)
-    member = jax.nn.one_hot(index, NUM_SIGMA_BINS)  # (B, bins): a matmul, no scatter
+    finite = jnp.isfinite(loss)  # one NaN would spread over all bins
+    member = jax.nn.one_hot(index, NUM_SIGMA_BINS) * finite[:, None]  # a matmul, no scatter
     increment = Metrics(
         num_steps=jnp.ones((), jnp.int32),
         loss=jnp.mean(loss),
         grad_norm=grad_norm,
         num_bad_grads=num_bad,
         num_bad_steps=bad.astype(jnp.int32),
-        bin_loss=loss @ member,
+        bin_loss=jnp.where(finite, loss, 0) @ member,
         bin_count=jnp.sum(member, axis=0),
     )
     return jax.tree.map(lambda old, new: jnp.where(fresh, 0, old) + new, metrics, increment)
