@@ -21,10 +21,8 @@ def assert_close_run(a, b):
     """The same run but for the order of sums over devices.
 
     Adam moves a weight by up to lr = 3e-3 a step in the direction of its gradient's sign, so
-    a gradient that is 0 but for rounding (of a bias before a normalisation) moves it
-    anywhere.  Such weights are few: fewer than one in a hundred differs by more than 1e-3,
-    a third of a step, and none by more than seven steps.  The losses, of which these weights are no
-    part, agree to rounding.
+    a gradient that is nearly 0 moves its weight by rounding: after 30 steps by up to 1e-3.
+    The losses average that out.
     """
     rows = metric_rows(a), metric_rows(b)
     assert [row["images_per_sigma_bin"] for row in rows[0]] == [
@@ -32,12 +30,24 @@ def assert_close_run(a, b):
     ]  # the same noise levels, so the same random numbers
     losses = [[row["loss"] for row in part] for part in rows]
     np.testing.assert_allclose(losses[0], losses[1], rtol=2e-5)
-    one, other = (
-        np.concatenate([x.ravel() for x in jax.tree.leaves(command_line.final_arrays(path)[1][1])])
-        for path in (a, b)
-    )
-    difference = np.abs(one - other)
-    assert np.mean(difference > 1e-3) < 0.01 and difference.max() < 2e-2
+    trees = (with_a_gradient(command_line.final_arrays(path)[1][1]) for path in (a, b))
+    for one, other in zip(*map(jax.tree.leaves, trees), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-3)
+
+
+def with_a_gradient(tree):
+    """Weights without the biases of attention keys.
+
+    The same vector added to every key adds the same number to all logits of a query, which
+    the softmax takes away: their gradient is 0, and what they hold is rounding alone.
+    """
+
+    def kept(path, array):
+        names = [getattr(entry, "key", None) for entry in path]
+        # Outputs are in the order (head, channel, q/k/v), the last fastest.
+        return np.delete(array, np.s_[1::3]) if names[-2:] == ["qkv", "bias"] else array
+
+    return jax.tree_util.tree_map_with_path(kept, tree)
 
 
 def with_devices(environment, count):
