@@ -22,7 +22,7 @@ TRAIN = [
 DATA = ["array-record>=0.5", "lmdb>=1.4", "pyspng>=0.1.1"]
 TENSORBOARD = ["tensorflow>=2.18", "tensorboard>=2.18"]
 DIFFRAX = ["diffrax>=0.7"]
-TEST = ["hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.9", "safetensors>=0.5"]
+TEST = ["hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.7", "ruff>=0.9", "safetensors>=0.5"]
 
 setup(
     name="edm_jax",

@@ -8,6 +8,7 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import collections
 import json
 import pathlib
 
@@ -19,6 +20,12 @@ from command_line import command, environment, run_dir  # noqa: F401  (fixtures)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+def pytest_collection_modifyitems(items):
+    """Files with the most slow tests first: at the end there are only short ones to share out."""
+    slow = collections.Counter(i.path for i in items if i.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session")
