@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Callable
@@ -18,7 +19,8 @@ from edm_jax.noise import sample_sigma
 from edm_jax.samplers import Churn, euler_step, heun_step
 from edm_jax.samplers.stochastic import add_noise
 from edm_jax.seeds import churn_noise, image_keys, latents
-from edm_jax.train.sharding import batch_sharding, make_mesh
+from edm_jax.train import distributed
+from edm_jax.train.sharding import batch_sharding, make_mesh, replicated
 from edm_jax.weights.model import Model
 from experiments import build, figures
 from experiments.workdir import EVALUATION, write_atomically
@@ -43,10 +45,11 @@ def stack_source(source: ImageSource, limit: int | None = None) -> tuple[np.ndar
 
 
 def progress_bar(total: int, name: str) -> Any:
-    """A bar with rate and time left, on a terminal only."""
+    """A bar with rate and time left, on a terminal only, of one process."""
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=name, unit="img", disable=None, leave=False)
+    disable = True if jax.process_index() else None
+    return tqdm(total=total, desc=name, unit="img", disable=disable, leave=False)
 
 
 def local_sharding() -> jax.sharding.NamedSharding:
@@ -62,22 +65,40 @@ def draw_samples(
     name: str,
     poll: Callable[[], None] | None = None,
 ) -> np.ndarray:
-    """Samples on all local devices, with a progress bar; ``poll`` is called for each batch."""
+    """Samples on all devices of all processes, which must call this together.
 
-    def on_batch(done: int) -> None:
-        bar.update(done - bar.n)
-        if poll is not None:
-            poll()
+    Args:
+      model: to sample from; the same on every process.
+      seeds, labels: see `edm_jax.sample`.
+      arguments: of `edm_jax.sample`; the batch size is that of one process.
+      name: shown with the progress.
+      poll: called after each batch; may raise, then on every process.
 
+    Returns:
+      ``(len(seeds), H, W, C)`` float32, on every process.
+    """
+    here = local_sharding()
+    variables = jax.device_put(model.variables, replicated(here.mesh))
+    model = dataclasses.replace(model, variables=variables)
+    processes = jax.process_count()
+    batch = min(arguments["batch_size"], -(-len(seeds) // processes))
+    parts = []
     with progress_bar(len(seeds), name) as bar:
-        return generate.sample(
-            model,
-            seeds,
-            labels,
-            sharding=local_sharding(),
-            on_batch=on_batch,
-            **arguments,
-        )
+        for start in range(0, len(seeds), batch * processes):
+            rows = start + batch * jax.process_index() + np.arange(batch)
+            rows = np.minimum(rows, len(seeds) - 1)  # the last is drawn again as padding
+            images = generate.sample(
+                model,
+                seeds[rows],
+                None if labels is None else labels[rows],
+                sharding=here,
+                **arguments,
+            )
+            parts.append(distributed.gather(images)[: len(seeds) - start])
+            bar.update(len(parts[-1]))
+            if poll is not None:
+                poll()
+    return np.concatenate(parts)
 
 
 def nfe(num_steps: int) -> int:
@@ -93,6 +114,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Draw samples and measure them as ``config.evaluation`` asks.
 
+    All processes draw, process 0 measures.
+
     Args:
       model: to sample from.
       config: of the run.
@@ -100,7 +123,8 @@ def evaluate(
       poll: called for each batch of samples; may raise.
 
     Returns:
-      JSON values: number of images, NFE, and one or more numbers for each metric.
+      JSON values: number of images, NFE, and one or more numbers for each metric; nothing
+      on processes other than 0.
     """
     group = config.evaluation
     arguments = build.sampler_arguments(config)
@@ -118,6 +142,8 @@ def evaluate(
     labels = np.arange(group.num_images) % model.num_classes if model.num_classes else None
     report(f"drawing {group.num_images} images, {nfe(arguments['num_steps'])} network calls each")
     samples = draw_samples(model, seeds, labels, arguments, "evaluation", poll)
+    if jax.process_index():
+        return {}
     # Measured as they would be saved: rounded to bytes.
     samples = as_floats(generate.to_uint8(samples))
     result: dict[str, Any] = {

@@ -422,9 +422,9 @@ def main(argv: list[str]) -> None:
     warnings.showwarning = lambda message, *where: print(f"warning: {message}", file=sys.stderr)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     if FLAGS.mode == "train":
-        # Until training takes over: nothing is at stake yet, but a scheduler wants its code.
-        early = "asked to stop before anything was done; the same command goes on"
-        signal.signal(signal.SIGTERM, lambda *_: _fail(early, 75))
+        # Before and after training takes over: nothing is at stake, but a scheduler wants its code.
+        asked = "asked to stop; the same command goes on"
+        signal.signal(signal.SIGTERM, lambda *_: _fail(asked, 75))
     try:
         _check_flags_of_mode()
         RUN[FLAGS.mode]()

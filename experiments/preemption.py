@@ -21,10 +21,14 @@ class Interrupted(RuntimeError):
 
 
 class StopRequest:
-    """Whether SIGTERM (or the platform's notice) has come; all hosts agree on the step."""
+    """Whether SIGTERM (or the platform's notice) has come.
+
+    Several processes ask together, equally often: all learn of it by the same question.
+    """
 
     def __init__(self) -> None:
         self._asked = False
+        self._questions = 0
         self._previous: Any = None
 
     def __enter__(self) -> StopRequest:
@@ -42,19 +46,19 @@ class StopRequest:
     def poll(self) -> None:
         """Cut short what is going on if the run was asked to stop.
 
-        Of a single process only: several must agree on a step (`at`).
-
         Raises:
           Interrupted: if so.
         """
-        if self._asked:
+        if self.asked():
             raise Interrupted
 
-    def at(self, step: int) -> bool:
-        """Whether training should stop after ``step``, the same answer on every host."""
-        if jax.process_count() == 1:
-            return self._asked
-        from jax.experimental import multihost_utils
+    def asked(self) -> bool:
+        """Whether the run should stop, the same answer on every host."""
+        if jax.process_count() > 1 and not self._asked:
+            from jax.experimental import multihost_utils
 
-        # JAX's preemption service catches SIGTERM on any host and picks a common step.
-        return multihost_utils.reached_preemption_sync_point(step)
+            # JAX's preemption service catches SIGTERM on any host and picks a number that
+            # none has reached yet.
+            self._questions += 1
+            self._asked = multihost_utils.reached_preemption_sync_point(self._questions)
+        return self._asked

@@ -28,7 +28,7 @@ from experiments import build, checks, costs, evaluate
 from experiments.build import ConfigError
 from experiments.checks import Findings, size
 from experiments.status import format_duration
-from experiments.workdir import CONFIG, flatten
+from experiments.workdir import CONFIG, check_same_data, flatten
 
 Report = Callable[[str], None]
 
@@ -167,6 +167,9 @@ def _check(
     net = None
     with findings.part():
         source = build.build_source(config) if source is None else source
+        if workdir is not None:
+            with findings.part():
+                check_same_data(workdir, source)
         with findings.part():
             net = build.build_network(build.network_arguments(config, source))
         if config.evaluation.num_images:

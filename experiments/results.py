@@ -52,14 +52,14 @@ def _save_grid(run: Run, state: TrainState, step: int, poll: Poll) -> None:
     """The sample grid of the fixed seeds, a row per class."""
     paused = run.status.pause()
     model = run.model(state, step)
-    if not run.leads:
-        return
     arguments = build.sampler_arguments(run.config)
     classes = min(model.num_classes, 10)
     count = classes * GRID_COLUMNS if classes else GRID_UNLABELLED
     columns = GRID_COLUMNS if classes else 8
     labels = np.arange(count) // GRID_COLUMNS if classes else None
     samples = evaluate.draw_samples(model, np.arange(count), labels, arguments, "samples", poll)
+    if not run.leads:
+        return
     names = None
     if classes:
         names = (model.label_names or [str(i) for i in range(classes)])[:classes]
@@ -79,8 +79,8 @@ def _evaluate_now(run: Run, state: TrainState, step: int, poll: Poll) -> None:
     """An evaluation during training: a line of numbers, and their curve so far."""
     paused = run.status.pause()
     model = run.model(state, step)
+    result = evaluate.evaluate(model, run.config, report=run.status.say, poll=poll)
     if run.leads:
-        result = evaluate.evaluate(model, run.config, report=run.status.say, poll=poll)
         run.monitor.evaluation(step, result)
         run.status.say("\n" + evaluate.result_table(result) + "\n")
         _draw_evaluations(run)
@@ -102,8 +102,8 @@ def _draw_evaluations(run: Run, *last: dict[str, Any]) -> None:
         )
 
 
-def is_finished(run: Run) -> bool:
-    """Whether a run that has all its steps behind it has made everything else too."""
+def is_finished(run: Run, step: int) -> bool:
+    """Whether a run that ends at a step, which is behind it, has made everything else too."""
     if not (run.path / "figures" / "loss.png").exists():
         return False
     if not run.config.evaluation.num_images:
@@ -111,7 +111,7 @@ def is_finished(run: Run) -> bool:
     # Not one of earlier weights, or of another average, that --mode=evaluate left.
     result = evaluate.read_evaluation(run.path) or {}
     progress, variant = result.get("progress"), build.build_averaging(run.config).names()[0]
-    whole = isinstance(progress, dict) and progress.get("step") == run.intervals.total
+    whole = isinstance(progress, dict) and progress.get("step") == step
     return whole and result.get("weights") == variant
 
 
@@ -120,21 +120,23 @@ def finish(run: Run, state: TrainState, started: float, poll: Poll) -> dict[str,
     step = int(state.step)
     model, initial = run.model(state, step), run.model(run.make_state(), 0)
     run.store.wait()
+    if run.leads:
+        run.status.say("drawing figures ...")
+        evaluate.draw_figures(run.path / "figures", initial, model, run.config, run.source)
+        rows = writers.read_metrics(run.path)
+        figures.training_curve(
+            run.path / "figures" / "loss.png", [r["kimg"] for r in rows], [r["loss"] for r in rows]
+        )
+    poll()
+    if not run.config.evaluation.num_images:
+        return summary(run, None)
+    result = evaluate.evaluate(model, run.config, report=run.status.say, poll=poll)
     if not run.leads:
         return None
-    run.status.say("drawing figures ...")
-    evaluate.draw_figures(run.path / "figures", initial, model, run.config, run.source)
-    rows = writers.read_metrics(run.path)
-    figures.training_curve(
-        run.path / "figures" / "loss.png", [r["kimg"] for r in rows], [r["loss"] for r in rows]
-    )
-    result = None
-    if run.config.evaluation.num_images:
-        result = evaluate.evaluate(model, run.config, report=run.status.say, poll=poll)
-        result["seconds"] = round(time.perf_counter() - started, 1)
-        evaluate.write_evaluation(run.path, result)
-        if run.intervals.evaluation:
-            _draw_evaluations(run, {"kimg": step * run.batch_size / 1000, **result})
+    result["seconds"] = round(time.perf_counter() - started, 1)
+    evaluate.write_evaluation(run.path, result)
+    if run.intervals.evaluation:
+        _draw_evaluations(run, {"kimg": step * run.batch_size / 1000, **result})
     return summary(run, result)
 
 

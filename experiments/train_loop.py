@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import time
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import jax
@@ -45,6 +46,7 @@ def train(
         def take_directory() -> None:
             workdir.prepare(path)
             stack.enter_context(workdir.locked(path))
+            workdir.check_same_data(path, source)
             for note in workdir.record_config(path, config.to_dict()):
                 print(note)
 
@@ -56,9 +58,11 @@ def train(
             stop.poll()
             show(run, state, step, stop.poll, missing=True)
             if step < run.intervals.total:
-                state = _loop(run, state, step, stop)
-            elif distributed.lead_says(lambda: is_finished(run)):
-                run.status.say(f"finished: {path} has trained its {config.train.total_kimg:g} kimg")
+                with contextlib.closing(_batches(run, step)) as batches:
+                    state = _loop(run, state, step, stop, batches)
+            elif distributed.lead_says(lambda: is_finished(run, step)):
+                kimg = step * run.batch_size / 1000
+                run.status.say(f"finished: {path} has trained its {kimg:g} kimg")
                 return summary(run, evaluate.read_evaluation(path))
             result = finish(run, state, started, stop.poll)
             # The others wait here for process 0, which evaluates alone: a process that ends
@@ -72,10 +76,9 @@ def train(
 # ---------------------------------------------------------------------------- the loop
 
 
-def _loop(run: Run, state: TrainState, start: int, stop: StopRequest) -> TrainState:
-    """Steps from ``start`` to the end.  The host only ever waits for what is already done."""
-    intervals = run.intervals
-    batches = pipeline.device_batches(
+def _batches(run: Run, start: int) -> Generator[pipeline.Batch, None, None]:
+    """Batches on the devices, from the step after ``start`` on."""
+    return pipeline.device_batches(
         pipeline.host_batches(
             run.source,
             run.batch_size,
@@ -89,6 +92,13 @@ def _loop(run: Run, state: TrainState, start: int, stop: StopRequest) -> TrainSt
         ),
         sharding.batch_sharding(run.mesh),
     )
+
+
+def _loop(
+    run: Run, state: TrainState, start: int, stop: StopRequest, batches: Iterator[pipeline.Batch]
+) -> TrainState:
+    """Steps from ``start`` to the end.  The host only ever waits for what is already done."""
+    intervals = run.intervals
     if start == 0:
         run.status.say("compiling the training step ...")
     pending: tuple[int, Any] | None = None
@@ -108,7 +118,7 @@ def _loop(run: Run, state: TrainState, start: int, stop: StopRequest) -> TrainSt
             pending = None
         if step % intervals.log == 0 or step == intervals.total:
             pending = (step, _start_fetch(state))
-        stopping = stop.at(step)
+        stopping = stop.asked()
         save_due = stopping or step == intervals.total or step % intervals.checkpoint == 0
         show_due = intervals.grid_due(step) or intervals.evaluation_due(step)
         if save_due or show_due:
@@ -205,6 +215,6 @@ def _what_is_left(run: Run) -> str:
     kept = f"the newest checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
     return (
         f"{kept}. Nothing after it is saved. The same command tries again from there; if that "
-        "fails too, look at the data, allow more bad steps (their gradients count as 0), or lower "
-        "config.train.lr in a new --workdir"
+        "fails too, look at the data, allow more bad steps (a NaN in their gradients becomes 0, an "
+        "infinity 1e5), or lower config.train.lr in a new --workdir"
     )

@@ -12,7 +12,9 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from edm_jax.weights.checkpoints import checkpoint_steps
+from edm_jax.data.source import ImageSource
+from edm_jax.weights.checkpoints import checkpoint_steps, read_description
+from edm_jax.weights.errors import WeightsError
 from experiments.build import ConfigError
 
 CONFIG = "config.json"
@@ -25,13 +27,17 @@ EVALUATIONS = "evaluations.jsonl"
 # for it, so the change is said.
 FREE_OPTIONS = (
     "train.max_bad_steps",
+    "train.log_kimg",
+    "train.sample_kimg",
     "train.checkpoint_kimg",
     "train.keep_last",
     "train.keep_every_kimg",
     "data.num_threads",
     "data.num_workers",
+    "evaluation.every_kimg",
 )
 NOTED_OPTIONS = {
+    "train.total_kimg": "only its end moves",
     "train.micro_batch": "equal up to rounding",
     "train.sharding": "equal up to rounding",
     "model.remat": "equal up to rounding",
@@ -142,6 +148,30 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise WorkdirError(f"{file} cannot be read: {error}") from error
+
+
+def check_same_data(path: pathlib.Path, source: ImageSource) -> None:
+    """Whether the run in a directory, if there is one, is about images of this kind.
+
+    Raises:
+      ConfigError: they have another shape or other classes.
+    """
+    steps = checkpoint_steps(path / "checkpoints")
+    if not steps:
+        return
+    try:
+        description = read_description(steps[-1])
+    except WeightsError:
+        return  # who restores it judges it
+    for what, before, now in (
+        ("images of shape", description.get("image_shape"), list(source.image_shape)),
+        ("classes:", description.get("num_classes"), source.num_classes),
+    ):
+        if before is not None and before != now:
+            raise ConfigError(
+                f"{path} holds a run on {what} {before}, the data set of this configuration has "
+                f"{now}; use another --workdir, or the old data"
+            )
 
 
 def _config_text(config: Mapping[str, Any]) -> str:

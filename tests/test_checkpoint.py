@@ -1,5 +1,6 @@
 """Checkpoints: whole, verified, and passed over when damaged."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -131,6 +132,21 @@ def test_every_step_damaged_is_an_error_that_changes_nothing(tmp_path):
     before = sorted(p.name for p in tmp_path.iterdir())
     with pytest.raises(CheckpointError, match="none of its 2 checkpoints"):
         restore(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_a_whole_step_that_does_not_fit_is_not_called_damaged(tmp_path):
+    """Renamed, it would be lost to the command that it does fit."""
+    fill(tmp_path)
+    before = sorted(p.name for p in tmp_path.iterdir())
+    other = dataclasses.replace(make_state(0), opt_state=({"momentum": jnp.zeros(3)},))
+    abstract = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), other
+    )
+    store = CheckpointStore(tmp_path)
+    with pytest.raises(CheckpointError, match="step 3 is whole but could not be restored"):
+        store.restore_latest(abstract)
+    store.close()
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 

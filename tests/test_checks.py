@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import json
 import re
 import types
 
@@ -302,6 +303,28 @@ def test_directory_of_another_configuration(tmp_path):
     assert sorted(tmp_path.iterdir()) == before
     code, lines = run(config_with(), Pictures(), tmp_path, quick=False, mesh_devices=None)
     assert any("holds this run, which starts anew" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("there", "message"),
+    [
+        ({"image_shape": [4, 4, 1]}, r"a run on images of shape \[4, 4, 1\], the data set of this"),
+        ({"num_classes": 3}, "a run on classes: 3, the data set of this"),
+        ({}, None),
+    ],
+)
+def test_directory_of_other_images(tmp_path, there, message):
+    """Said before the configuration is written there, not when the weights do not fit."""
+    source = Pictures()
+    workdir.check_same_data(tmp_path, source)  # nothing is there yet
+    step = tmp_path / "checkpoints" / "00000001" / "description"
+    step.mkdir(parents=True)
+    description = {"image_shape": list(source.image_shape), "num_classes": source.num_classes}
+    (step / "metadata").write_text(json.dumps({"format_version": 1} | description | there))
+    workdir.write_atomically(tmp_path / "config.json", json.dumps(config_with().to_dict()))
+    code, lines = run(config_with(), source, tmp_path)
+    assert code == (1 if message else 0)
+    assert not message or re.search(message, lines[0])
 
 
 def test_directory_that_cannot_be_written(tmp_path):

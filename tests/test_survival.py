@@ -277,10 +277,11 @@ def test_only_free_options_may_change(tmp_path):
     changed = {"train": {"lr": 1e-3, "max_bad_steps": 9}, "data": {"num_threads": 2}}
     workdir.record_config(tmp_path, changed)
     assert json.loads((tmp_path / "config.json").read_text()) == changed
-    moved = {"train": {"lr": 1e-3, "max_bad_steps": 9, "micro_batch": 8}, "data": {"path": "b"}}
-    notes = workdir.check_same_config(tmp_path, moved)
-    assert len(notes) == 2
+    train = changed["train"] | {"micro_batch": 8, "total_kimg": 2.0}
+    notes = workdir.check_same_config(tmp_path, {"train": train, "data": {"path": "b"}})
+    assert len(notes) == 3
     assert "train.micro_batch goes from (not set) to 8: the run goes on, equal" in notes[1]
+    assert "train.total_kimg goes from (not set) to 2.0: the run goes on, only its" in notes[2]
     with pytest.raises(ValueError, match=r"train\.lr: 0\.001 there, 0\.002 now"):
         workdir.record_config(tmp_path, changed | {"train": {"lr": 2e-3, "max_bad_steps": 9}})
     assert json.loads((tmp_path / "config.json").read_text()) == changed

@@ -8,7 +8,7 @@ reached in O(1), so a resumed run reads what it would have read.
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import jax
@@ -108,7 +108,7 @@ class _Examples:
 
 def device_batches(
     batches: Iterator[Batch], sharding: jax.sharding.Sharding, *, prefetch: int = 2
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Move batches to the devices ahead of their use.
 
     Args:
@@ -117,7 +117,7 @@ def device_batches(
       prefetch: how many batches wait on the devices.
 
     Yields:
-      The same batches as global jax.Arrays.
+      The same batches as global jax.Arrays.  Closing this closes ``batches``.
     """
 
     def put(batch: Batch) -> Batch:
@@ -127,8 +127,12 @@ def device_batches(
         }
 
     queue: collections.deque[Batch] = collections.deque()
-    for batch in batches:
-        queue.append(put(batch))
-        if len(queue) > prefetch:
-            yield queue.popleft()
-    yield from queue
+    try:
+        for batch in batches:
+            queue.append(put(batch))
+            if len(queue) > prefetch:
+                yield queue.popleft()
+        yield from queue
+    finally:
+        if hasattr(batches, "close"):  # ends reading processes and frees what they share
+            batches.close()

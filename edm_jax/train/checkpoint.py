@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from edm_jax.train import distributed
 from edm_jax.train.state import TrainState
 from edm_jax.typing import PyTree
 from edm_jax.weights import checkpoints
@@ -192,47 +193,54 @@ class CheckpointStore:
     ) -> TrainState | None:
         """The newest undamaged state, or None if there is no checkpoint.
 
-        Damaged steps are reported, renamed to ``damaged-<step>`` and passed over.
+        Damaged steps are reported, renamed to ``damaged-<step>`` and passed over.  Process 0
+        judges for all, so that every process restores the same step.
 
         Args:
           abstract: the state as ShapeDtypeStructs with shardings.
           report: called with one line for each damaged step.
 
         Raises:
-          CheckpointError: if there are checkpoints but none can be used.
+          CheckpointError: if there are checkpoints but none is whole, or one that is whole
+            cannot be restored; nothing is changed then.
           NewerFormatError: if a newer version wrote one; nothing is changed then.
         """
-        steps = checkpoints.checkpoint_steps(self.directory)
         damaged: list[pathlib.Path] = []
+        step = distributed.from_lead(lambda: self._newest_whole(damaged, report))
+        if step < 0:
+            return None
+        state = self._restore(step, abstract)
+        if distributed.from_lead(lambda: self._set_aside(damaged)):
+            self._manager.reload()
+        return state
+
+    def _newest_whole(self, damaged: list[pathlib.Path], report: Callable[[str], None]) -> int:
+        """The newest step that is as it was written, or -1; those passed over go to ``damaged``."""
+        steps = checkpoints.checkpoint_steps(self.directory)
         for step_dir in reversed(steps):
             try:
                 checkpoints.read_description(step_dir)
                 checkpoints.verify_checksums(step_dir)
-                state = self._restore(int(step_dir.name), abstract)
             except CheckpointError as error:
                 report(f"damaged checkpoint passed over: {error}")
                 damaged.append(step_dir)
             else:
-                self._set_aside(damaged)
-                return state
+                return int(step_dir.name)
         if steps:
             raise CheckpointError(
                 f"{self.directory}: none of its {len(steps)} checkpoints can be restored; "
                 "nothing was changed there"
             )
-        return None
+        return -1
 
-    def _set_aside(self, damaged: list[pathlib.Path]) -> None:
-        """Rename damaged steps, so that training may write them anew."""
-        if not damaged:
-            return
-        if jax.process_index() == 0:
-            for path in damaged:
-                target = path.with_name(f"damaged-{path.name}")
-                if target.exists():
-                    shutil.rmtree(target)
-                path.rename(target)
-        self._manager.reload()
+    def _set_aside(self, damaged: list[pathlib.Path]) -> int:
+        """Rename damaged steps, so that training may write them anew; how many they are."""
+        for path in damaged:
+            target = path.with_name(f"damaged-{path.name}")
+            if target.exists():
+                shutil.rmtree(target)
+            path.rename(target)
+        return len(damaged)
 
     def _restore(self, step: int, abstract: TrainState) -> TrainState:
         args = {name: ocp.args.StandardRestore(tree) for name, tree in _items(abstract).items()}
@@ -240,5 +248,9 @@ class CheckpointStore:
             restored = self._manager.restore(step, args=ocp.args.Composite(**args))
         except Exception as error:  # Orbax raises many kinds
             text = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise CheckpointError(f"step {step}: cannot be restored ({text})") from error
+            # Not damage: memory that ran out, say, or another version of a library.
+            raise CheckpointError(
+                f"{self.directory}: step {step} is whole but could not be restored ({text}); "
+                "nothing was changed there"
+            ) from error
         return _from_items({name: restored[name] for name in args})

@@ -51,37 +51,49 @@ def on_tpu_machine(
     return any(devices.glob("accel[0-9]*")) or any(devices.glob("vfio/[0-9]*"))
 
 
-def on_lead(action: Callable[[], None]) -> None:
-    """Do something on process 0, and go on everywhere only if it worked.
+def from_lead(question: Callable[[], int]) -> int:
+    """What process 0 answers, on every process; they wait for one another.
 
     Raises:
-      Exception: what ``action`` raised, on process 0.
+      Exception: what ``question`` raised, on process 0.
       DistributedError: on the others, which would wait for it otherwise.
     """
     problem: BaseException | None = None
+    answer = 0
     if jax.process_index() == 0:
         try:
-            action()
+            answer = question()
         except Exception as error:
             problem = error
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
-        worked = multihost_utils.broadcast_one_to_all(np.int32(problem is None))
+        said = np.array([problem is None, answer], np.int32)
+        worked, answer = multihost_utils.broadcast_one_to_all(said)
         if not worked and problem is None:
-            raise DistributedError("process 0 could not begin; its message says why")
+            raise DistributedError("process 0 could not go on; its message says why")
     if problem is not None:
         raise problem
+    return int(answer)
+
+
+def on_lead(action: Callable[[], None]) -> None:
+    """Do something on process 0, and go on everywhere only if it worked; see `from_lead`."""
+    from_lead(lambda: action() or 0)
 
 
 def lead_says(question: Callable[[], bool]) -> bool:
-    """What process 0 answers, on every process."""
-    answer = np.int32(jax.process_index() == 0 and question())
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+    """What process 0 answers, on every process; see `from_lead`."""
+    return bool(from_lead(question))
 
-        answer = multihost_utils.broadcast_one_to_all(answer)
-    return bool(answer)
+
+def gather(rows: np.ndarray) -> np.ndarray:
+    """The ``(n, ...)`` of every process one after the other, on every process."""
+    if jax.process_count() == 1:
+        return rows
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(rows, tiled=True))
 
 
 def initialize(
