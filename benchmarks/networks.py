@@ -2,7 +2,8 @@ r"""Speed and memory of the published networks: forward pass and training step.
 
     python benchmarks/networks.py [--nets=cifar10-ddpmpp,...] [--batch=8] [--quick] [--profile]
 
-For each network: images per second, GFLOP/s (operations as the compiler counts them), their
+For each network: images per second, GFLOP/s (operations of the convolutions and matrix
+products as they are defined, however they are computed), their
 share of the speed of a large matrix product measured in turns with it, compile time and
 memory.  A training step is the EDM loss, its gradient and Adam.  Then: by how much half
 precision changes the output, and what recomputing the blocks saves.  With --profile, where
@@ -23,6 +24,7 @@ import op_times
 import optax
 
 from edm_jax import losses, models, noise, precond
+from experiments import costs
 
 RGB = {"in_channels": 3, "out_channels": 3}
 CIFAR10 = {"img_resolution": 32, "label_dim": 10, "augment_dim": 9, "dropout": 0.13, **RGB}
@@ -139,12 +141,17 @@ class Ceiling:
 
 
 def speed_row(
-    label: str, compiled: Any, compile_seconds: float, call: Any, batch: int, repeats: int
+    label: str,
+    compiled: Any,
+    compile_seconds: float,
+    flops: float,
+    call: Any,
+    batch: int,
+    repeats: int,
 ) -> list[str]:
     """One row of the first table."""
     ceiling = Ceiling()
     seconds, ceiling_seconds = common.interleaved([call, ceiling], repeats=repeats)
-    flops = compiled.cost_analysis()["flops"]
     share = (flops / seconds) / (ceiling.flops / ceiling_seconds)
     return [
         label,
@@ -163,23 +170,27 @@ def measure(name: str, batch: int, repeats: int, profile: bool) -> list[list[str
     net = build(name)
     variables = random_variables(net, jax.random.key(0))
     data = inputs(net, batch)
-    forward, seconds = common.compile_timed(make_forward(net), variables, data)
-    rows = [speed_row(f"{name} forward", forward, seconds, lambda: forward(variables, data),
-                      batch, repeats)]  # fmt: skip
+    program = make_forward(net)
+    forward, seconds = common.compile_timed(program, variables, data)
+    flops = costs.flops(program.trace(variables, data).jaxpr)
+    rows = [speed_row(f"{name} forward", forward, seconds, flops,
+                      lambda: forward(variables, data), batch, repeats)]  # fmt: skip
     if profile:
         op_times.report(f"{name} forward", forward, lambda: forward(variables, data))
 
     optimizer = optax.adam(1e-4)
     key = jax.random.key(2)
     state = (variables, jax.jit(optimizer.init)(variables["params"]))
-    step, seconds = common.compile_timed(make_step(net, optimizer), *state, data, key)
+    program = make_step(net, optimizer)
+    step, seconds = common.compile_timed(program, *state, data, key)
+    flops = costs.flops(program.trace(*state, data, key).jaxpr)
 
     def call() -> Any:
         nonlocal state
         *state, loss = step(*state, data, key)
         return loss
 
-    rows.append(speed_row(f"{name} training", step, seconds, call, batch, repeats))
+    rows.append(speed_row(f"{name} training", step, seconds, flops, call, batch, repeats))
     if profile:
         op_times.report(f"{name} training", step, call)
     return rows

@@ -7,6 +7,7 @@ Every parameter carries logical axis names (`flax.linen.with_logical_partitionin
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from edm_jax.models import resample
+from edm_jax.models import resample, winograd
 from edm_jax.models.initializers import Init
 from edm_jax.typing import Array
 
@@ -67,16 +68,21 @@ def matmul(x: Array, kernel: Array) -> Array:
 
 
 def conv2d(x: Array, kernel: Array, padding: int) -> Array:
-    """Correlation with zero padding, stride 1: NHWC with HWIO -> NHWC."""
+    """Correlation with zero padding, stride 1: NHWC with HWIO -> NHWC.
+
+    Large float32 ones take half the products on CPUs, see `winograd`.
+    """
     if kernel.shape[:2] == (1, 1) and padding == 0:
         return matmul(x, kernel[0, 0])
-    return lax.conv_general_dilated(
-        x,
-        kernel,
+    plain = functools.partial(
+        lax.conv_general_dilated,
         window_strides=(1, 1),
         padding=[(padding, padding)] * 2,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+    if winograd.worthwhile(x, kernel, padding):
+        return lax.platform_dependent(x, kernel, cpu=winograd.conv3x3, default=plain)
+    return plain(x, kernel)
 
 
 def conv_parameters(
