@@ -166,6 +166,21 @@ def test_reading_processes_change_nothing(run_dir, command, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_made_longer_is_the_long_run(run_dir, command, tmp_path):
+    path = tmp_path / "longer"
+    command(TINY, f"--workdir={path}", "--config.train.total_kimg=0.24")
+    done = command(TINY, f"--workdir={path}")
+    assert "train.total_kimg goes from 0.24 to 0.48: the run goes on" in done.stdout
+    assert "resuming at kimg 0.2" in done.stdout
+    command_line.assert_same_run(run_dir, path)
+    evaluations = (json.loads((d / "evaluation.json").read_text()) for d in (run_dir, path))
+    one, other = ({k: v for k, v in e.items() if k != "seconds"} for e in evaluations)
+    assert one == other
+    shorter = command(TINY, f"--workdir={path}", "--config.train.total_kimg=0.24")
+    assert "finished" in shorter.stdout and "has trained its 0.48 kimg" in shorter.stdout
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["truncated", "bit flipped", "half deleted"])
 def test_damaged_newest_checkpoint_is_passed_over(damage, run_dir, command, tmp_path):
     path = tmp_path / "damaged"
