@@ -10,6 +10,7 @@ import pytest
 import weights_bombs
 import weights_golden as wg
 import weights_hostile as wh
+from weights_payloads import MARKER
 
 from edm_jax.weights import edm_snapshot, importer, training_state
 from edm_jax.weights.errors import WeightsError
@@ -83,7 +84,7 @@ def test_the_watch_sees_a_payload_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with watched() as events:
         pickle.loads(CORPUS["INST"][0])
-    assert os.path.exists(wh.MARKER)
+    assert os.path.exists(MARKER)
     assert any(e.startswith("os.system") for e in events)
     with watched() as events, open("x", "w"):
         pass

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-import weights_hostile as wh
+import weights_payloads as wp
 import weights_writer as ww
 
 from edm_jax.weights import training_state
@@ -45,7 +45,7 @@ def repeated(count, item=b"N"):
     ],
 )  # fmt: skip
 def test_optimizer_of_absurd_size(optimizer, message, tmp_path):
-    net = ww.network(wh.ARRAYS, wh.CLASS_NAME, dict(wh.ARGUMENTS))
+    net = ww.network(wp.ARRAYS, wp.CLASS_NAME, dict(wp.ARGUMENTS))
     root = {"net": net, "optimizer_state": optimizer}
     path = tmp_path / "training-state-000001.pt"
     path.write_bytes(ww.dumps(root))
