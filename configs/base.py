@@ -104,7 +104,7 @@ def get_config() -> ml_collections.ConfigDict:
             ema_rampup_ratio=0.05,
             grad_clip_norm=0.0,  # 0: none
             loss_scaling=1.0,
-            # A gradient element that is not finite becomes 0 and training goes on; so many such
+            # NaN in a gradient becomes 0, an infinity 1e5, and training goes on; so many such
             # steps in a row, or such a loss, stop it (a resumed run may change this).
             max_bad_steps=100,
             log_kimg=50.0,
