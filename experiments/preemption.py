@@ -58,7 +58,7 @@ class StopRequest:
             from jax.experimental import multihost_utils
 
             # JAX's preemption service catches SIGTERM on any host and picks a number that
-            # none has reached yet.
+            # none has reached yet.  Nobody else may ask it, with numbers of their own.
             self._questions += 1
             self._asked = multihost_utils.reached_preemption_sync_point(self._questions)
         return self._asked

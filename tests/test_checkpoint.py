@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from edm_jax.train.checkpoint import CheckpointStore, SaveError
 from edm_jax.train.state import Metrics, TrainState
@@ -148,6 +149,17 @@ def test_a_whole_step_that_does_not_fit_is_not_called_damaged(tmp_path):
         store.restore_latest(abstract)
     store.close()
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_saving_asks_nobody_whether_to_stop(tmp_path, monkeypatch):
+    """The answer would be lost to training, which asks with other numbers."""
+    asked = []
+    monkeypatch.setattr(
+        multihost_utils, "reached_preemption_sync_point", lambda step: asked.append(step)
+    )
+    fill(tmp_path, steps=(1, 2))
+    restore(tmp_path)
+    assert not asked
 
 
 def test_nothing_to_restore(tmp_path):

@@ -57,6 +57,17 @@ def _from_items(items: Mapping[str, PyTree]) -> TrainState:
     return TrainState(**items["params"], ema=items.get("ema", {}), **items["train"])
 
 
+class _Manager(ocp.CheckpointManager):
+    """Does not ask whether the machine wants to stop; training does.
+
+    JAX's service answers one sequence of numbers: steps asked about in between would be
+    taken for numbers of that sequence, and the answer never come.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class CheckpointStore:
     """The checkpoints of one run.
 
@@ -80,7 +91,7 @@ class CheckpointStore:
         self._failed, self._last = False, -1
         if jax.process_index() == 0:
             self._remove_unfinished()
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep_last,
