@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from edm_jax.data.source import ImageSource
-from edm_jax.weights.checkpoints import checkpoint_steps, read_description
+from edm_jax.weights.checkpoints import checkpoint_steps, read_description, verify_checksums
 from edm_jax.weights.errors import WeightsError
 from experiments.build import ConfigError
 
@@ -156,13 +156,7 @@ def check_same_data(path: pathlib.Path, source: ImageSource) -> None:
     Raises:
       ConfigError: they have another shape or other classes.
     """
-    steps = checkpoint_steps(path / "checkpoints")
-    if not steps:
-        return
-    try:
-        description = read_description(steps[-1])
-    except WeightsError:
-        return  # who restores it judges it
+    description = _newest_description(path / "checkpoints")
     for what, before, now in (
         ("images of shape", description.get("image_shape"), list(source.image_shape)),
         ("classes:", description.get("num_classes"), source.num_classes),
@@ -172,6 +166,15 @@ def check_same_data(path: pathlib.Path, source: ImageSource) -> None:
                 f"{path} holds a run on {what} {before}, the data set of this configuration has "
                 f"{now}; use another --workdir, or the old data"
             )
+
+
+def _newest_description(directory: pathlib.Path) -> dict[str, Any]:
+    """Of the newest checkpoint whose description is as it was written; empty without any."""
+    for step_dir in reversed(checkpoint_steps(directory)):
+        with contextlib.suppress(WeightsError):  # who restores it says so
+            verify_checksums(step_dir, ("description",))
+            return read_description(step_dir)
+    return {}
 
 
 def _config_text(config: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from preflight_data import Pictures, config_with, run
 
 from configs import afhqv2_64, cifar10, digits, ffhq64, imagenet64, own_images, table2, tiny
 from edm_jax.data.source import ArraySource
+from edm_jax.weights import checkpoints
 from experiments import build, checks, costs, preflight, workdir
 from experiments.build import ConfigError
 
@@ -317,10 +318,13 @@ def test_directory_of_other_images(tmp_path, there, message):
     """Said before the configuration is written there, not when the weights do not fit."""
     source = Pictures()
     workdir.check_same_data(tmp_path, source)  # nothing is there yet
-    step = tmp_path / "checkpoints" / "00000001" / "description"
-    step.mkdir(parents=True)
     description = {"image_shape": list(source.image_shape), "num_classes": source.num_classes}
-    (step / "metadata").write_text(json.dumps({"format_version": 1} | description | there))
+    for step, changes in (("00000001", there), ("00000002", {"num_classes": 99})):
+        metadata = tmp_path / "checkpoints" / step / "description" / "metadata"
+        metadata.parent.mkdir(parents=True)
+        metadata.write_text(json.dumps({"format_version": 1} | description | changes))
+        checkpoints.write_checksums(metadata.parent.parent)
+    metadata.write_text(metadata.read_text().replace("99", "98"))  # damaged, so not believed
     workdir.write_atomically(tmp_path / "config.json", json.dumps(config_with().to_dict()))
     code, lines = run(config_with(), source, tmp_path)
     assert code == (1 if message else 0)
