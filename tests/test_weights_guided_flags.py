@@ -6,6 +6,7 @@ import weights_writer as ww
 from weights_guided_shapes import GIVEN, hollow, narrow_shapes, released_shapes
 
 from edm_jax.weights import guided, guided_flags, importer
+from edm_jax.weights.errors import WeightsError
 
 
 @pytest.mark.parametrize(
@@ -86,6 +87,16 @@ def test_what_is_assumed_at_64x64_is_told(narrow_file):
     heads = {"num_heads": 2, "precond": {"name": "iddpm"}, "network": {"dropout": 0.2}}
     model = importer.read_model_file(narrow_file, attention_order="new", config=config | heads)
     assert model.assumed == {} and model.description["network"]["dropout"] == 0.2
+
+
+@pytest.mark.parametrize("nothing", [{"noise_schedule": None}, {"precond": {"c_1": 0.001}}])
+def test_what_says_nothing_of_the_schedule_counts_as_nothing(nothing, narrow_file):
+    config = {"image_size": 64} | nothing
+    model = importer.read_model_file(narrow_file, attention_order="new", config=config)
+    assert model.assumed["noise_schedule"] == "cosine"
+    config = {"image_size": 32, "num_heads": 2} | nothing
+    with pytest.raises(WeightsError, match="'noise_schedule': 'linear'"):
+        importer.read_model_file(narrow_file, attention_order="new", config=config)
 
 
 def test_what_is_assumed_of_the_released_model():

@@ -182,7 +182,9 @@ def assumptions(
       WeightsError: one is needed that cannot be assumed at this image size.
     """
     network = config.get("network", {})
-    schedule_given = config.get("noise_schedule") is not None or bool(config.get("precond"))
+    # A preconditioning that is named has its own schedule; one of its constants says nothing.
+    precond_given = not {"name", "levels"}.isdisjoint(config.get("precond") or {})
+    schedule_given = config.get("noise_schedule") is not None or precond_given
     heads_given = _head_channels(config) is not None or config.get("num_heads") is not None
     if size != _RELEASED_SIZE and not (schedule_given and heads_given):
         missing = [] if schedule_given else [
@@ -198,10 +200,10 @@ def assumptions(
     assumed: dict[str, Any] = {"dropout": 0.1, "num_head_channels": _HEAD_CHANNELS}
     if heads_given:
         del assumed["num_head_channels"]
-    if "precond" not in config:
+    if not precond_given:
         assumed |= {"noise_schedule": "cosine", "diffusion_steps": 1000}
     if not config.get("attention_resolutions") and "img_resolution" not in network:
         assumed["image_size"] = size
     if structure.heads > 1 and attention_order is None:
         assumed["use_new_attention_order"] = True
-    return {k: v for k, v in assumed.items() if k not in config and k not in network}
+    return {k: v for k, v in assumed.items() if config.get(k) is None and k not in network}

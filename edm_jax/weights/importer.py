@@ -366,7 +366,7 @@ def _finish(
     source = origin | found.source
     if "licence" in config:
         source["licence"] = config["licence"]
-    assumed = {k: v for k, v in found.assumed.items() if k not in config and k != "network"}
+    assumed = {k: v for k, v in found.assumed.items() if config.get(k) is None and k != "network"}
     given = config.get("network", {})
     guessed = {k: v for k, v in found.assumed.get("network", {}).items() if k not in given}
     if found.assumed:
