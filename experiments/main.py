@@ -47,6 +47,8 @@ import re
 import runpy
 import signal
 import sys
+import time
+import traceback
 import warnings
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -230,6 +232,20 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def _fail(message: str, code: int) -> None:
     print(f"error: {message}", file=sys.stderr, flush=True)
+    _leave(code)
+
+
+# Time for processes that were told of a failure to say so.
+GRACE_SECONDS = 5
+
+
+def _leave(code: int) -> None:
+    """End; of several processes, not by the barrier that those still at work would never reach."""
+    jax = sys.modules.get("jax")
+    if code != 75 and jax is not None and jax.distributed.is_initialized():
+        sys.stdout.flush()
+        time.sleep(GRACE_SECONDS)
+        os._exit(code)
     sys.exit(code)
 
 
@@ -432,12 +448,18 @@ def main(argv: list[str]) -> None:
         _fail("interrupted; the same command goes on from the last checkpoint", 130)
     except (ValueError, FileNotFoundError) as error:
         _fail(str(error), 2)
+    except OSError as error:
+        _fail(str(error), 1)
     except RuntimeError as error:
         if type(error).__name__ == "Preempted":
             _fail(str(error), 75)
         if type(error).__module__.startswith(("experiments.", "edm_jax.")):
             _fail(str(error), 2 if type(error).__name__ == "WorkdirError" else 1)
-        raise
+        traceback.print_exc()
+        _leave(1)
+    except Exception:
+        traceback.print_exc()
+        _leave(1)
 
 
 if __name__ == "__main__":

@@ -156,6 +156,8 @@ def check_same_data(path: pathlib.Path, source: ImageSource) -> None:
     Raises:
       ConfigError: they have another shape or other classes.
     """
+    if not (path / CONFIG).exists():
+        return
     description = _newest_description(path / "checkpoints")
     for what, before, now in (
         ("images of shape", description.get("image_shape"), list(source.image_shape)),

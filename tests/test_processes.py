@@ -163,6 +163,19 @@ def test_no_process_waits_for_one_that_was_refused(environment, tmp_path, free_p
     assert not any("Traceback" in text for text in said)
 
 
+@pytest.mark.slow
+def test_no_process_waits_for_one_that_failed(environment, tmp_path, free_port):
+    """Process 0 alone writes pictures; without it the other would wait for minutes."""
+    path = tmp_path / "two"
+    path.mkdir()
+    (path / "samples").write_text("not a directory")
+    both = start_both(environment, path, free_port)
+    said = [process.communicate(timeout=200) for process in both]
+    assert both[0].returncode == 1, said
+    assert both[1].returncode != 0  # it is ended by JAX
+    assert "File exists" in said[0][1] and "Traceback" not in said[0][1]
+
+
 def test_processes_that_do_not_come_are_reported(free_port):
     with pytest.raises(distributed.DistributedError, match="did not find each other within 1 s"):
         distributed.initialize(f"localhost:{free_port}", 2, 1, timeout_seconds=1)
