@@ -80,7 +80,8 @@ def test_rounding_is_that_of_single_precision():
         ({"inputs": 128}, False),
         ({"outputs": 128}, False),
         ({"height": 30}, False),
-        ({"batch": 1, "height": 16, "width": 16}, False),
+        ({"batch": 1}, True),
+        ({"height": 8, "width": 16}, False),
         ({"dtype": jnp.bfloat16}, False),
         ({"padding": 0}, False),
         ({"size": 5, "padding": 2}, False),
@@ -110,6 +111,30 @@ def test_convolutions_on_cpus_are_computed_by_it_and_others_not():
     elsewhere = jax.export.export(jax.jit(convolve), platforms=("tpu",))(x, kernel)
     assert elsewhere.mlir_module().count("stablehlo.convolution") == 1
     np.testing.assert_allclose(convolve(x, kernel), plain(x, kernel), rtol=0, atol=1e-4)
+
+
+def test_a_spoiled_weight_spoils_its_channels_alone():
+    x, kernel = operands(1, 4, 4, 3, 2)
+    kernel[0, 0, 0, 0] = np.inf
+    value = np.asarray(winograd.conv3x3(x, kernel))
+    assert not np.isfinite(value[..., 0]).all()
+    np.testing.assert_allclose(value[..., 1], plain(x, kernel)[..., 1], atol=3e-6)
+
+
+def test_gradients_keep_no_more_of_it():
+    """The estimate of memory before a launch may be made on a machine without accelerator."""
+    x, kernel = operands(1, 32, 32, 192, 192)
+    _, pullback = jax.vjp(lambda x, kernel: layers.conv2d(x, kernel, 1), x, kernel)
+    kept = sum(leaf.nbytes for leaf in jax.tree.leaves(pullback))
+    assert kept <= 1.01 * (x.nbytes + kernel.nbytes)
+
+
+def test_exported_for_any_batch():
+    (batch,) = jax.export.symbolic_shape("b")
+    x = jax.ShapeDtypeStruct((batch, 32, 32, 192), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((3, 3, 192, 192), jnp.float32)
+    program = jax.export.export(jax.jit(lambda x, kernel: layers.conv2d(x, kernel, 1)))(x, kernel)
+    assert program.out_avals[0].shape == (batch, 32, 32, 192)
 
 
 def test_not_where_another_backend_is_the_default(monkeypatch):

@@ -84,12 +84,15 @@ def test_what_is_assumed_at_64x64_is_told(narrow_file):
     assert again.assumed == {} and "assumed" not in again.description["source"]
     for key in ("network", "precond"):
         assert again.description[key] == model.description[key]
-    heads = {"num_heads": 2, "precond": {"name": "iddpm"}, "network": {"dropout": 0.2}}
-    model = importer.read_model_file(narrow_file, attention_order="new", config=config | heads)
+    given = {"num_heads": 2, "noise_schedule": "cosine", "diffusion_steps": 1000}
+    given |= {"precond": {"name": "iddpm"}, "network": {"dropout": 0.2}}
+    model = importer.read_model_file(narrow_file, attention_order="new", config=config | given)
     assert model.assumed == {} and model.description["network"]["dropout"] == 0.2
 
 
-@pytest.mark.parametrize("nothing", [{"noise_schedule": None}, {"precond": {"c_1": 0.001}}])
+@pytest.mark.parametrize(
+    "nothing", [{"noise_schedule": None}, {"precond": {"name": "iddpm", "levels": None}}]
+)
 def test_what_says_nothing_of_the_schedule_counts_as_nothing(nothing, narrow_file):
     config = {"image_size": 64} | nothing
     model = importer.read_model_file(narrow_file, attention_order="new", config=config)
@@ -97,6 +100,14 @@ def test_what_says_nothing_of_the_schedule_counts_as_nothing(nothing, narrow_fil
     config = {"image_size": 32, "num_heads": 2} | nothing
     with pytest.raises(WeightsError, match="'noise_schedule': 'linear'"):
         importer.read_model_file(narrow_file, attention_order="new", config=config)
+
+
+def test_null_is_no_order_of_the_attention_rows(narrow_file):
+    config = {"image_size": 64, "use_new_attention_order": None, "licence": None}
+    with pytest.raises(WeightsError, match="how its attention rows are ordered"):
+        importer.read_model_file(narrow_file, config=config)
+    model = importer.read_model_file(narrow_file, attention_order="new", config=config)
+    assert model.description["source"]["licence"]
 
 
 def test_what_is_assumed_of_the_released_model():

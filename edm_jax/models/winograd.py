@@ -43,8 +43,9 @@ _G = (
 _A = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
 # With fewer channels the sums cost what the products save.
 LEAST_CHANNELS = 192
-# With fewer pixels in a batch, those of the kernels do.
-LEAST_PIXELS = 512
+# With fewer pixels, those of the kernels do.  Of an image, not of a batch: an image must not
+# depend, in its rounding, on those beside it.
+LEAST_PIXELS = 256
 
 
 def worthwhile(x: Array, kernel: Array, padding: int) -> bool:
@@ -59,11 +60,12 @@ def worthwhile(x: Array, kernel: Array, padding: int) -> bool:
     """
     return (
         jax.default_backend() == "cpu"
+        and isinstance(x.shape[1] * x.shape[2], int)  # no symbol of an export
         and kernel.shape[:2] == (3, 3)
         and padding == 1
         and x.shape[1] % ROWS == 0
         and min(kernel.shape[2:]) >= LEAST_CHANNELS
-        and x.size >= LEAST_PIXELS * x.shape[-1]
+        and x.shape[1] * x.shape[2] >= LEAST_PIXELS
         and x.dtype == jnp.float32
     )
 
@@ -91,10 +93,14 @@ def conv3x3(x: Array, kernel: Array) -> Array:
     ]
     result = jnp.stack([_weighted_sum(weights, products) for weights in _A], axis=2)
     result = result.reshape(batch, height, width, -1)
-    # A one that the compiler does not know.  A division is too expensive for XLA to repeat it,
-    # with all that its argument comes from, in each of the sums that read it; those that
-    # matter are the gradient's.
-    return result / (1 + 0 * lax.stop_gradient(kernel[0, 0, 0, 0]))
+    # A division is too expensive for XLA to repeat it, with all that its argument comes from, in
+    # each of the sums that read it; those that matter are the gradient's.
+    return result / lax.stop_gradient(_unknown_one(kernel[0, 0, 0, 0]))
+
+
+def _unknown_one(number: Array) -> Array:
+    """1, which a compiler cannot know because 0 times infinity or NaN is not 0."""
+    return 1 + jnp.nan_to_num(0 * jnp.asarray(number))
 
 
 def _shifted(rows: Array, by: int) -> Array:

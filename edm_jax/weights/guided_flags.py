@@ -182,8 +182,9 @@ def assumptions(
       WeightsError: one is needed that cannot be assumed at this image size.
     """
     network = config.get("network", {})
-    # A preconditioning that is named has its own schedule; one of its constants says nothing.
-    precond_given = not {"name", "levels"}.isdisjoint(config.get("precond") or {})
+    # That the preconditioning is iDDPM's, or one of its constants, says nothing of the schedule.
+    precond = config.get("precond", {})
+    precond_given = "levels" in precond or precond.get("name", "iddpm") != "iddpm"
     schedule_given = config.get("noise_schedule") is not None or precond_given
     heads_given = _head_channels(config) is not None or config.get("num_heads") is not None
     if size != _RELEASED_SIZE and not (schedule_given and heads_given):
@@ -206,4 +207,4 @@ def assumptions(
         assumed["image_size"] = size
     if structure.heads > 1 and attention_order is None:
         assumed["use_new_attention_order"] = True
-    return {k: v for k, v in assumed.items() if config.get(k) is None and k not in network}
+    return {k: v for k, v in assumed.items() if k not in config and k not in network}

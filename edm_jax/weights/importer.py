@@ -81,7 +81,8 @@ def read_model_file(
       config: what the file does not say.  Parts of a description (``network``,
         ``precond``, ``label_names``, ``progress``, ``data``), a ``licence``, the
         ``variant`` of a plain state dictionary (a file does not say; "ema" unless given),
-        and for guided-diffusion weights its flags, such as ``image_size``.
+        and for guided-diffusion weights its flags, such as ``image_size``.  What is None
+        counts as not given.
 
     Returns:
       Description and float32 variables, and what was assumed because nobody said it.
@@ -93,7 +94,7 @@ def read_model_file(
       WeightsError: the file is damaged, of an unknown kind, does not fit its configuration,
         asks for something refused, or does not say enough (what is missing is named).
     """
-    config = json.loads(dump_json(config or {}, "config"))  # a copy, and plain
+    config = _without_null(json.loads(dump_json(config or {}, "config")))  # a copy, and plain
     _check_config(config, attention_order)
     data = map_file(path)
     file = os.path.basename(os.fspath(path))
@@ -109,6 +110,12 @@ def read_model_file(
         return _finish(found, config, {"file": file, "sha256": sha256(data)}, len(data))
     except WeightsError as error:
         raise type(error)(f"{os.fspath(path)}: {error}") from None
+
+
+def _without_null(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries, and entries of parts, that say something."""
+    parts = {k: _without_null(v) if isinstance(v, dict) else v for k, v in config.items()}
+    return {key: value for key, value in parts.items() if value is not None and value != {}}
 
 
 def _check_config(config: Mapping[str, Any], attention_order: str | None) -> None:
@@ -366,7 +373,7 @@ def _finish(
     source = origin | found.source
     if "licence" in config:
         source["licence"] = config["licence"]
-    assumed = {k: v for k, v in found.assumed.items() if config.get(k) is None and k != "network"}
+    assumed = {k: v for k, v in found.assumed.items() if k not in config and k != "network"}
     given = config.get("network", {})
     guessed = {k: v for k, v in found.assumed.get("network", {}).items() if k not in given}
     if found.assumed:
