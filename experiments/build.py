@@ -231,6 +231,23 @@ def build_description(
     )
 
 
+def data_difference(description: Mapping[str, Any], source: ImageSource) -> str:
+    """How the images that a model is described for differ from those of a data set; or "".
+
+    Args:
+      description: with ``image_shape`` ``[H, W, C]`` and ``num_classes``, see
+        `edm_jax.weights.description`.
+      source: the data set.
+    """
+    for what, of_model, of_data in (
+        ("images of shape", description.get("image_shape"), list(source.image_shape)),
+        ("classes:", description.get("num_classes"), source.num_classes),
+    ):
+        if of_model != of_data:
+            return f"{what} {of_model}, the data set of this configuration has {of_data}"
+    return ""
+
+
 # ------------------------------------------------------------------ training and sampling
 
 

@@ -129,15 +129,8 @@ def evaluate(
     group = config.evaluation
     arguments = build.sampler_arguments(config)
     source = build.build_source(config)
-    for what, of_model, of_data in (
-        ("images of shape", tuple(model.image_shape), tuple(source.image_shape)),
-        ("classes:", model.num_classes, source.num_classes),
-    ):
-        if of_model != of_data:
-            raise ValueError(
-                f"the model makes {what} {of_model}, the data set of the configuration has "
-                f"{of_data}; give the --config of its data"
-            )
+    if difference := build.data_difference(model.description, source):
+        raise ValueError(f"the model makes {difference}; give the --config of its data")
     seeds = group.first_seed + np.arange(group.num_images)
     labels = np.arange(group.num_images) % model.num_classes if model.num_classes else None
     report(f"drawing {group.num_images} images, {nfe(arguments['num_steps'])} network calls each")

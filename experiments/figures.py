@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -46,9 +47,17 @@ def to_pil(array: np.ndarray):
 @contextlib.contextmanager
 def _replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """A name to write to, which becomes ``path`` when the file is whole: never half a picture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")
     yield temporary
     temporary.replace(path)
+
+
+def _save(fig: Any, path: pathlib.Path) -> None:
+    """Write a figure of matplotlib and let go of it."""
+    with _replacing(path) as temporary:
+        fig.savefig(temporary, dpi=130, format="png")
+    _pyplot().close(fig)
 
 
 def save_image(path: pathlib.Path, array: np.ndarray) -> None:
@@ -89,7 +98,6 @@ def sample_grid(
     step = (size + 1) * scale
     for row, name in enumerate(names):
         draw.text((8, 26 + row * step + step // 2), name, fill=INK, font=font, anchor="lm")
-    path.parent.mkdir(parents=True, exist_ok=True)
     with _replacing(path) as temporary:
         canvas.save(temporary, format="PNG")
 
@@ -131,10 +139,7 @@ def loss_per_noise_level(
     lines = [a.get_legend_handles_labels() for a in (axes, density)]
     axes.legend(lines[0][0] + lines[1][0], lines[0][1] + lines[1][1], frameon=False)
     axes.set_title(title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path) as temporary:
-        fig.savefig(temporary, dpi=130, format="png")
-    plt.close(fig)
+    _save(fig, path)
 
 
 def denoising_trajectories(
@@ -186,10 +191,7 @@ def denoising_trajectories(
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path) as temporary:
-        fig.savefig(temporary, dpi=130, format="png")
-    plt.close(fig)
+    _save(fig, path)
 
 
 def training_curve(path: pathlib.Path, kimg: Sequence[float], loss: Sequence[float | None]) -> None:
@@ -201,10 +203,7 @@ def training_curve(path: pathlib.Path, kimg: Sequence[float], loss: Sequence[flo
     axes.set(xlabel="thousands of images (kimg)", ylabel="loss per element")
     axes.set_ylim(0, 1.1 * max(loss[np.isfinite(loss)], default=1.0))
     axes.grid(alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path) as temporary:
-        fig.savefig(temporary, dpi=130, format="png")
-    plt.close(fig)
+    _save(fig, path)
 
 
 def evaluation_curves(
@@ -221,7 +220,4 @@ def evaluation_curves(
         axes.plot(kimg, values, color=INK, lw=1.5, marker="o", ms=3)
         axes.set(xlabel="thousands of images (kimg)", title=label)
         axes.grid(alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path) as temporary:
-        fig.savefig(temporary, dpi=130, format="png")
-    plt.close(fig)
+    _save(fig, path)

@@ -235,6 +235,7 @@ def _fail(message: str, code: int) -> None:
     _leave(code)
 
 
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: not an error; the same command goes on
 # Time for processes that were told of a failure to say so.
 GRACE_SECONDS = 5
 
@@ -242,11 +243,23 @@ GRACE_SECONDS = 5
 def _leave(code: int) -> None:
     """End; of several processes, not by the barrier that those still at work would never reach."""
     jax = sys.modules.get("jax")
-    if code != 75 and jax is not None and jax.distributed.is_initialized():
+    if code != EXIT_PREEMPTED and jax is not None and jax.distributed.is_initialized():
         sys.stdout.flush()
         time.sleep(GRACE_SECONDS)
         os._exit(code)
     sys.exit(code)
+
+
+def _exit_code(error: Exception) -> int | None:
+    """Of a failure that its message explains; None for one that needs its traceback."""
+    if isinstance(error, ValueError | FileNotFoundError):
+        return 2
+    if isinstance(error, OSError):
+        return 1
+    ours = type(error).__module__.startswith(("experiments.", "edm_jax."))
+    if isinstance(error, RuntimeError) and ours:
+        return {"Preempted": EXIT_PREEMPTED, "WorkdirError": 2}.get(type(error).__name__, 1)
+    return None
 
 
 def _resolved_config():
@@ -440,26 +453,18 @@ def main(argv: list[str]) -> None:
     if FLAGS.mode == "train":
         # Before and after training takes over: nothing is at stake, but a scheduler wants its code.
         asked = "asked to stop; the same command goes on"
-        signal.signal(signal.SIGTERM, lambda *_: _fail(asked, 75))
+        signal.signal(signal.SIGTERM, lambda *_: _fail(asked, EXIT_PREEMPTED))
     try:
         _check_flags_of_mode()
         RUN[FLAGS.mode]()
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on from the last checkpoint", 130)
-    except (ValueError, FileNotFoundError) as error:
-        _fail(str(error), 2)
-    except OSError as error:
-        _fail(str(error), 1)
-    except RuntimeError as error:
-        if type(error).__name__ == "Preempted":
-            _fail(str(error), 75)
-        if type(error).__module__.startswith(("experiments.", "edm_jax.")):
-            _fail(str(error), 2 if type(error).__name__ == "WorkdirError" else 1)
-        traceback.print_exc()
-        _leave(1)
-    except Exception:
-        traceback.print_exc()
-        _leave(1)
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None:
+            traceback.print_exc()
+            _leave(1)
+        _fail(str(error), code)
 
 
 if __name__ == "__main__":

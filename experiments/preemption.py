@@ -8,9 +8,6 @@ from typing import Any
 
 import jax
 
-# EX_TEMPFAIL: not an error; the same command goes on.  Documented in main.py.
-EXIT_PREEMPTED = 75
-
 
 class Preempted(RuntimeError):
     """The run was asked to stop and has saved its state."""

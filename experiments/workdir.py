@@ -15,7 +15,7 @@ from typing import Any
 from edm_jax.data.source import ImageSource
 from edm_jax.weights.checkpoints import checkpoint_steps, read_description, verify_checksums
 from edm_jax.weights.errors import WeightsError
-from experiments.build import ConfigError
+from experiments.build import ConfigError, data_difference
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -159,15 +159,10 @@ def check_same_data(path: pathlib.Path, source: ImageSource) -> None:
     if not (path / CONFIG).exists():
         return
     description = _newest_description(path / "checkpoints")
-    for what, before, now in (
-        ("images of shape", description.get("image_shape"), list(source.image_shape)),
-        ("classes:", description.get("num_classes"), source.num_classes),
-    ):
-        if before is not None and before != now:
-            raise ConfigError(
-                f"{path} holds a run on {what} {before}, the data set of this configuration has "
-                f"{now}; use another --workdir, or the old data"
-            )
+    if description and (difference := data_difference(description, source)):
+        raise ConfigError(
+            f"{path} holds a run on {difference}; use another --workdir, or the old data"
+        )
 
 
 def _newest_description(directory: pathlib.Path) -> dict[str, Any]:
