@@ -9,8 +9,6 @@ then by how much the output differs.
 from __future__ import annotations
 
 import argparse
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import common
@@ -20,17 +18,6 @@ import networks
 import optax
 
 from edm_jax.models import winograd
-
-
-@contextlib.contextmanager
-def plain_convolutions() -> Iterator[None]:
-    """XLA's convolutions in every program traced within."""
-    worthwhile = winograd.worthwhile
-    winograd.worthwhile = lambda *_: False
-    try:
-        yield
-    finally:
-        winograd.worthwhile = worthwhile
 
 
 def compiled(name: str, batch: int, training: bool) -> tuple[Any, list[str]]:
@@ -73,7 +60,7 @@ def main() -> None:
     rows, outputs = [], []
     for training in (False, True):
         fast, figures = compiled(args.net, args.batch, training)
-        with plain_convolutions():
+        with winograd.avoided():
             plain, plain_figures = compiled(args.net, args.batch, training)
         if not training:
             outputs = [fast(), plain()]

@@ -136,6 +136,17 @@ def test_training_costs(network):
     assert least < training.kept_bytes < 20 * least
 
 
+def test_training_costs_are_those_of_other_devices(monkeypatch):
+    """What only CPUs compute otherwise does not count, wherever the question is asked."""
+    config = tiny.get_config()
+    config.model.update(model_channels=192, channel_mult=(1,), num_blocks=1)
+    shape = costs.DataShape((16, 16, 1), 10)
+    net = build.build_network(build.network_arguments(config, shape))
+    here = costs.training_costs(config, net, shape)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert here == costs.training_costs(config, net, shape)
+
+
 def test_recomputation_keeps_less_and_computes_more(network):
     config, _ = network
     config = config.copy_and_resolve_references().unlock()

@@ -13,9 +13,11 @@ Source: Lavin & Gray 2015, *Fast Algorithms for Convolutional Neural Networks*, 
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +48,17 @@ LEAST_CHANNELS = 192
 # With fewer pixels, those of the kernels do.  Of an image, not of a batch: an image must not
 # depend, in its rounding, on those beside it.
 LEAST_PIXELS = 256
+_wanted = contextvars.ContextVar("wanted", default=True)
+
+
+@contextlib.contextmanager
+def avoided() -> Iterator[None]:
+    """Plain convolutions in programs traced within: the program of every other device."""
+    token = _wanted.set(False)
+    try:
+        yield
+    finally:
+        _wanted.reset(token)
 
 
 def worthwhile(x: Array, kernel: Array, padding: int) -> bool:
@@ -59,7 +72,8 @@ def worthwhile(x: Array, kernel: Array, padding: int) -> bool:
       padding: zeros on each side.
     """
     return (
-        jax.default_backend() == "cpu"
+        _wanted.get()
+        and jax.default_backend() == "cpu"
         and isinstance(x.shape[1] * x.shape[2], int)  # no symbol of an export
         and kernel.shape[:2] == (3, 3)
         and padding == 1
