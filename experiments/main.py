@@ -38,13 +38,10 @@ request (SIGTERM) after saving, 130 interrupted from the keyboard.
 
 from __future__ import annotations
 
-import difflib
 import logging as standard_logging
 import math
 import os
 import pathlib
-import re
-import runpy
 import signal
 import sys
 import time
@@ -58,6 +55,8 @@ if str(ROOT) not in sys.path:
 
 from absl import app, flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
+
+from experiments.config_flag import UsageError, complete, unknown_option  # noqa: E402
 
 MODES = (
     "train", "preflight", "sample", "evaluate", "import", "export", "dataset", "validate"
@@ -151,73 +150,12 @@ READ_BY = {name: ("sample",) for name in ("seeds", "labels", "outdir", "grid", *
 }
 
 
-class UsageError(ValueError):
-    """A command line that cannot be carried out, said in one line."""
-
-
-# ---------------------------------------------------------------------- command line
-
-
-def _find_config(value: str) -> str:
-    """``file.py[:variant]`` with the file found here or in the repository."""
-    name, separator, variant = value.partition(":")
-    for base in (pathlib.Path.cwd(), ROOT):
-        if (base / name).is_file():
-            return f"{base / name}{separator}{variant}"
-    known = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").glob("*.py"))
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
-    raise UsageError(f"--config={name}: no such file{hint}")
-
-
-def _complete(argv: list[str]) -> list[str]:
-    """The command line with the configuration's path resolved."""
-    result, expect = [], False
-    for argument in argv:
-        if expect:
-            argument, expect = _find_config(argument), False
-        elif argument in ("--config", "-config"):
-            expect = True
-        elif argument.startswith(("--config=", "-config=")):
-            head, _, value = argument.partition("=")
-            argument = f"{head}={_find_config(value)}"
-        result.append(argument)
-    return result
-
-
-def _unknown_option(argv: list[str]) -> str | None:
-    """The first override of an option that the configuration lacks, and the nearest it has."""
-    from experiments.workdir import flatten
-
-    # The flag itself is of no use any more: it keeps the override that it failed at.
-    words = " ".join(argv[1:]).replace("--config ", "--config=").split()
-    file = next((word.partition("=")[2] for word in words if word.startswith("--config=")), "")
-    path, _, variant = _find_config(file).partition(":")
-    make = runpy.run_path(path)["get_config"]
-    known = list(flatten((make(variant) if variant else make()).to_dict()))
-    for argument in argv[1:]:
-        match = re.match(r"--?(?:no)?config\.([\w.]+)", argument)
-        if not match or match[1] in known:
-            continue
-        last = [name.rsplit(".", 1)[-1] for name in known]
-        wanted = match[1].rsplit(".", 1)[-1]
-        near = [name for name, end in zip(known, last, strict=True) if end == wanted]
-        near = near or difflib.get_close_matches(match[1], known, n=1)
-        ends = difflib.get_close_matches(wanted, last, n=1)
-        near = near or [name for name, end in zip(known, last, strict=True) if end in ends]
-        hint = f"did you mean config.{' or config.'.join(near)}?"
-        if not near:
-            hint = f"there are {', '.join(sorted({name.split('.')[0] for name in known}))}"
-        return f"unknown configuration option config.{match[1]}; {hint}"
-    return None
-
-
 def parse_flags(argv: list[str]) -> list[str]:
     """Parse the command line; what is wrong ends the program with one line and code 2."""
     if {"--help", "-help", "-h"} & set(argv[1:]):
         app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
     try:
-        rest = FLAGS(_complete(argv))
+        rest = FLAGS(complete(argv))
         if len(rest) > 1:
             raise UsageError(f"unexpected argument {rest[1]!r}; options are written --name=value")
         return rest
@@ -225,7 +163,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         # A configuration that raises comes with the traceback of its file.
         _fail(str(error).strip().splitlines()[-1].removeprefix("ValueError: "), 2)
     except (AttributeError, KeyError) as error:  # an unknown key of the configuration
-        _fail(_unknown_option(argv) or f"unknown configuration option {error}", 2)
+        _fail(unknown_option(argv) or f"unknown configuration option {error}", 2)
     except (ImportError, SyntaxError, TypeError, ValueError, OSError) as error:
         _fail(f"the configuration cannot be read: {error}", 2)
 
@@ -240,8 +178,14 @@ EXIT_PREEMPTED = 75  # EX_TEMPFAIL: not an error; the same command goes on
 GRACE_SECONDS = 5
 
 
+def _ignore_requests() -> None:
+    """While the program ends, Python would let one kill it, and the exit code would be lost."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def _leave(code: int) -> None:
     """End; of several processes, not by the barrier that those still at work would never reach."""
+    _ignore_requests()
     jax = sys.modules.get("jax")
     if code != EXIT_PREEMPTED and jax is not None and jax.distributed.is_initialized():
         sys.stdout.flush()
@@ -371,10 +315,10 @@ def _sample() -> None:
 def _evaluate() -> None:
     workdir = _workdir()
     from edm_jax.weights.model import load
-    from experiments import build, evaluate
+    from experiments import config_checks, evaluate
 
     config = _resolved_config() if FLAGS["config"].value is not None else _stored_config(workdir)
-    build.check_config(config)
+    config_checks.check_config(config)
     if not config.evaluation.num_images:
         raise UsageError("config.evaluation.num_images is 0: there is nothing to evaluate")
     result = evaluate.evaluate(load(workdir, variant=FLAGS.variant), config)
@@ -457,6 +401,7 @@ def main(argv: list[str]) -> None:
     try:
         _check_flags_of_mode()
         RUN[FLAGS.mode]()
+        _ignore_requests()
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on from the last checkpoint", 130)
     except Exception as error:

@@ -24,7 +24,7 @@ import ml_collections
 from edm_jax.data.source import ImageSource
 from edm_jax.train.state import TrainState
 from edm_jax.weights import checkpoints
-from experiments import build, checks, costs, evaluate
+from experiments import build, checks, config_checks, costs, evaluate
 from experiments.build import ConfigError
 from experiments.checks import Findings, size
 from experiments.status import format_duration
@@ -74,7 +74,7 @@ def preflight(
     if preset is not None:
         _differences(findings, config, preset)
     with findings.part():
-        build.check_config(config)
+        config_checks.check_config(config)
     if not findings.errors:  # all that follows relies on the values
         net, source = _check(findings, config, workdir, source, devices, quick=quick)
         if not quick and (net is not None or source is None):
@@ -106,7 +106,7 @@ def before_training(
     Raises:
       ConfigError: with every reason why the run cannot work, a line each.
     """
-    build.check_config(config)
+    config_checks.check_config(config)
     findings = Findings()
     _check(findings, config, None, source, jax.device_count(), quick=True)
     for line in findings.warnings:

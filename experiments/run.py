@@ -17,7 +17,7 @@ from edm_jax.train.checkpoint import CheckpointStore
 from edm_jax.train.state import TrainState
 from edm_jax.train.step import init_state
 from edm_jax.weights.model import Model, from_description
-from experiments import build, preflight
+from experiments import build, config_checks, preflight
 from experiments.monitor import Monitor, Profiler
 from experiments.status import StatusLine
 
@@ -97,7 +97,7 @@ def check_run(config: ml_collections.ConfigDict, watch: Watch) -> tuple[ImageSou
     Raises:
       ConfigError: or another ValueError of one line.
     """
-    build.check_config(config)
+    config_checks.check_config(config)
     total = build.build_intervals(config).total
     if watch.profile_steps and watch.profile_steps[1] > total:
         raise ValueError(f"--profile_steps ends at {watch.profile_steps[1]}, the run at {total}")

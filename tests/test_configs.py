@@ -20,7 +20,7 @@ from ml_collections import config_flags
 from configs import base, table2
 from edm_jax import ema, models
 from edm_jax.data.augment import EDM_AUGMENT
-from experiments import build
+from experiments import build, config_checks
 
 CONFIGS = pathlib.Path(base.__file__).parent
 
@@ -131,7 +131,7 @@ def test_published_configuration(name):
     expected, classes, labels, count, tensors, num_steps, _ = PUBLISHED[name]
     config = load(name)
     assert config.is_locked
-    build.check_config(config)
+    config_checks.check_config(config)
     assert numbers(config) == expected
     assert config.data.conditional == labels
     assert config.data.resolution == (32 if name.startswith("cifar10") else 64)
@@ -249,7 +249,7 @@ def of_row(table, row, *key):
 def test_table_2(column, row, data):
     config = load(f"table2.py:{column},{row},{data}")
     assert config.is_locked
-    build.check_config(config)
+    config_checks.check_config(config)
     size = 32 if data.startswith("cifar10") else 64
     expected = {32: CIFAR10, 64: AFHQV2 if data == "afhqv2" else FFHQ}[size]
     if row != "F":
@@ -322,7 +322,7 @@ def test_every_file_loads_and_takes_overrides(name):
     assert config.augment.probability == 1.0
     with pytest.raises(AttributeError, match="bach_size"):
         load(name, "--config.train.bach_size=1")
-    build.check_config(load(name))
+    config_checks.check_config(load(name))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -369,7 +369,7 @@ def test_imagenet_network_with_iddpm_preconditioning():
 )
 def test_own_images(variant, mult, labels, num_steps):
     config = load(f"own_images.py:{variant}" if variant else "own_images.py")
-    build.check_config(config)
+    config_checks.check_config(config)
     assert config.model.channel_mult == mult and config.data.conditional == labels
     # The levels end at 8x8, as those of every published network of the rows C to F do.
     assert config.data.resolution >> (len(mult) - 1) == 8

@@ -126,6 +126,27 @@ def test_sigterm_saves_and_leaves(run_dir, command, environment, tmp_path):
     command_line.assert_same_run(run_dir, path)
 
 
+ASKED_AT_THE_END = """
+import atexit, os, runpy, signal, sys
+
+atexit.register(os.kill, os.getpid(), signal.SIGTERM)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_sigterm_while_the_program_ends_changes_no_exit_code(run_dir, environment):
+    arguments = [command_line.MAIN, TINY, f"--workdir={run_dir}"]
+    done = subprocess.run(
+        [sys.executable, "-c", ASKED_AT_THE_END, *arguments],
+        env=environment | {"PYTHONPATH": str(command_line.ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.slow
 def test_sigterm_before_the_first_step(environment, tmp_path):
     path = tmp_path / "early"
