@@ -30,6 +30,23 @@ from edm_jax.weights.errors import WeightsError
         ({"image_size": 16, "channel_mult": "1,2"}, "channel_mult"),
         ({"image_size": 16, "use_new_attention_order": False}, "use_new_attention_order says"),
         ({"image_size": 16, "attention_resolutions": "a"}, "list of integers"),
+        ({"image_size": 16, "attention_resolutions": [8.5]}, "list of integers"),
+        (GIVEN | {"use_new_attention_order": "False"}, "must be true or false, got 'False'"),
+        (GIVEN | {"class_cond": 0}, "class_cond must be true or false"),
+        (GIVEN | {"narrow_norms": "no"}, "narrow_norms must be true or false"),
+        # The network was told t / 4; c_noise would be t.
+        (GIVEN | {"rescale_timesteps": True, "diffusion_steps": 4000}, "rescale_timesteps with"),
+        (
+            {"image_size": 64, "rescale_timesteps": True, "precond": {"num_levels": 500}},
+            "rescale_timesteps with 500 steps",
+        ),
+        (GIVEN | {"precond": {"levels": [2.0, 1.0, 0.0]}}, "noise_schedule and 'precond' both"),
+        (
+            {"image_size": 64, "diffusion_steps": 1000, "precond": {"name": "edm"}},
+            "diffusion_steps and 'precond' both",
+        ),
+        (GIVEN | {"licence": ""}, r"config\['licence'\] must be a text, got ''"),
+        (GIVEN | {"licence": {"name": "MIT"}}, r"config\['licence'\] must be a text"),
     ],
 )
 def test_flags_that_do_not_fit(config, message, tmp_path):
@@ -59,11 +76,27 @@ def test_linear_schedule(narrow_file):
     want = np.append(np.sqrt(1 / alpha_bar[::-1] - 1), 0)
     # Levels are kept in float32.
     np.testing.assert_allclose(precond["levels"], want, rtol=1e-7)
-    given = {"name": "iddpm", "levels": [2.0, 1.0, 0.0]}  # a table goes before a name
+    del config["noise_schedule"]  # a table in its place
+    given = {"name": "iddpm", "levels": [2.0, 1.0, 0.0]}
     model = importer.read_model_file(
         narrow_file, attention_order="new", config=config | {"precond": given}
     )
     assert model.description["precond"]["levels"] == given["levels"]
+
+
+def test_rescaled_times_of_a_thousand_steps_are_the_steps(narrow_file):
+    config = GIVEN | {"rescale_timesteps": True}
+    read = importer.read_model_file
+    model = read(narrow_file, attention_order="new", config=config)
+    other = read(narrow_file, attention_order="new", config=GIVEN)
+    assert model.description["precond"] == other.description["precond"]
+
+
+def test_another_number_of_levels_is_not_assumed_to_be_1000(narrow_file):
+    config = {"image_size": 64, "precond": {"num_levels": 500}}
+    model = importer.read_model_file(narrow_file, attention_order="new", config=config)
+    assert model.description["precond"]["num_levels"] == 500
+    assert model.assumed["noise_schedule"] == "cosine" and "diffusion_steps" not in model.assumed
 
 
 def test_what_is_assumed_at_64x64_is_told(narrow_file):

@@ -14,7 +14,7 @@ from edm_jax.weights.errors import WeightsError, show
 from edm_jax.weights.guided import Structure
 
 # Flags that are allowed but say nothing about the network.
-_IGNORED = frozenset({"use_fp16", "use_checkpoint", "rescale_timesteps", "rescale_learned_sigmas"})
+_IGNORED = frozenset({"use_fp16", "use_checkpoint", "rescale_learned_sigmas"})
 # Flags with one value that has a counterpart here.
 _FIXED = {
     "resblock_updown": True,
@@ -45,8 +45,19 @@ _USED = frozenset(
         "class_cond",
         "num_classes",
         "narrow_norms",
+        "rescale_timesteps",
     }
 )
+_BOOLEANS = (
+    *_IGNORED,
+    *_FIXED,
+    "use_new_attention_order",
+    "class_cond",
+    "narrow_norms",
+    "rescale_timesteps",
+)
+# With rescale_timesteps the network was told t 1000 / M.
+_UNSCALED_LEVELS = 1000
 FLAGS = _IGNORED | _FIXED.keys() | _SEEN.keys() | _USED
 
 
@@ -88,10 +99,10 @@ def _integers(value: object, flag: str) -> list[int] | None:
         return None
     if isinstance(value, str):
         value = value.split(",")
-    try:
-        return [int(v) for v in value]
-    except (TypeError, ValueError):
-        raise ValueError(f"config: {flag} must be a list of integers, got {show(value)}") from None
+        value = [int(v) if v.strip().isdecimal() else v for v in value]
+    if not isinstance(value, list) or not all(type(v) is int for v in value):
+        raise ValueError(f"config: {flag} must be a list of integers, got {show(value)}")
+    return value
 
 
 def read_flags(config: Mapping[str, Any], attention_order: str | None) -> GuidedFlags:
@@ -100,21 +111,15 @@ def read_flags(config: Mapping[str, Any], attention_order: str | None) -> Guided
     Raises:
       ValueError: a flag of a model that has no counterpart here, or two that disagree.
     """
+    for flag in _BOOLEANS:
+        if not isinstance(config.get(flag, False), bool):
+            raise ValueError(f"config: {flag} must be true or false, got {show(config[flag])}")
     for flag, value in _FIXED.items():
         if flag in config and config[flag] != value:
             raise ValueError(
                 f"config: {flag} is {config[flag]!r}, only {value!r} has a counterpart"
             )
-    schedule, num_levels = config.get("noise_schedule"), config.get("diffusion_steps", 1000)
-    if schedule not in (None, *_SCHEDULES):
-        raise ValueError(
-            f"config: noise_schedule is {show(schedule)}, known are {', '.join(_SCHEDULES)}; for "
-            "another one give its table as config={'precond': {'levels': [...]}}"
-        )
-    if type(num_levels) is not int or not 2 <= num_levels <= MAX_LEVELS:
-        raise ValueError(
-            f"config: diffusion_steps must be an integer in 2..{MAX_LEVELS}, got {show(num_levels)}"
-        )
+    schedule, num_levels = _read_schedule(config)
     order = attention_order
     if "use_new_attention_order" in config:
         flagged = "new" if config["use_new_attention_order"] else "legacy"
@@ -132,8 +137,36 @@ def read_flags(config: Mapping[str, Any], attention_order: str | None) -> Guided
         dropout=config.get("dropout"),
         num_levels=num_levels,
         noise_schedule=schedule,
-        narrow_norms=bool(config.get("narrow_norms", False)),
+        narrow_norms=config.get("narrow_norms", False),
     )
+
+
+def _read_schedule(config: Mapping[str, Any]) -> tuple[str | None, int]:
+    """noise_schedule and diffusion_steps, if nothing contradicts them."""
+    precond = config.get("precond", {})
+    flags = [flag for flag in ("noise_schedule", "diffusion_steps") if flag in config]
+    if flags and (precond.get("name", "iddpm") != "iddpm" or precond.keys() - {"name"}):
+        raise ValueError(
+            f"config: {' and '.join(flags)} and 'precond' both say the noise levels; leave one out"
+        )
+    schedule, num_levels = config.get("noise_schedule"), config.get("diffusion_steps", 1000)
+    if schedule not in (None, *_SCHEDULES):
+        raise ValueError(
+            f"config: noise_schedule is {show(schedule)}, known are {', '.join(_SCHEDULES)}; for "
+            "another one give its table as config={'precond': {'levels': [...]}}"
+        )
+    if type(num_levels) is not int or not 2 <= num_levels <= MAX_LEVELS:
+        raise ValueError(
+            f"config: diffusion_steps must be an integer in 2..{MAX_LEVELS}, got {show(num_levels)}"
+        )
+    levels = precond.get("levels")
+    steps = len(levels) - 1 if isinstance(levels, list) else precond.get("num_levels", num_levels)
+    if config.get("rescale_timesteps") and steps != _UNSCALED_LEVELS:
+        raise ValueError(
+            f"config: rescale_timesteps with {show(steps)} steps has no counterpart; the network "
+            f"was told other times than its step, which they are with {_UNSCALED_LEVELS} alone"
+        )
+    return schedule, num_levels
 
 
 def check_flags(config: Mapping[str, Any], structure: Structure) -> None:
@@ -202,7 +235,9 @@ def assumptions(
     if heads_given:
         del assumed["num_head_channels"]
     if not precond_given:
-        assumed |= {"noise_schedule": "cosine", "diffusion_steps": 1000}
+        assumed["noise_schedule"] = "cosine"
+        if "num_levels" not in precond:
+            assumed["diffusion_steps"] = 1000
     if not config.get("attention_resolutions") and "img_resolution" not in network:
         assumed["image_size"] = size
     if structure.heads > 1 and attention_order is None:

@@ -126,6 +126,9 @@ def _check_config(config: Mapping[str, Any], attention_order: str | None) -> Non
     for key in ("network", "precond", "data"):
         if not isinstance(config.get(key, {}), dict):
             raise ValueError(f"config[{key!r}] must be a dictionary, got {show(config[key])}")
+    licence = config.get("licence", LICENCE_UNKNOWN)
+    if not isinstance(licence, str) or not licence.strip():
+        raise ValueError(f"config['licence'] must be a text, got {show(licence)}")
     if config.get("variant", "ema") not in _VARIANTS:
         raise ValueError(f"config['variant'] must be 'ema' or 'raw', got {show(config['variant'])}")
     if attention_order not in (None, *guided.ATTENTION_ORDERS):
