@@ -227,6 +227,7 @@ def build_description(
         label_names=source.label_names,
         progress=progress,
         variants=[*build_averaging(config).names(), "raw"],
+        data={"num_images": len(source)},
     )
 
 

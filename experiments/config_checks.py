@@ -10,6 +10,8 @@ import ml_collections
 from edm_jax.train.sharding import LAYOUTS
 from experiments import build
 
+MAX_STEPS = 2**31 - 1
+
 
 def _require(ok: bool, key: str, value: Any, rule: str) -> None:
     if not ok:
@@ -52,6 +54,7 @@ def _check_training(config: ml_collections.ConfigDict) -> None:
         _require(0 <= value < math.inf, f"train.{key}", value, "0 or more, and finite")
     for key, least in (("batch_size", 1), ("max_bad_steps", 1), ("keep_last", 2)):
         _require(train[key] >= least, f"train.{key}", train[key], f"at least {least}")
+    _check_steps(config)
     for key in ("adam_b1", "adam_b2"):
         _require(0 <= train[key] < 1, f"train.{key}", train[key], "in [0, 1)")
     _require(train.sharding in LAYOUTS, "train.sharding", train.sharding, " or ".join(LAYOUTS))
@@ -61,6 +64,16 @@ def _check_training(config: ml_collections.ConfigDict) -> None:
     _require(good, key, halflives, "one or more finite numbers >= 0")
     names = set(build.build_averaging(config).names())
     _require(len(names) == len(halflives), key, halflives, "different numbers")
+
+
+def _check_steps(config: ml_collections.ConfigDict) -> None:
+    """The run and its intervals in steps, which are counted in 32 bits."""
+    keys = [f"train.{what}_kimg" for what in ("total", "log", "sample", "checkpoint", "keep_every")]
+    most = MAX_STEPS * config.train.batch_size / 1000
+    for key in (*keys, "evaluation.every_kimg"):
+        group, _, option = key.partition(".")
+        value = config[group][option]
+        _require(value <= most, key, value, f"at most {most:g}: {MAX_STEPS:,} steps")
 
 
 def _check_sampling(config: ml_collections.ConfigDict) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from edm_jax.typing import PyTree
 from edm_jax.weights import export, importer
 from edm_jax.weights.model import load
-from experiments.workdir import CONFIG, WorkdirError, locked, prepare
+from experiments.workdir import CONFIG, WorkdirError, has_checkpoint, locked, prepare
 
 Report = Callable[[str], None]
 
@@ -85,11 +85,7 @@ def import_model(
 
 def _check_unused(workdir: pathlib.Path) -> None:
     """Raise WorkdirError if a run is there; what a killed import left is none."""
-    directory = workdir / "checkpoints"
-    held = directory.is_dir() and any(
-        "orbax-checkpoint-tmp" not in path.name for path in directory.iterdir()
-    )
-    if held or (workdir / CONFIG).exists():
+    if has_checkpoint(workdir) or (workdir / CONFIG).exists():
         raise WorkdirError(f"--workdir={workdir} holds a run already; choose another directory")
 
 

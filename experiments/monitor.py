@@ -115,8 +115,10 @@ class Monitor:
                 f"gradient that was not finite ({scalars['num_bad_grads']} elements, set to 0)"
             )
 
-    def _arithmetic(self, rate: float) -> dict[str, float | None]:
-        """Rate of arithmetic of a device, and its share of the peak (MFU) where that is known."""
+    def _arithmetic(self, rate: float | None) -> dict[str, float | None]:
+        """Rate of arithmetic of a device, and its share of the peak (MFU), where known."""
+        if rate is None:
+            return {"tflops_per_device": None, "mfu": None}
         tflops = rate * self.flops_per_image / jax.device_count() / 1e12
         peak = peak_tflops(jax.devices()[0].device_kind)
         return {"tflops_per_device": tflops, "mfu": tflops / peak if peak else None}

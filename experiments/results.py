@@ -40,7 +40,7 @@ def show(run: Run, state: TrainState, step: int, poll: Poll, *, missing: bool = 
 
 def grid_path(run: Run, step: int) -> pathlib.Path:
     """Where the sample grid of a step is."""
-    return run.path / "samples" / f"kimg-{step * run.batch_size / 1000:08.1f}.png"
+    return run.path / workdir.SAMPLES / f"kimg-{step * run.batch_size / 1000:08.1f}.png"
 
 
 def _is_evaluated(run: Run, step: int) -> bool:

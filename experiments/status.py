@@ -48,8 +48,10 @@ class StatusLine:
         """Rates count from here."""
         self._mark_time, self._mark_step = time.perf_counter(), step
 
-    def rate(self, step: int) -> float:
-        """Images per second since the last call."""
+    def rate(self, step: int) -> float | None:
+        """Images per second since the last call, or None if no step was taken since."""
+        if step <= self._mark_step:
+            return None
         now = time.perf_counter()
         steps, seconds = step - self._mark_step, now - self._mark_time
         self._mark_time, self._mark_step = now, step
@@ -64,7 +66,13 @@ class StatusLine:
         self._mark_time += time.perf_counter() - paused_at
 
     def show(
-        self, step: int, *, rate: float, loss: float, lr: float, utilisation: float | None = None
+        self,
+        step: int,
+        *,
+        rate: float | None,
+        loss: float,
+        lr: float,
+        utilisation: float | None = None,
     ) -> None:
         """One line: kimg, share done, rate, loss, lr, memory, time left.
 
@@ -72,12 +80,15 @@ class StatusLine:
         """
         if not self._enabled:
             return
-        left = (self._total - step) * self._batch / max(rate, 1e-9)
+        pace, left = "", ""
+        if rate is not None:
+            pace = f"{rate:8.1f} img/s  "
+            left = f"left {format_duration((self._total - step) * self._batch / max(rate, 1e-9))}"
         mfu = f"mfu {100 * utilisation:.1f} %  " if utilisation is not None else ""
         line = (
             f"kimg {step * self._batch / 1000:<9.1f} {100 * step / self._total:5.1f} %  "
-            f"{rate:8.1f} img/s  loss {loss:<8.4f} lr {lr:<8.2e} "
-            f"mem {memory_gib():.2f} GiB  {mfu}left {format_duration(left)}"
+            f"{pace}loss {loss:<8.4f} lr {lr:<8.2e} "
+            f"mem {memory_gib():.2f} GiB  {mfu}{left}"
         )
         if self._interactive:
             print(f"\r\x1b[K{line}", end="", flush=True)

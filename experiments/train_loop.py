@@ -108,14 +108,13 @@ def _loop(
             run.monitor.flops_per_image = _flops_per_image(run, state, batch)
         run.profiler.before(step, state.step)
         state = run.step_fn(state, batch, run.key)
-        written = run.profiler.after(step, state.step)
-        if step == start + 1 or written:
-            jax.block_until_ready(state.step)  # compiled: rates count from here
-            run.status.start(step)
         if pending is not None:
             # The window that ended one step ago: the device is already past it.
             _log(run, *pending)
             pending = None
+        if run.profiler.after(step, state.step) or step == start + 1:
+            jax.block_until_ready(state.step)  # compiled: rates count from here
+            run.status.start(step)
         if step % intervals.log == 0 or step == intervals.total:
             pending = (step, _start_fetch(state))
         stopping = stop.asked()

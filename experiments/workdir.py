@@ -21,6 +21,7 @@ CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 EVALUATION = "evaluation.json"
 EVALUATIONS = "evaluations.jsonl"
+SAMPLES = "samples"
 
 # Options that say how a run is carried out, not what it computes: a resumed run may change
 # them.  Of the second kind the result stays the same up to rounding, or the user vouches
@@ -151,15 +152,22 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
 
 
 def check_same_data(path: pathlib.Path, source: ImageSource) -> None:
-    """Whether the run in a directory, if there is one, is about images of this kind.
+    """Whether the run in a directory, if there is one, is about as many images of this kind.
 
     Raises:
-      ConfigError: they have another shape or other classes.
+      ConfigError: they have another shape or other classes, or they are more or fewer, which
+        would come in another order.
     """
     if not (path / CONFIG).exists():
         return
     description = _newest_description(path / "checkpoints")
-    if description and (difference := data_difference(description, source)):
+    if not description:
+        return
+    difference = data_difference(description, source)
+    of_run = (description.get("data") or {}).get("num_images", len(source))
+    if not difference and of_run != len(source):
+        difference = f"{of_run} images, the data set of this configuration has {len(source)}"
+    if difference:
         raise ConfigError(
             f"{path} holds a run on {difference}; use another --workdir, or the old data"
         )
@@ -192,10 +200,19 @@ def record_config(path: pathlib.Path, config: Mapping[str, Any]) -> list[str]:
     return notes
 
 
+def has_checkpoint(path: pathlib.Path) -> bool:
+    """Whether a run directory holds any, whole or damaged; unfinished ones of a kill are none."""
+    directory = path / "checkpoints"
+    return directory.is_dir() and any(
+        "orbax-checkpoint-tmp" not in entry.name for entry in directory.iterdir()
+    )
+
+
 def check_same_config(path: pathlib.Path, config: Mapping[str, Any]) -> list[str]:
     """Whether the run in a directory, if there is one, has this configuration.
 
-    FREE_OPTIONS and NOTED_OPTIONS may differ.
+    FREE_OPTIONS and NOTED_OPTIONS may differ, and everything if that run ended before it left
+    a checkpoint or a picture.
 
     Returns:
       A line for each of NOTED_OPTIONS that differs.
@@ -222,6 +239,8 @@ def check_same_config(path: pathlib.Path, config: Mapping[str, Any]) -> list[str
                 notes.append(f"{what}: the run goes on, {NOTED_OPTIONS[key]}")
             else:
                 rows.append(f"  {key}: {shown[0]} there, {shown[1]} now")
+    if rows and not has_checkpoint(path) and not (path / SAMPLES).exists():
+        return []  # refused for want of disk, say: there is nothing to mix up
     if rows:
         raise ConfigError(
             f"{path} holds a run with another configuration; use another --workdir, or the "

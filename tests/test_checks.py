@@ -26,6 +26,8 @@ from experiments.build import ConfigError
         ({"train__batch_size": 18}, "batch size 18 must be .* number of devices .4"),
         ({"train__micro_batch": 6}, "micro batch 6 must divide"),
         ({"train__lr": -1.0}, "config.train.lr must be positive"),
+        ({"train__total_kimg": 1e308}, "config.train.total_kimg must be at most 3.43597e.07"),
+        ({"evaluation__every_kimg": 1e300}, "config.evaluation.every_kimg must be at most"),
         ({"noise__name": "normal"}, "did you mean 'lognormal'"),
         ({"evaluation__metrics": ("frechet",)}, "did you mean 'frechet_pixels'"),
         ({"sampler__sigma_min": 90.0}, "below sampler.sigma_max"),
@@ -297,6 +299,9 @@ def test_a_rate_too_high_for_the_batch():
 
 def test_directory_of_another_configuration(tmp_path):
     workdir.record_config(tmp_path, config_with().to_dict())
+    # As long as the run has left nothing, there is nothing to mix up with another.
+    assert run(config_with(train__lr=0.5), Pictures(), tmp_path)[0] == 0
+    (tmp_path / "samples").mkdir()
     before = sorted(tmp_path.iterdir())
     assert run(config_with(), Pictures(), tmp_path) == (0, [])
     code, lines = run(config_with(train__lr=0.5), Pictures(), tmp_path)
@@ -311,6 +316,8 @@ def test_directory_of_another_configuration(tmp_path):
     [
         ({"image_shape": [4, 4, 1]}, r"a run on images of shape \[4, 4, 1\], the data set of this"),
         ({"num_classes": 3}, "a run on classes: 3, the data set of this"),
+        ({"data": {"num_images": 99}}, "a run on 99 images, the data set of this .* has 200"),
+        ({"data": {"num_images": 200}}, None),
         ({}, None),
     ],
 )

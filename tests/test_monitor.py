@@ -74,6 +74,22 @@ def test_a_window_is_told_everywhere(tmp_path, fake_wandb, capsys):
     assert "1 of the last 5 steps had a loss or gradient that was not finite" in said
 
 
+def test_no_rate_where_no_step_was_taken(tmp_path, capsys):
+    """The line of the step that rates count from: right after compiling, or after a profile."""
+    status = StatusLine(30, 16)
+    watch = monitor.Monitor(tiny.get_config(), tmp_path, 0, status)
+    watch.flops_per_image = 1e6
+    status.start(5)
+    watch.log(5, make_metrics())
+    watch.log(6, make_metrics())
+    watch.close()
+    first, second = writers.read_metrics(tmp_path)
+    assert first["images_per_second"] is None and first["tflops_per_device"] is None
+    assert second["images_per_second"] > 0 and second["tflops_per_device"] > 0
+    lines = capsys.readouterr().out.splitlines()[-2:]
+    assert ["img/s" in line and "left" in line for line in lines] == [False, True]
+
+
 def test_a_resumed_record_keeps_its_name(tmp_path, fake_wandb):
     for _ in range(2):
         writers.WeightsAndBiases(tmp_path, "edm", {}).close()

@@ -1,10 +1,14 @@
 """The order of images: a permutation an epoch, the same for any number of hosts."""
 
 import itertools
+import multiprocessing
+import os
+import signal
 
 import jax
 import numpy as np
 import pytest
+from absl import flags
 
 from edm_jax.data import digits, pipeline
 from edm_jax.data.source import ArraySource
@@ -110,3 +114,25 @@ def test_digits_splits():
     assert pixels.dtype == np.uint8 and pixels.min() == 0 and pixels.max() == 255
     with pytest.raises(ValueError, match="'train' and 'test', got 'val'"):
         digits.digits("val")
+
+
+@pytest.fixture
+def parsed_flags():
+    """Grain asks for flags of its own, as a program has them that absl started."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+
+@pytest.mark.slow
+def test_a_reading_process_that_dies_is_one_line(parsed_flags):
+    batches = pipeline.host_batches(numbered(20), 4, seed=0, num_workers=1)
+    where = sharding.batch_sharding(sharding.make_mesh(jax.devices()[:1]))
+    on_device = pipeline.device_batches(batches, where)
+    next(on_device)
+    (process,) = multiprocessing.active_children()
+    os.kill(process.pid, signal.SIGKILL)
+    with pytest.raises(
+        pipeline.InputError, match=r"exit code -9.* lower config\.data\.num_workers"
+    ):
+        for _ in range(1000):  # what was read before comes first
+            next(on_device)

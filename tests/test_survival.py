@@ -310,6 +310,7 @@ def test_lock_goes_with_its_holder(tmp_path):
 def test_only_free_options_may_change(tmp_path):
     config = {"train": {"lr": 1e-3, "max_bad_steps": 1}, "data": {"num_threads": 8}}
     workdir.record_config(tmp_path, config)
+    (tmp_path / "checkpoints" / "00000005").mkdir(parents=True)
     changed = {"train": {"lr": 1e-3, "max_bad_steps": 9}, "data": {"num_threads": 2}}
     workdir.record_config(tmp_path, changed)
     assert json.loads((tmp_path / "config.json").read_text()) == changed

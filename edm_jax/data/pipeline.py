@@ -19,6 +19,10 @@ from edm_jax.data.source import ImageSource
 Batch = dict[str, Any]
 
 
+class InputError(RuntimeError):
+    """Reading broke down, said in one line."""
+
+
 def host_rows(batch_size: int, process_index: int, process_count: int) -> range:
     """Rows of the global batch that one host loads.
 
@@ -118,6 +122,9 @@ def device_batches(
 
     Yields:
       The same batches as global jax.Arrays.  Closing this closes ``batches``.
+
+    Raises:
+      InputError: a reading process died.
     """
 
     def put(batch: Batch) -> Batch:
@@ -128,7 +135,7 @@ def device_batches(
 
     queue: collections.deque[Batch] = collections.deque()
     try:
-        for batch in batches:
+        for batch in _read(batches):
             queue.append(put(batch))
             if len(queue) > prefetch:
                 yield queue.popleft()
@@ -136,3 +143,14 @@ def device_batches(
     finally:
         if hasattr(batches, "close"):  # ends reading processes and frees what they share
             batches.close()
+
+
+def _read(batches: Iterator[Batch]) -> Iterator[Batch]:
+    try:
+        yield from batches
+    except RuntimeError as error:  # what Grain says of its processes
+        raise InputError(
+            f"reading the data set broke down: {str(error).splitlines()[0]} The same command goes "
+            "on from the last checkpoint; a process killed for want of memory (exit code -9) "
+            "wants a lower config.data.num_workers"
+        ) from error
