@@ -28,7 +28,7 @@ except ImportError:
     sys.exit("error: this comparison needs PyTorch: python -m pip install torch")
 
 Tensor = torch.Tensor
-CHANNELS, EMBEDDING, DROPOUT = 256, 512, 0.13
+CHANNELS, EMBEDDING, DROPOUT, EPS = 256, 512, 0.13, 1e-6
 RESOLUTIONS = (32, 16, 8)
 
 
@@ -46,14 +46,20 @@ class Block(nn.Module):
     def __init__(self, inputs: int, outputs: int, by: str = "", attention: bool = False):
         super().__init__()
         self.by, self.attention = by, attention
-        self.norm0, self.conv0 = nn.GroupNorm(32, inputs), nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.norm0, self.conv0 = (
+            nn.GroupNorm(32, inputs, EPS),
+            nn.Conv2d(inputs, outputs, 3, padding=1),
+        )
         self.affine = nn.Linear(EMBEDDING, outputs)
-        self.norm1 = nn.GroupNorm(32, outputs)
+        self.norm1 = nn.GroupNorm(32, outputs, EPS)
         self.conv1 = nn.Conv2d(outputs, outputs, 3, padding=1)
         plain = inputs == outputs and not by
         self.skip = nn.Identity() if plain else nn.Conv2d(inputs, outputs, 1)
         if attention:
-            self.norm2, self.qkv = nn.GroupNorm(32, outputs), nn.Conv2d(outputs, 3 * outputs, 1)
+            self.norm2, self.qkv = (
+                nn.GroupNorm(32, outputs, EPS),
+                nn.Conv2d(outputs, 3 * outputs, 1),
+            )
             self.proj = nn.Conv2d(outputs, outputs, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -77,7 +83,7 @@ class Network(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.map0, self.map1 = nn.Linear(128, EMBEDDING), nn.Linear(EMBEDDING, EMBEDDING)
-        self.label = nn.Linear(10, 128, bias=False)
+        self.label = nn.Linear(10, 128)
         self.augment = nn.Linear(9, 128, bias=False)
         self.first = nn.Conv2d(3, 128, 3, padding=1)
         widths, width, encoder, decoder = [128], 128, [], []
@@ -98,11 +104,11 @@ class Network(nn.Module):
                 decoder.append(Block(CHANNELS + widths.pop(), CHANNELS, attention=attends))
         self.encoder, self.middle = nn.ModuleList(encoder), nn.ModuleList(middle)
         self.decoder = nn.ModuleList(decoder)
-        self.norm, self.last = nn.GroupNorm(32, CHANNELS), nn.Conv2d(CHANNELS, 3, 3, padding=1)
+        self.norm, self.last = nn.GroupNorm(32, CHANNELS, EPS), nn.Conv2d(CHANNELS, 3, 3, padding=1)
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor, augment: Tensor) -> Tensor:
         """``(B, 3, 32, 32)``, ``(B,)``, ``(B, 10)``, ``(B, 9)`` -> ``(B, 3, 32, 32)``."""
-        phase = torch.outer(c_noise, 1e-4 ** (torch.arange(64) / 64))
+        phase = torch.outer(c_noise, 1e-4 ** (torch.arange(64) / 63))
         e = torch.cat([phase.sin(), phase.cos()], 1)
         e = e + self.label(labels * math.sqrt(10)) + self.augment(augment)
         e = functional.silu(self.map1(functional.silu(self.map0(e))))
