@@ -12,6 +12,7 @@ from typing import Any
 from edm_jax.typing import PyTree
 from edm_jax.weights import export, importer
 from edm_jax.weights.model import load
+from edm_jax.weights.safetensors_io import parse_json
 from experiments.workdir import CONFIG, WorkdirError, has_checkpoint, locked, prepare
 
 Report = Callable[[str], None]
@@ -28,7 +29,7 @@ def parse_options(text: str | None) -> dict[str, Any] | None:
     try:
         if not text.lstrip().startswith("{"):
             text = pathlib.Path(text).read_text()
-        options = json.loads(text)
+        options = parse_json(text)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"--source_options must be a JSON object or a file that holds one: {error}"

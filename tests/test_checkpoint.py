@@ -102,6 +102,39 @@ def test_damaged_newest_is_passed_over(tmp_path, damage):
     assert int(restore(tmp_path)[0].step) == 3
 
 
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        "[" * 100_000,
+        '{"": "x"}',
+        '{".": "x"}',
+        '{"%s": "x"}' % ("a" * 5000),
+        '{"/dev/zero": "x"}',
+        '{"params/../../../secret": "x"}',
+        "{}",
+        '{"description/metadata": "x"}',
+        "[]",
+        "null",
+    ],
+    ids=lambda text: text[:30],
+)
+def test_checksums_that_prove_nothing_are_damage(manifest, tmp_path):
+    fill(tmp_path)
+    (tmp_path / "00000003" / checkpoints.CHECKSUMS).write_text(manifest)
+    with pytest.raises(CheckpointError):
+        checkpoints.verify_checksums(tmp_path / "00000003")
+    state, said = restore(tmp_path)
+    assert int(state.step) == 2 and len(said) == 1 and "00000003" in said[0]
+
+
+def test_a_file_more_is_damage(tmp_path):
+    """Orbax may read it in place of one that is listed."""
+    fill(tmp_path)
+    (tmp_path / "00000003" / "params" / "zarr.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"zarr\.json: not listed in checksums\.json"):
+        checkpoints.verify_checksums(tmp_path / "00000003")
+
+
 def test_saving_does_not_make_damaged_steps_look_whole(tmp_path):
     fill(tmp_path, steps=(1, 2))
     (tmp_path / "00000001" / checkpoints.CHECKSUMS).unlink()

@@ -23,7 +23,7 @@ from edm_jax.weights.errors import WeightsError
         ({"image_size": 16, "num_heads": 4}, r"num_heads is 4 at attention widths \[128\]; only"),
         ({"image_size": 16, "num_head_channels": 32}, "num_head_channels is 32; only heads of 64"),
         (GIVEN | {"diffusion_steps": 1 << 40}, "diffusion_steps must be an integer in 2"),
-        (GIVEN | {"noise_schedule": "linear", "diffusion_steps": 20}, "levels must be finite"),
+        (GIVEN | {"noise_schedule": "linear", "diffusion_steps": 20}, "schedule needs at least 21"),
         ({"image_size": 16, "resblock_updown": False}, "resblock_updown is False"),
         ({"image_size": 16, "num_channels": 192}, "num_channels is 192, but the file has 128"),
         ({"image_size": 16, "class_cond": True}, "class_cond is True, but the file has False"),

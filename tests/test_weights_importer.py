@@ -154,6 +154,38 @@ def test_inferred_configuration_equals_recorded_one(name, import_golden, tmp_pat
         assert got == {"name": "iddpm", "levels": recorded.description["precond"]["levels"]}
 
 
+@pytest.mark.parametrize("factor", [1.0, 0.5])
+def test_levels_in_half_precision(factor, import_golden, tmp_path):
+    """The table of the schedule loses no digit by it; another one is kept as it is."""
+    name = "iddpm_adm_cond.pkl"
+    recorded = import_golden(name)
+    arrays = state_dict.from_variables(recorded.variables["ema"], recorded.description["network"])
+    arrays = {f"model.{k}": v.astype(np.float16) for k, v in arrays.items()}
+    arrays["u"] = (factor * wg.expected(wg.SNAPSHOTS[name])["params/u"]).astype(np.float16)
+    path = tmp_path / "half.pt"
+    path.write_bytes(ww.state_dict_zip(arrays))
+    precond = importer.read_model_file(path).description["precond"]
+    assert precond["name"] == "iddpm"
+    assert precond.get("levels") == (None if factor == 1 else arrays["u"].tolist())
+    for contradiction in ({"name": "edm"}, {"levels": [2.0, 1.0, 0.0]}):
+        with pytest.raises(ValueError, match="contradicts the file"):
+            importer.read_model_file(path, config={"precond": contradiction})
+
+
+def test_levels_of_another_number_name_the_cure(import_golden, tmp_path):
+    name = "iddpm_adm_cond.pkl"
+    recorded = import_golden(name)
+    arrays = state_dict.from_variables(recorded.variables["ema"], recorded.description["network"])
+    arrays = {f"model.{k}": v for k, v in arrays.items()}
+    arrays["u"] = np.array([3, 2, 1, 0], np.float32)
+    path = tmp_path / "few.pt"
+    path.write_bytes(ww.state_dict_zip(arrays))
+    with pytest.raises(ValueError, match=r"expected \(1000 \+ 1,\); .*'num_levels': M"):
+        importer.read_model_file(path)
+    model = importer.read_model_file(path, config={"precond": {"num_levels": 3}})
+    assert model.description["precond"]["levels"] == [3.0, 2.0, 1.0, 0.0]
+
+
 def test_training_state(import_golden, tmp_path):
     golden = wg.expected("training_state")
     model = import_golden("training_state.pt")

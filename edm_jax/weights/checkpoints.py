@@ -26,12 +26,13 @@ import numpy as np
 
 from edm_jax.typing import PyTree
 from edm_jax.weights.description import check_version
-from edm_jax.weights.errors import NewerFormatError, WeightsError
+from edm_jax.weights.errors import NewerFormatError, WeightsError, show
 
 CHECKSUMS = "checksums.json"
 _STEP_NAME = re.compile(r"\d+")
 # Orbax rewrites these after the checksums are taken; they hold no data.
 _VOLATILE = {"_CHECKPOINT_METADATA", "commit_success.txt", CHECKSUMS}
+_MAX_PATH = 1000
 
 
 class CheckpointError(WeightsError):
@@ -52,10 +53,15 @@ def file_digest(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _files(step_dir: pathlib.Path) -> set[str]:
+    """Paths below a step of the files that have checksums."""
+    paths = (p for p in step_dir.rglob("*") if p.is_file() and p.name not in _VOLATILE)
+    return {p.relative_to(step_dir).as_posix() for p in paths}
+
+
 def write_checksums(step_dir: pathlib.Path) -> None:
     """Record the SHA-256 of every file of a step."""
-    files = sorted(p for p in step_dir.rglob("*") if p.is_file() and p.name not in _VOLATILE)
-    digests = {str(p.relative_to(step_dir)): file_digest(p) for p in files}
+    digests = {name: file_digest(step_dir / name) for name in sorted(_files(step_dir))}
     (step_dir / CHECKSUMS).write_text(json.dumps(digests, indent=1))
 
 
@@ -69,14 +75,10 @@ def verify_checksums(step_dir: pathlib.Path, items: tuple[str, ...] = ()) -> Non
     Raises:
       CheckpointError: naming the first file that is missing or changed.
     """
-    manifest = step_dir / CHECKSUMS
-    try:
-        digests = json.loads(manifest.read_text())
-        entries = {str(name): str(digest) for name, digest in digests.items()}
-    except FileNotFoundError:
-        raise CheckpointError(f"{step_dir}: {CHECKSUMS} is missing") from None
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{manifest}: unreadable ({error})") from None
+    entries = _read_checksums(step_dir / CHECKSUMS)
+    unlisted = sorted(_files(step_dir).difference(entries))
+    if unlisted:
+        raise CheckpointError(f"{step_dir / unlisted[0]}: not listed in {CHECKSUMS}")
     for name, digest in entries.items():
         path = step_dir / name
         if items and pathlib.PurePath(name).parts[0] not in items:
@@ -89,6 +91,22 @@ def verify_checksums(step_dir: pathlib.Path, items: tuple[str, ...] = ()) -> Non
             raise CheckpointError(f"{path}: unreadable ({error.strerror or error})") from None
         if found != digest:
             raise CheckpointError(f"{path}: contents do not match the recorded SHA-256")
+
+
+def _read_checksums(manifest: pathlib.Path) -> dict[str, str]:
+    """SHA-256 by the path of a file below the step, as `write_checksums` left them."""
+    try:
+        digests = json.loads(manifest.read_text())
+        entries = {str(name): str(digest) for name, digest in digests.items()}
+    except FileNotFoundError:
+        raise CheckpointError(f"{manifest.parent}: {manifest.name} is missing") from None
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{manifest}: unreadable ({error})") from None
+    for name in entries:
+        path = pathlib.PurePosixPath(name)
+        if not path.parts or path.is_absolute() or ".." in path.parts or len(name) > _MAX_PATH:
+            raise CheckpointError(f"{manifest}: {show(name)} is no file of a step")
+    return entries
 
 
 def read_description(step_dir: pathlib.Path) -> dict:

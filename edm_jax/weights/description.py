@@ -120,6 +120,11 @@ def check_precond(precond: Mapping[str, Any]) -> None:
         )
     if levels is not None:
         check_levels(levels)
+        if arguments.get("num_levels", len(levels) - 1) != len(levels) - 1:
+            raise WeightsError(
+                f"{name}: num_levels is {num_levels}, but there are {len(levels) - 1} levels "
+                "beside the 0 at their end"
+            )
         arguments["levels"] = levels
     known = inspect.signature(PRECONDITIONINGS[name]).parameters
     for key in arguments:
@@ -185,9 +190,15 @@ def check_description(description: object) -> None:
             f"label_dim {show(network.get('label_dim', 0))}"
         )
     check_label_names(description.get("label_names"), classes)
-    for key in ("data", "source"):
+    for key in ("data", "source", "progress"):
         if not isinstance(description.get(key), dict | None):
             raise WeightsError(f"{key} must be a dictionary, got {show(description[key])}")
+    for key, value in (description.get("progress") or {}).items():
+        if value is not None and not (is_number(value) and value >= 0):
+            raise WeightsError(f"progress: {show(key)} must be a number >= 0, got {show(value)}")
+    variants = description.get("variants", [])
+    if not isinstance(variants, list) or not all(isinstance(v, str) for v in variants):
+        raise WeightsError(f"variants must be a list of names, got {show(variants)}")
 
 
 def check_label_names(names: object, num_classes: int) -> None:

@@ -56,6 +56,8 @@ _BOOLEANS = (
     "narrow_norms",
     "rescale_timesteps",
 )
+# Its last beta, 0.02 times 1000 / M, must stay below 1.
+_LEAST_LINEAR = 21
 # With rescale_timesteps the network was told t 1000 / M.
 _UNSCALED_LEVELS = 1000
 FLAGS = _IGNORED | _FIXED.keys() | _SEEN.keys() | _USED
@@ -88,8 +90,7 @@ class GuidedFlags:
         """``description["precond"]``: iDDPM's, with its own table or that of the schedule."""
         precond = {"name": "iddpm", "num_levels": self.num_levels}
         if self.noise_schedule == "linear":
-            with np.errstate(all="ignore"):  # fewer than 21 levels have none; found out later
-                levels = ddpm_levels("linear", self.num_levels)
+            levels = ddpm_levels("linear", self.num_levels)
             precond["levels"] = levels.astype(np.float32).tolist()
         return precond
 
@@ -158,6 +159,11 @@ def _read_schedule(config: Mapping[str, Any]) -> tuple[str | None, int]:
     if type(num_levels) is not int or not 2 <= num_levels <= MAX_LEVELS:
         raise ValueError(
             f"config: diffusion_steps must be an integer in 2..{MAX_LEVELS}, got {show(num_levels)}"
+        )
+    if schedule == "linear" and num_levels < _LEAST_LINEAR:
+        raise ValueError(
+            f"config: diffusion_steps is {num_levels}, the linear schedule needs at least "
+            f"{_LEAST_LINEAR}"
         )
     levels = precond.get("levels")
     steps = len(levels) - 1 if isinstance(levels, list) else precond.get("num_levels", num_levels)

@@ -30,7 +30,7 @@ from edm_jax.weights.description import (
 from edm_jax.weights.errors import WeightsError, show
 from edm_jax.weights.safetensors_io import is_safetensors, parse_json, read_safetensors
 from edm_jax.weights.state_dict import Tensors, to_variables
-from edm_jax.weights.tensors import Parameter, Tensor
+from edm_jax.weights.tensors import Parameter, Tensor, array_of
 from edm_jax.weights.torch_files import PersistentRecord, container_of, read_torch
 from edm_jax.weights.training_state import inner_names, is_training_state, optimizer_step
 
@@ -361,11 +361,28 @@ def _progress(file: str, step: int | None) -> dict[str, int | None] | None:
 
 def _merged_precond(found: _Found, config: Mapping[str, Any]) -> dict[str, Any]:
     given = config.get("precond", {})
+    if found.u is not None:
+        return _precond_with_table(found.precond | given, found.u)
     if given.get("name", found.precond["name"]) != found.precond["name"]:
         return dict(given)
     precond = found.precond | given
-    if precond["name"] == "iddpm" and found.u is not None and "levels" not in given:
-        edm_snapshot.add_levels(precond, found.u)
+    if "levels" in given and "num_levels" not in given:
+        precond.pop("num_levels", None)
+    return precond
+
+
+def _precond_with_table(precond: dict[str, Any], u: Tensor | np.ndarray) -> dict[str, Any]:
+    """iDDPM's with the table of the file, which nothing else may contradict."""
+    said = precond.pop("levels", None)
+    contradicted = precond["name"] != "iddpm"
+    if not contradicted:
+        edm_snapshot.add_levels(precond, u)
+        contradicted = said is not None and said != array_of(u).tolist()
+    if contradicted:
+        raise ValueError(
+            "config['precond'] contradicts the file, whose tensor 'u' says the noise levels of "
+            "an iDDPM preconditioner; leave it out"
+        )
     return precond
 
 

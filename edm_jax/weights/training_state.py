@@ -93,7 +93,8 @@ def _optimizer_state(record: NetworkRecord, optimizer: object, size: int) -> Opt
     if set(states) != set(range(count)):
         raise WeightsError(f"optimizer states of {len(states)} parameters, expected {count}")
     # Moments are tensors like the parameters, so they pass the same checks.
-    buffers = {k: t for k, t in record.tensors.items() if k not in set(record.parameters)}
+    parameters = set(record.parameters)
+    buffers = {k: t for k, t in record.tensors.items() if k not in parameters}
     network = describe(record)["network"]
     trees, steps = [], set()
     for key in ("exp_avg", "exp_avg_sq"):
