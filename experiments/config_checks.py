@@ -11,6 +11,7 @@ from edm_jax.train.sharding import LAYOUTS
 from experiments import build
 
 MAX_STEPS = 2**31 - 1
+MAX_BATCH = 2**20
 
 
 def _require(ok: bool, key: str, value: Any, rule: str) -> None:
@@ -54,6 +55,7 @@ def _check_training(config: ml_collections.ConfigDict) -> None:
         _require(0 <= value < math.inf, f"train.{key}", value, "0 or more, and finite")
     for key, least in (("batch_size", 1), ("max_bad_steps", 1), ("keep_last", 2)):
         _require(train[key] >= least, f"train.{key}", train[key], f"at least {least}")
+    _require(train.batch_size <= MAX_BATCH, "train.batch_size", train.batch_size, f"<= {MAX_BATCH}")
     _check_steps(config)
     for key in ("adam_b1", "adam_b2"):
         _require(0 <= train[key] < 1, f"train.{key}", train[key], "in [0, 1)")

@@ -34,6 +34,8 @@ from edm_jax.train.step import init_state
 from experiments import build
 
 RESULT = "bytes per device: "
+# A process has no more CPU devices: those with higher numbers count as another one's.
+MAX_DEVICES = 2048
 # How well the code of an operation is optimised does not change which buffers there are.
 FAST_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 

@@ -130,9 +130,11 @@ flags.DEFINE_string("profile_steps", None, "train: steps of a jax.profiler trace
 flags.DEFINE_string(
     "wandb", None, "train: project of Weights & Biases to report to, if wandb is installed."
 )
-flags.DEFINE_string("coordinator_address", None, "host:port of process 0, for several processes.")
-flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1)
-flags.DEFINE_integer("process_id", None, "Which process this is, from 0.", lower_bound=0)
+flags.DEFINE_string(
+    "coordinator_address", None, "train: host:port of process 0, for several processes."
+)
+flags.DEFINE_integer("num_processes", None, "train: how many processes there are.", lower_bound=1)
+flags.DEFINE_integer("process_id", None, "train: which process this is, from 0.", lower_bound=0)
 
 # Flags that only some modes read; given to another mode they are refused.
 READ_BY = {name: ("sample",) for name in ("seeds", "labels", "outdir", "grid", *SAMPLER_FLAGS)} | {
@@ -146,6 +148,7 @@ READ_BY = {name: ("sample",) for name in ("seeds", "labels", "outdir", "grid", *
     "dest": ("export", "dataset"),
     "config": ("train", "evaluate", "preflight"),
     **{name: ("train",) for name in ("profile_steps", "wandb")},
+    **{name: ("train",) for name in ("coordinator_address", "num_processes", "process_id")},
     **{name: ("preflight",) for name in ("devices", "images_per_second", "device_gib")},
 }
 

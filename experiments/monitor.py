@@ -112,7 +112,8 @@ class Monitor:
         if scalars["num_bad_steps"]:
             self._status.say(
                 f"warning: {scalars['num_bad_steps']} of the last {num_steps} steps had a loss or "
-                f"gradient that was not finite ({scalars['num_bad_grads']} elements, set to 0)"
+                "gradient that was not finite "
+                f"({scalars['num_bad_grads']} elements: NaN became 0, an infinity 1e5)"
             )
 
     def _arithmetic(self, rate: float | None) -> dict[str, float | None]:

@@ -365,6 +365,12 @@ def _compiled(
     limit: float | None,
 ) -> None:
     """Memory per device of the compiled training step."""
+    if devices > costs.MAX_DEVICES:
+        findings.warnings.append(
+            f"memory per device is found for at most {costs.MAX_DEVICES} devices, not for "
+            f"{devices}; ask for fewer, with config.train.batch_size smaller in proportion"
+        )
+        return
     findings.fact("compiling", f"for {devices} device(s): minutes for a large network ...")
     memory = costs.compiled_memory(config, shape, devices)
     findings.fact(

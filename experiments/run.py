@@ -173,6 +173,11 @@ def open_run(
         step = int(state.step)
         done = " (finished)" if step >= intervals.total else ""
         status.say(f"resuming at kimg {step * config.train.batch_size / 1000:.1f}{done}")
+    if watch.profile_steps and watch.profile_steps[1] <= step < intervals.total:
+        first, last = watch.profile_steps
+        status.say(
+            f"warning: no trace of --profile_steps={first}-{last}: the run goes on after {step}"
+        )
     status.start(step)
     run = Run(
         config=config,

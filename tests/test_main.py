@@ -185,6 +185,14 @@ BAD = {
     ),
     "workdir is a file": ([TINY, f"--workdir={__file__}"], "cannot be written"),
     "sample flag": ([TINY, "--workdir=w", "--seeds=3"], "--seeds belongs to --mode=sample"),
+    "one of several processes": (
+        ["--mode=export", "--workdir=w", "--num_processes=2"],
+        "--num_processes belongs to --mode=train",
+    ),
+    "huge batch": (
+        [TINY, "--workdir=w", "--config.train.batch_size=100000000000"],
+        "config.train.batch_size must be <= 1048576",
+    ),
     "no run": (["--mode=sample", "--workdir=nowhere"], "no such file or directory: nowhere"),
     "seeds": (["--mode=sample", "--workdir=w", "--seeds=3-x"], "'3-x' is not a number or a range"),
     "backwards": (["--mode=sample", "--workdir=w", "--seeds=9-3"], "runs backwards"),
@@ -272,6 +280,7 @@ def test_bad_model_files_are_one_line(command, tmp_path):
         (hostile, "os", ()),
         (tmp_path / "none.pkl", "none.pkl", ()),
         (hostile, "--source_options must be a JSON object", ("--source_options=[1]",)),
+        (hostile, "duplicate", ('--source_options={"licence": "a", "licence": "b"}',)),
     ):
         done = command("--mode=import", f"--source={source}", f"--workdir={run}", *extra, code=2)
         assert message in done.stderr and "Traceback" not in done.stderr

@@ -117,6 +117,9 @@ def test_memory_of_a_stated_mesh(monkeypatch):
     monkeypatch.setattr(
         costs, "compiled_memory", lambda *_: costs.CompiledMemory(2**30, 3 * 2**30, "tpu")
     )
+    many = config_with(train__batch_size=4096)
+    code, lines = run(many, Pictures(), quick=False, mesh_devices=4096)
+    assert code == 0 and "is found for at most 2048 devices, not for 4096" in "\n".join(lines)
     code, lines = run(config_with(), Pictures(), quick=False, device_gib=3.5)
     assert code == 1 and "error: the training step needs 4 GiB" in "\n".join(lines)
 

@@ -108,7 +108,8 @@ def test_kill_right_after_a_checkpoint_loses_no_line(run_dir, command, environme
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert checkpoints.checkpoint_steps(path / "checkpoints")[-1].name == "00000010"
-    command(TINY, f"--workdir={path}")
+    said = command(TINY, f"--workdir={path}", "--profile_steps=3-5").stdout
+    assert "no trace of --profile_steps=3-5: the run goes on after 10" in said
     command_line.assert_same_run(run_dir, path)
 
 

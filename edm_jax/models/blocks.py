@@ -50,7 +50,7 @@ def dropout(x: Array, rate: float, seeds: Array) -> Array:
     position = jnp.arange(size, dtype=jnp.uint32).reshape((1,) + x.shape[1:])
     first, second = (seeds[:, i].reshape((-1,) + (1,) * (x.ndim - 1)) for i in (0, 1))
     bits = _hash(_hash(position + first) ^ second)
-    keep = bits >= jnp.uint32(round(rate * 2**32))
+    keep = bits >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
     return jnp.where(keep, x * jnp.asarray(1 / (1 - rate), x.dtype), jnp.zeros((), x.dtype))
 
 

@@ -264,7 +264,8 @@ def _group_statistics(x: Array, shift: Array | None, eps: float) -> tuple[Array,
     neither x + shift nor a normalised image is ever stored.
     """
     batch, channels = x.shape[0], x.shape[-1]
-    grouped = (batch, num_groups(channels), -1)
+    groups = num_groups(channels)
+    grouped = (batch, groups, channels // groups)
     mean, var = channel_moments(x)
     mean = (mean if shift is None else mean + shift).reshape(grouped)
     group_mean = mean.mean(-1, keepdims=True)
