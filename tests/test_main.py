@@ -280,7 +280,7 @@ def test_bad_model_files_are_one_line(command, tmp_path):
         (hostile, "os", ()),
         (tmp_path / "none.pkl", "none.pkl", ()),
         (hostile, "--source_options must be a JSON object", ("--source_options=[1]",)),
-        (hostile, "duplicate", ('--source_options={"licence": "a", "licence": "b"}',)),
+        (hostile, "it has an entry twice", ('--source_options={"licence": "a", "licence": "b"}',)),
     ):
         done = command("--mode=import", f"--source={source}", f"--workdir={run}", *extra, code=2)
         assert message in done.stderr and "Traceback" not in done.stderr

@@ -42,12 +42,12 @@ def is_safetensors(data: memoryview) -> bool:
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        raise WeightsError("the header has an entry twice")
+        raise WeightsError("it has an entry twice")
     return result
 
 
 def _no_constant(text: str) -> None:
-    raise WeightsError(f"the header holds {text}, which is not JSON")
+    raise WeightsError(f"it holds {text}, which is not JSON")
 
 
 def parse_json(text: str) -> object:
