@@ -108,7 +108,8 @@ def test_damaged_newest_is_passed_over(tmp_path, damage):
         "[" * 100_000,
         '{"": "x"}',
         '{".": "x"}',
-        '{"%s": "x"}' % ("a" * 5000),
+        '{"%s": "x"}' % ("a" * 300),
+        '{"a\\u0000b": "x"}',
         '{"/dev/zero": "x"}',
         '{"params/../../../secret": "x"}',
         "{}",
@@ -133,6 +134,14 @@ def test_a_file_more_is_damage(tmp_path):
     (tmp_path / "00000003" / "params" / "zarr.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"zarr\.json: not listed in checksums\.json"):
         checkpoints.verify_checksums(tmp_path / "00000003")
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "params/.DS_Store", "params/.nfs0001", "notes.txt"])
+def test_what_others_leave_is_no_damage(name, tmp_path):
+    fill(tmp_path)
+    (tmp_path / "00000003" / name).write_text("x")
+    state, said = restore(tmp_path)
+    assert int(state.step) == 3 and not said
 
 
 def test_saving_does_not_make_damaged_steps_look_whole(tmp_path):

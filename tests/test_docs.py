@@ -24,11 +24,12 @@ def blocks(path):
 USING = blocks("docs/using_models.md")
 
 
+@pytest.mark.parametrize("embedding", ["positional", "fourier"])  # the latter has buffers
 @pytest.mark.parametrize("heading", USING)
-def test_using_models(heading):
+def test_using_models(heading, embedding):
     if "Equinox" in heading:
         pytest.importorskip("equinox")
-    model = tiny_model()
+    model = tiny_model(embedding_type=embedding)
     names = {
         "model": model,
         "jax": jax,

@@ -18,10 +18,11 @@ PIXELS = dict(rtol=1e-4, atol=1e-4)
 
 
 @functools.cache
-def tiny_model(num_classes=3):
+def tiny_model(num_classes=3, **options):
     network = dict(
         name="SongUNet", img_resolution=4, in_channels=2, out_channels=2, label_dim=num_classes,
         model_channels=8, channel_mult=[1], num_blocks=1, attn_resolutions=[],
+        **options,
     )  # fmt: skip
     description = describe(
         network=network,

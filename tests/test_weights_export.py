@@ -139,6 +139,20 @@ def test_state_dict_export_of_iddpm(tmp_path):
     assert importer.read_model_file(path).description["precond"] == model.description["precond"]
 
 
+@pytest.mark.parametrize("num_levels", [None, 3])
+def test_state_dict_export_keeps_levels_that_float32_cannot(num_levels, tmp_path):
+    path = tmp_path / "iddpm_adm_cond.pkl"
+    path.write_bytes(wg.content("iddpm_adm_cond.pkl"))
+    model = importer.read_model_file(path)
+    precond = {"name": "iddpm", "levels": [80.1, 3.3, 1.0, 0.0]}
+    precond |= {} if num_levels is None else {"num_levels": num_levels}
+    export.write_state_dict(path, model.description | {"precond": precond}, model.variables["ema"])
+    assert importer.read_model_file(path).description["precond"] == precond
+    # What a user says besides must still agree with the table of the file.
+    with pytest.raises(ValueError, match="contradicts the file"):
+        importer.read_model_file(path, config={"precond": {"name": "edm"}})
+
+
 # ---------------------------------------------------------------- damaged and newer files
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import ml_dtypes
 import numpy as np
 import pytest
 import weights_golden as wg
@@ -154,20 +155,23 @@ def test_inferred_configuration_equals_recorded_one(name, import_golden, tmp_pat
         assert got == {"name": "iddpm", "levels": recorded.description["precond"]["levels"]}
 
 
-@pytest.mark.parametrize("factor", [1.0, 0.5])
-def test_levels_in_half_precision(factor, import_golden, tmp_path):
+@pytest.mark.parametrize(
+    ("factor", "dtype"), [(1.0, np.float16), (0.5, np.float16), (1.0, ml_dtypes.bfloat16)]
+)
+def test_levels_in_half_precision(factor, dtype, import_golden, tmp_path):
     """The table of the schedule loses no digit by it; another one is kept as it is."""
     name = "iddpm_adm_cond.pkl"
     recorded = import_golden(name)
     arrays = state_dict.from_variables(recorded.variables["ema"], recorded.description["network"])
-    arrays = {f"model.{k}": v.astype(np.float16) for k, v in arrays.items()}
-    arrays["u"] = (factor * wg.expected(wg.SNAPSHOTS[name])["params/u"]).astype(np.float16)
+    arrays = {f"model.{k}": v.astype(dtype) for k, v in arrays.items()}
+    arrays["u"] = (factor * wg.expected(wg.SNAPSHOTS[name])["params/u"]).astype(dtype)
     path = tmp_path / "half.pt"
     path.write_bytes(ww.state_dict_zip(arrays))
     precond = importer.read_model_file(path).description["precond"]
     assert precond["name"] == "iddpm"
     assert precond.get("levels") == (None if factor == 1 else arrays["u"].tolist())
-    for contradiction in ({"name": "edm"}, {"levels": [2.0, 1.0, 0.0]}):
+    contradictions = [{"name": "edm"}, {"levels": [2.0, 1.0, 0.0]}]
+    for contradiction in contradictions + [{"c_1": 0.5}] * (factor != 1):
         with pytest.raises(ValueError, match="contradicts the file"):
             importer.read_model_file(path, config={"precond": contradiction})
 

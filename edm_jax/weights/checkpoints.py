@@ -32,7 +32,6 @@ CHECKSUMS = "checksums.json"
 _STEP_NAME = re.compile(r"\d+")
 # Orbax rewrites these after the checksums are taken; they hold no data.
 _VOLATILE = {"_CHECKPOINT_METADATA", "commit_success.txt", CHECKSUMS}
-_MAX_PATH = 1000
 
 
 class CheckpointError(WeightsError):
@@ -59,6 +58,12 @@ def _files(step_dir: pathlib.Path) -> set[str]:
     return {p.relative_to(step_dir).as_posix() for p in paths}
 
 
+def _stray(name: str) -> bool:
+    """Whether a file below a step is nothing that Orbax reads, as operating systems leave them."""
+    path = pathlib.PurePosixPath(name)
+    return len(path.parts) == 1 or path.name.startswith(".")
+
+
 def write_checksums(step_dir: pathlib.Path) -> None:
     """Record the SHA-256 of every file of a step."""
     digests = {name: file_digest(step_dir / name) for name in sorted(_files(step_dir))}
@@ -76,16 +81,16 @@ def verify_checksums(step_dir: pathlib.Path, items: tuple[str, ...] = ()) -> Non
       CheckpointError: naming the first file that is missing or changed.
     """
     entries = _read_checksums(step_dir / CHECKSUMS)
-    unlisted = sorted(_files(step_dir).difference(entries))
+    unlisted = sorted(name for name in _files(step_dir).difference(entries) if not _stray(name))
     if unlisted:
         raise CheckpointError(f"{step_dir / unlisted[0]}: not listed in {CHECKSUMS}")
     for name, digest in entries.items():
         path = step_dir / name
         if items and pathlib.PurePath(name).parts[0] not in items:
             continue
-        if not path.is_file():
-            raise CheckpointError(f"{path}: missing")
         try:
+            if not path.is_file():
+                raise CheckpointError(f"{path}: missing")
             found = file_digest(path)
         except OSError as error:
             raise CheckpointError(f"{path}: unreadable ({error.strerror or error})") from None
@@ -104,7 +109,7 @@ def _read_checksums(manifest: pathlib.Path) -> dict[str, str]:
         raise CheckpointError(f"{manifest}: unreadable ({error})") from None
     for name in entries:
         path = pathlib.PurePosixPath(name)
-        if not path.parts or path.is_absolute() or ".." in path.parts or len(name) > _MAX_PATH:
+        if not path.parts or "\0" in name or path.is_absolute() or ".." in path.parts:
             raise CheckpointError(f"{manifest}: {show(name)} is no file of a step")
     return entries
 

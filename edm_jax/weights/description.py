@@ -137,14 +137,18 @@ def check_precond(precond: Mapping[str, Any]) -> None:
         raise WeightsError(f"preconditioning {name}: {error}") from None
 
 
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
+
+
 def check_levels(levels: object) -> None:
     """Raise WeightsError unless this is a table u: strictly decreasing numbers down to 0."""
     if not isinstance(levels, list) or not 2 < len(levels) <= MAX_LEVELS + 1:
         raise WeightsError(f"levels must be a list of 3..{MAX_LEVELS + 1}, got {show(levels)}")
-    if not all(is_number(v) and math.isfinite(v) for v in levels):
+    if not all(is_number(v) and abs(v) <= _MAX_FLOAT32 for v in levels):
         raise WeightsError("levels must be finite numbers")
-    if levels[-1] != 0 or any(a <= b for a, b in itertools.pairwise(levels)):
-        raise WeightsError("levels must decrease strictly and end with 0")
+    used = np.asarray(levels, np.float64).astype(np.float32).tolist()
+    if used[-1] != 0 or any(a <= b for a, b in itertools.pairwise(used)):
+        raise WeightsError("levels must decrease strictly (in float32) and end with 0")
 
 
 def check_version(description: object) -> None:

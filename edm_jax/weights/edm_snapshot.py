@@ -281,6 +281,11 @@ def _finite(value: float, what: str) -> float:
     return value
 
 
+# In half precision the digits are gone in which tables differ that are meant to be equal: twice
+# the spacing of the type.
+_TABLE_TOLERANCES = {"float16": 2**-9, "bfloat16": 2**-6, "float32": 0.0, "float64": 0.0}
+
+
 def add_levels(precond: dict[str, Any], u: Tensor | np.ndarray | None) -> None:
     """Put the table ``u`` of a file into the preconditioning if it is not the one we compute.
 
@@ -297,14 +302,12 @@ def add_levels(precond: dict[str, Any], u: Tensor | np.ndarray | None) -> None:
             "dictionary of another number M of levels needs config={'precond': {'num_levels': M}}"
         )
     array = array_of(u)
-    if array.dtype not in (np.float16, np.float32, np.float64):
+    if array.dtype.name not in _TABLE_TOLERANCES:
         raise WeightsError(f"tensor 'u' is of {array.dtype}, expected float32")
     constants = {k: precond[k] for k in ("c_1", "c_2") if k in precond}
     with np.errstate(all="ignore"):  # nonsense constants
         ours = schedules.iddpm_levels(expected, **constants, dtype=np.float32)
-    # In half precision the digits are gone in which tables differ that are meant to be equal.
-    half = array.dtype == np.float16
-    tolerance = 2 * float(np.finfo(np.float16).eps) if half else 0.0
+    tolerance = _TABLE_TOLERANCES[array.dtype.name]
     if not np.allclose(array.astype(np.float64), ours, rtol=tolerance, atol=0):
         levels = array.tolist()
         check_levels(levels)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edm_jax.respacing import ddpm_levels
-from edm_jax.weights.description import MAX_LEVELS
+from edm_jax.weights.description import MAX_LEVELS, is_number
 from edm_jax.weights.errors import WeightsError, show
 from edm_jax.weights.guided import Structure
 
@@ -58,6 +58,14 @@ _BOOLEANS = (
 )
 # Its last beta, 0.02 times 1000 / M, must stay below 1.
 _LEAST_LINEAR = 21
+_INTEGERS = (
+    "image_size",
+    "num_channels",
+    "num_res_blocks",
+    "num_classes",
+    "num_heads",
+    "num_head_channels",
+)
 # With rescale_timesteps the network was told t 1000 / M.
 _UNSCALED_LEVELS = 1000
 FLAGS = _IGNORED | _FIXED.keys() | _SEEN.keys() | _USED
@@ -115,6 +123,12 @@ def read_flags(config: Mapping[str, Any], attention_order: str | None) -> Guided
     for flag in _BOOLEANS:
         if not isinstance(config.get(flag, False), bool):
             raise ValueError(f"config: {flag} must be true or false, got {show(config[flag])}")
+    for flag in _INTEGERS:
+        if type(config.get(flag, 0)) is not int:
+            raise ValueError(f"config: {flag} must be an integer, got {show(config[flag])}")
+    dropout = config.get("dropout", 0)
+    if not is_number(dropout) or not 0 <= dropout < 1:
+        raise ValueError(f"config: dropout must be in [0, 1), got {show(dropout)}")
     for flag, value in _FIXED.items():
         if flag in config and config[flag] != value:
             raise ValueError(

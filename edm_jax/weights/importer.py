@@ -203,10 +203,12 @@ def _from_safetensors(
     config: dict[str, Any],
     attention_order: str | None,
 ) -> _Found:
+    complete = False
     if metadata.get("format") == export.STATE_DICT_FORMAT:
         description = parse_json(metadata.get("description", ""))
         check_description(description)
         export.check_digest(data, metadata)
+        complete = "precond" not in config  # says the noise levels too, exactly
         for key in ("network", "precond", "label_names", "progress", "data"):
             if description.get(key) is not None:
                 config.setdefault(key, description[key])
@@ -215,6 +217,8 @@ def _from_safetensors(
             config.setdefault("licence", source["licence"])
     variants = {config.get("variant", "ema"): arrays}
     found = _from_state_dicts(variants, "safetensors", len(data), config, attention_order)
+    if complete:
+        found.u = None
     if found.source["licence"] == LICENCE_EDM:
         found.source["licence"] = LICENCE_UNKNOWN
     return found
@@ -361,28 +365,23 @@ def _progress(file: str, step: int | None) -> dict[str, int | None] | None:
 
 def _merged_precond(found: _Found, config: Mapping[str, Any]) -> dict[str, Any]:
     given = config.get("precond", {})
-    if found.u is not None:
-        return _precond_with_table(found.precond | given, found.u)
+    precond = found.precond | given
+    if found.u is not None:  # which nothing may contradict
+        said, another = precond.pop("levels", None), precond["name"] != "iddpm"
+        if not another:
+            edm_snapshot.add_levels(precond, found.u)
+            constants = "levels" in precond and not given.keys().isdisjoint({"c_1", "c_2"})
+            another = constants or (said is not None and said != array_of(found.u).tolist())
+        if another:
+            raise ValueError(
+                "config['precond'] contradicts the file, whose tensor 'u' says the noise levels "
+                "of an iDDPM preconditioner; leave it out"
+            )
+        return precond
     if given.get("name", found.precond["name"]) != found.precond["name"]:
         return dict(given)
-    precond = found.precond | given
     if "levels" in given and "num_levels" not in given:
         precond.pop("num_levels", None)
-    return precond
-
-
-def _precond_with_table(precond: dict[str, Any], u: Tensor | np.ndarray) -> dict[str, Any]:
-    """iDDPM's with the table of the file, which nothing else may contradict."""
-    said = precond.pop("levels", None)
-    contradicted = precond["name"] != "iddpm"
-    if not contradicted:
-        edm_snapshot.add_levels(precond, u)
-        contradicted = said is not None and said != array_of(u).tolist()
-    if contradicted:
-        raise ValueError(
-            "config['precond'] contradicts the file, whose tensor 'u' says the noise levels of "
-            "an iDDPM preconditioner; leave it out"
-        )
     return precond
 
 
