@@ -6,7 +6,10 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 from test_generate import tiny_model
+
+from edm_jax import models
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -41,6 +44,14 @@ def test_using_models(heading, embedding):
     for code in USING[heading]:
         exec(code, names)
     assert names["result"].shape == (2, *model.image_shape)
+    if "NNX" in heading:  # what an optimizer gets to see: the weights
+        state = nnx.state(names["module"], nnx.Param)
+        assert sum(a.size for a in jax.tree.leaves(state)) == models.param_count(model.net)
+    if "Equinox" in heading:
+        args = (names["x"], names["sigma"], names["rows"])
+        gradient = jax.grad(lambda module: jnp.sum(module(*args)))(names["module"])
+        assert all(not a.any() for a in jax.tree.leaves(gradient.fixed))
+        assert any(a.any() for a in jax.tree.leaves(gradient.params))
 
 
 def test_every_way_has_an_example():

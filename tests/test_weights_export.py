@@ -125,6 +125,9 @@ def test_state_dict_export(model, tmp_path):
     for key in ("network", "precond", "image_shape", "num_classes", "data"):
         assert again.description[key] == model.description[key]
     assert again.description["source"]["licence"] == model.description["source"]["licence"]
+    raw = model.description | {"variants": ["raw"]}
+    export.write_state_dict(path, raw, model.variables["ema"])
+    assert list(importer.read_model_file(path).variables) == ["raw"]
 
 
 def test_state_dict_export_of_iddpm(tmp_path):

@@ -242,6 +242,26 @@ WRAPPINGS = {
 }
 
 
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (lambda sd: {"ema": {"decay": 0.9, "shadow": sd}, "net": sd}, "'ema' holds a model below"),
+        (lambda sd: {"model": sd, "state_dict": sd}, "two models with raw weights, 'state_dict'"),
+    ],
+)
+def test_no_model_of_a_file_is_passed_over(wrap, message, tmp_path):
+    arrays, _, _ = small()
+    path = tmp_path / "a.pt"
+    tensors = {
+        name: ww.tensor(ww.pid(str(i), a.size, a.dtype.name), a.shape)
+        for i, (name, a) in enumerate(arrays.items())
+    }
+    storages = {str(i): a.tobytes() for i, a in enumerate(arrays.values())}
+    path.write_bytes(ww.torch_zip(wrap(tensors), storages))
+    with pytest.raises(WeightsError, match=message):
+        importer.read_model_file(path)
+
+
 @pytest.mark.parametrize("bare", [False, True])
 @pytest.mark.parametrize("name", WRAPPINGS)
 def test_wrapped_state_dicts(name, bare, tmp_path):

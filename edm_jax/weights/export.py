@@ -192,7 +192,8 @@ def write_state_dict(
 
     Args:
       path: the file.
-      description: see `edm_jax.weights.description`.
+      description: see `edm_jax.weights.description`; ``variants`` ``["raw"]`` says that these
+        are no averages.
       variables: ``{"params": tree, "buffers": tree}`` of one variant.
 
     Returns:
@@ -209,4 +210,6 @@ def write_state_dict(
     for name, array in state_dict.from_variables(variables, description["network"]).items():
         arrays[f"model.{name}"] = np.ascontiguousarray(array)
     metadata = {"format": STATE_DICT_FORMAT, "description": dump_json(description)}
+    if description.get("variants") == ["raw"]:
+        metadata["variant"] = "raw"
     return _write(path, arrays, metadata)

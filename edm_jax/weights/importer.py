@@ -215,7 +215,8 @@ def _from_safetensors(
         source = description.get("source")
         if isinstance(source, dict) and isinstance(source.get("licence"), str):
             config.setdefault("licence", source["licence"])
-    variants = {config.get("variant", "ema"): arrays}
+    default = "raw" if metadata.get("variant") == "raw" else "ema"
+    variants = {config.get("variant", default): arrays}
     found = _from_state_dicts(variants, "safetensors", len(data), config, attention_order)
     if complete:
         found.u = None
@@ -265,8 +266,14 @@ def _state_dicts(root: object, variant: str) -> dict[str, dict[str, Tensor]]:
     variants = {}
     if isinstance(root, dict):
         for key, name in _WRAPPED.items():
-            tensors = _flat(root.get(key))
-            if tensors is not None and name not in variants:
+            value = root.get(key)
+            tensors = _flat(value)
+            if tensors is None and isinstance(value, dict):
+                for inner in (k for k, v in value.items() if _flat(v) is not None):
+                    raise WeightsError(f"{key!r} holds a model below {show(inner)}; save it alone")
+            if tensors is not None and name in variants:
+                raise WeightsError(f"two models with {name} weights, {key!r} the second; save one")
+            if tensors is not None:
                 variants[name] = tensors
     if not variants:
         keys = ", ".join(show(k) for k in list(root)[:8]) if isinstance(root, dict) else show(root)
