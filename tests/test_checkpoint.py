@@ -136,10 +136,15 @@ def test_a_file_more_is_damage(tmp_path):
         checkpoints.verify_checksums(tmp_path / "00000003")
 
 
-@pytest.mark.parametrize("name", [".DS_Store", "params/.DS_Store", "params/.nfs0001", "notes.txt"])
+@pytest.mark.parametrize(
+    "name",
+    [".DS_Store", "params/.DS_Store", "params/.nfs0001", "notes.txt", "@eaDir/x", "params/.x/y"],
+)
 def test_what_others_leave_is_no_damage(name, tmp_path):
     fill(tmp_path)
-    (tmp_path / "00000003" / name).write_text("x")
+    stray = tmp_path / "00000003" / name
+    stray.parent.mkdir(exist_ok=True)
+    stray.write_text("x")
     state, said = restore(tmp_path)
     assert int(state.step) == 3 and not said
 

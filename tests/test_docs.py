@@ -9,7 +9,9 @@ import pytest
 from flax import nnx
 from test_generate import tiny_model
 
+import edm_jax
 from edm_jax import models
+from edm_jax.weights import export
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -29,10 +31,14 @@ USING = blocks("docs/using_models.md")
 
 @pytest.mark.parametrize("embedding", ["positional", "fourier"])  # the latter has buffers
 @pytest.mark.parametrize("heading", USING)
-def test_using_models(heading, embedding):
+def test_using_models(heading, embedding, tmp_path):
     if "Equinox" in heading:
         pytest.importorskip("equinox")
-    model = tiny_model(embedding_type=embedding)
+    made = tiny_model(embedding_type=embedding)
+    variables = {"params": made.params, "buffers": made.variables.get("buffers", {})}
+    path = tmp_path / "model.safetensors"  # as a user has it: read from a file
+    export.write_single_file(path, made.description | {"variants": ["ema"]}, {"ema": variables})
+    model = edm_jax.load(path)
     names = {
         "model": model,
         "jax": jax,

@@ -30,6 +30,7 @@ from edm_jax.weights.errors import NewerFormatError, WeightsError, show
 
 CHECKSUMS = "checksums.json"
 _STEP_NAME = re.compile(r"\d+")
+_ITEMS = ("description", "ema", "params", "train")
 # Orbax rewrites these after the checksums are taken; they hold no data.
 _VOLATILE = {"_CHECKPOINT_METADATA", "commit_success.txt", CHECKSUMS}
 
@@ -60,8 +61,8 @@ def _files(step_dir: pathlib.Path) -> set[str]:
 
 def _stray(name: str) -> bool:
     """Whether a file below a step is nothing that Orbax reads, as operating systems leave them."""
-    path = pathlib.PurePosixPath(name)
-    return len(path.parts) == 1 or path.name.startswith(".")
+    parts = pathlib.PurePosixPath(name).parts
+    return parts[0] not in _ITEMS or any(part.startswith(".") for part in parts)
 
 
 def write_checksums(step_dir: pathlib.Path) -> None:
