@@ -4,7 +4,7 @@
      "network": {"name": "SongUNet" | "DhariwalUNet", constructor arguments},
      "precond": {"name": "edm" | "vp" | "ve" | "iddpm", arguments of the factory},
      "image_shape": [H, W, C], "num_classes": label_dim, "label_names": null or [...],
-     "progress": null or {"nimg", "kimg", "step"}, "data": {...},
+     "progress": null or {"nimg", "kimg", "step"}, "data": {"num_images" of a run, ...},
      "source": {"file", "sha256", "format", "class_name", "licence", ...}}
 
 An infinite or default sigma_min, sigma_max is left out of ``precond``: JSON has no infinity.
@@ -31,6 +31,7 @@ MAX_LEVELS = 1 << 16  # M of a table of noise levels
 _MAX_NODES = 1 << 14
 _MAX_DEPTH = 16
 _TRAINING_ONLY = ("dropout", "label_dropout")
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 _NODE_TEXT = 64  # characters of a text that count as another node
 
 LICENCE_EDM = (
@@ -135,9 +136,6 @@ def check_precond(precond: Mapping[str, Any]) -> None:
             PRECONDITIONINGS[name](**arguments)
     except (ValueError, TypeError, ArithmeticError) as error:
         raise WeightsError(f"preconditioning {name}: {error}") from None
-
-
-_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 def check_levels(levels: object) -> None:

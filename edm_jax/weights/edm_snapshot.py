@@ -23,6 +23,9 @@ from edm_jax.weights.unpickle import SetRecord
 _MAX_DEPTH = 8  # a published network nests four deep
 _MAX_ENTRIES = 1 << 17  # of all modules together; a module may be met several times
 _MAX_NAME = 512  # characters of a full name; one long part may be met many times
+# In half precision the digits are gone in which tables differ that are meant to be equal: twice
+# the spacing of the type.
+_TABLE_TOLERANCES = {"float16": 2**-9, "bfloat16": 2**-6, "float32": 0.0, "float64": 0.0}
 
 # Arguments of the published networks that a file may leave out, with their defaults.
 _COMMON_DEFAULTS = {
@@ -279,11 +282,6 @@ def _finite(value: float, what: str) -> float:
     if not math.isfinite(value):
         raise WeightsError(f"{what} is {value}, expected a finite number")
     return value
-
-
-# In half precision the digits are gone in which tables differ that are meant to be equal: twice
-# the spacing of the type.
-_TABLE_TOLERANCES = {"float16": 2**-9, "bfloat16": 2**-6, "float32": 0.0, "float64": 0.0}
 
 
 def add_levels(precond: dict[str, Any], u: Tensor | np.ndarray | None) -> None:

@@ -259,6 +259,14 @@ def _flat(value: object) -> dict[str, Tensor] | None:
     return tensors if good else None
 
 
+def _require_no_model_below(key: str, value: object) -> None:
+    """Refuse what would otherwise be passed over in silence, such as an average."""
+    inner = value.items() if isinstance(value, dict) else ()
+    found = next((name for name, entry in inner if _flat(entry) is not None), None)
+    if found is not None:
+        raise WeightsError(f"{key!r} holds a model below {show(found)}; save it alone")
+
+
 def _state_dicts(root: object, variant: str) -> dict[str, dict[str, Tensor]]:
     tensors = _flat(root)
     if tensors is not None:
@@ -268,12 +276,11 @@ def _state_dicts(root: object, variant: str) -> dict[str, dict[str, Tensor]]:
         for key, name in _WRAPPED.items():
             value = root.get(key)
             tensors = _flat(value)
-            if tensors is None and isinstance(value, dict):
-                for inner in (k for k, v in value.items() if _flat(v) is not None):
-                    raise WeightsError(f"{key!r} holds a model below {show(inner)}; save it alone")
-            if tensors is not None and name in variants:
+            if tensors is None:
+                _require_no_model_below(key, value)
+            elif name in variants:
                 raise WeightsError(f"two models with {name} weights, {key!r} the second; save one")
-            if tensors is not None:
+            else:
                 variants[name] = tensors
     if not variants:
         keys = ", ".join(show(k) for k in list(root)[:8]) if isinstance(root, dict) else show(root)

@@ -198,9 +198,12 @@ def check_labels(labels: ArrayLike, num_classes: int, batch_size: int) -> None:
 def from_description(
     description: Mapping[str, Any], variables: PyTree, variant: str = "ema"
 ) -> Model:
-    """A Model from its description and the variables of its network."""
+    """A Model from its description and the variables of its network.
+
+    Empty collections, which files have, are left out, as networks have none.
+    """
     net, preconditioning = build(description)
-    variables = jax.tree.map(jnp.asarray, variables)
+    variables = {name: jax.tree.map(jnp.asarray, tree) for name, tree in variables.items() if tree}
     return Model(net, preconditioning, variables, description, variant)
 
 
@@ -281,8 +284,7 @@ def read_variables(step_dir: pathlib.Path, description: Mapping[str, Any], varia
         if not isinstance(averages, Mapping) or variant not in averages:
             raise CheckpointError(f"{step_dir / 'ema'}: weights {show(variant)} are not there")
         variables = {"params": averages[variant]}
-    if stored.get("buffers"):
-        variables["buffers"] = stored["buffers"]
+    variables["buffers"] = stored.get("buffers", {})
     try:
         state_dict.check_variables(variables, description["network"])
     except WeightsError as error:
