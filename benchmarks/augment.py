@@ -22,7 +22,7 @@ import jax
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from edm_jax.data import augment
+from edm_jax.augment import pipe
 
 # Of DDPM++ as published for CIFAR-10 and for 64x64; a multiply-add counts two.
 FORWARD_GFLOP = {32: 40.3, 64: 81.0}
@@ -62,15 +62,15 @@ def main() -> None:
 
     key = jax.random.key(0)
     images = jax.random.uniform(key, (batch, size, size, 3), minval=-1)
-    pipe = augment.EDM_AUGMENT
-    draw = jax.jit(lambda key: augment.sample_params(key, images.shape, pipe))
+    augmentation = pipe.EDM_AUGMENT
+    draw = jax.jit(lambda key: pipe.sample_params(key, images.shape, augmentation))
     params = draw(key)
 
     print(f"{jax.devices()[0].device_kind}, {batch} images of {size}x{size}")
     drawing = seconds(draw, key)
     print(f"draw the parameters      {1e6 * drawing / batch:9.1f} us per image")
     for method in options.methods.split(","):
-        apply = functools.partial(augment.apply_augment, pipe=pipe, method=method)
+        apply = functools.partial(pipe.apply_augment, pipe=augmentation, method=method)
         total = drawing + seconds(jax.jit(apply), images, params)
         line = f"augment ({method:6s})         {1e6 * total / batch:9.1f} us per image"
         if options.step_ms:

@@ -4,7 +4,7 @@
 
 Made images of natural smoothness, 32x32 and 64x64, in random order, from
 
-* an EDM archive of this project (`edm_jax.data.convert`: PNG rows unfiltered),
+* an EDM archive of this project (`edm_jax.data.conversion.convert`: PNG rows unfiltered),
 * an EDM archive with PNGs as Pillow writes them (rows filtered), which is what archives
   made elsewhere hold,
 * array_record through TFDS.
@@ -27,11 +27,11 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from edm_jax.data import decode
-from edm_jax.data.image_files import open_images
-from edm_jax.data.source import ImageSource
-from edm_jax.data.stored_zip import central_directory, stored_record
-from edm_jax.data.tfds_source import TfdsSource
+from edm_jax.data.sources import decode
+from edm_jax.data.sources.base import ImageSource
+from edm_jax.data.sources.image_files import open_images
+from edm_jax.data.sources.stored_zip import central_directory, stored_record
+from edm_jax.data.sources.tfds import TfdsSource
 
 
 def made_images(count: int, size: int) -> np.ndarray:

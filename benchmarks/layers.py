@@ -2,7 +2,7 @@ r"""What the layers written here are worth: a network with them and without, in 
 
     python benchmarks/layers.py [--net=cifar10-ddpmpp] [--batch=8]
 
-The network as it is; with XLA's own 3x3 convolutions (`edm_jax.models.winograd` off); and with
+The network as it is; with XLA's own 3x3 convolutions (`edm_jax.models.ops.winograd` off); and with
 the layers one would write first: Flax's GroupNorm, every convolution a convolution, dropout
 drawn by `jax.random`.  Forward pass and training step: images per second, ratio, compile time
 and memory; then by how much Winograd's convolutions change the output.
@@ -24,7 +24,8 @@ import networks
 import optax
 from jax import lax
 
-from edm_jax.models import blocks, layers, unet, winograd
+from edm_jax.models import blocks, unet
+from edm_jax.models.ops import layers, winograd
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:

@@ -24,7 +24,7 @@ import op_times
 import optax
 
 from edm_jax import losses, models, noise, precond
-from experiments import costs
+from experiments.preflight import costs
 
 RGB = {"in_channels": 3, "out_channels": 3}
 CIFAR10 = {"img_resolution": 32, "label_dim": 10, "augment_dim": 9, "dropout": 0.13, **RGB}

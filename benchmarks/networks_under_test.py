@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from edm_jax import models
-from edm_jax.weights.model import Model, describe, from_description
+from edm_jax.model import Model, describe, from_description
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Case:
 
 def _digits() -> Case:
     from configs import digits
-    from experiments import build
+    from experiments.config import build
 
     config = digits.get_config()
     network = build.network_arguments(config, build.build_source(config))

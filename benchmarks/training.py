@@ -19,7 +19,7 @@ import numpy as np
 from networks_under_test import CASES, random_batch
 
 from edm_jax.data import pipeline
-from edm_jax.data.source import ArraySource
+from edm_jax.data.sources.base import ArraySource
 from edm_jax.noise import LogNormal, edm_weight
 from edm_jax.train import sharding
 from edm_jax.train.step import (

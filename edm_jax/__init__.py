@@ -10,13 +10,13 @@ The functions beneath accept any callable ``denoise(x, sigma)`` and arrays of an
 
 from edm_jax.generate import sample, to_uint8
 from edm_jax.losses import denoising_loss
+from edm_jax.model import Model, load
 from edm_jax.models import DhariwalUNet, SongUNet
 from edm_jax.noise import LogNormal, edm_weight
 from edm_jax.precond import Preconditioning, edm_coefs, edm_preconditioning, precondition
 from edm_jax.samplers import Churn, Trajectory, sample_heun, sample_stochastic
 from edm_jax.schedules import karras_sigmas
 from edm_jax.seeds import image_keys, latents
-from edm_jax.weights.model import Model, load
 
 __version__ = "0.1.0"
 

@@ -14,10 +14,10 @@ import numpy as np
 from edm_jax import seeds as seeds_lib
 from edm_jax.arguments import check_protocol
 from edm_jax.grids import make_sigmas
+from edm_jax.model import Model, check_labels
 from edm_jax.precond import Preconditioning, precondition
 from edm_jax.samplers import Churn, Trajectory, sample_heun, sample_stochastic
 from edm_jax.typing import Array, ArrayLike, PyTree
-from edm_jax.weights.model import Model, check_labels
 
 
 def to_uint8(images: ArrayLike) -> np.ndarray:

@@ -14,15 +14,16 @@ import ml_collections
 import numpy as np
 
 from edm_jax import generate, losses
-from edm_jax.data.source import ImageSource
+from edm_jax.data.sources.base import ImageSource
+from edm_jax.model import Model
 from edm_jax.noise import sample_sigma
 from edm_jax.samplers import Churn, euler_step, heun_step
 from edm_jax.samplers.stochastic import add_noise
 from edm_jax.seeds import churn_noise, image_keys, latents
 from edm_jax.train import distributed
 from edm_jax.train.sharding import batch_sharding, make_mesh, replicated
-from edm_jax.weights.model import Model
-from experiments import build, figures
+from experiments import figures
+from experiments.config import build
 from experiments.workdir import EVALUATION, write_atomically
 
 Report = Callable[[str], None]

@@ -56,7 +56,7 @@ if str(ROOT) not in sys.path:
 from absl import app, flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-from experiments.config_flag import UsageError, complete, unknown_option  # noqa: E402
+from experiments.config.flag import UsageError, complete, unknown_option  # noqa: E402
 
 MODES = (
     "train", "preflight", "sample", "evaluate", "import", "export", "dataset", "validate"
@@ -245,12 +245,12 @@ def _train() -> None:
     config = _resolved_config()
     workdir = _workdir()
     from edm_jax.train import distributed
-    from experiments import monitor, train_loop
-    from experiments.run import Watch
+    from experiments.training import loop, monitor
+    from experiments.training.run import Watch
 
     watch = Watch(monitor.parse_steps(FLAGS.profile_steps), FLAGS.wandb or "")
     distributed.initialize(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
-    train_loop.train(config, workdir, watch)
+    loop.train(config, workdir, watch)
 
 
 def _stored_config(workdir: pathlib.Path):
@@ -264,15 +264,15 @@ def _stored_config(workdir: pathlib.Path):
 
 def _preflight() -> None:
     config = _resolved_config()
-    from experiments import preflight
+    from experiments.preflight import report
 
     workdir = pathlib.Path(FLAGS.workdir) if FLAGS.workdir else None
-    code = preflight.preflight(
+    code = report.preflight(
         config,
         workdir,
         mesh_devices=FLAGS.devices,
         quick=False,
-        preset=preflight.read_preset(config_flags.get_config_filename(FLAGS["config"])),
+        preset=report.read_preset(config_flags.get_config_filename(FLAGS["config"])),
         images_per_second=FLAGS.images_per_second,
         device_gib=FLAGS.device_gib,
     )
@@ -282,9 +282,9 @@ def _preflight() -> None:
 
 def _sample() -> None:
     workdir = _workdir()
+    from edm_jax.model import load
     from edm_jax.samplers import Churn
-    from edm_jax.weights.model import load
-    from experiments import sample
+    from experiments.commands import sample
 
     sample.parse_ranges(FLAGS.seeds, "seeds")  # before the model is loaded
     if FLAGS.labels is not None:
@@ -317,11 +317,12 @@ def _sample() -> None:
 
 def _evaluate() -> None:
     workdir = _workdir()
-    from edm_jax.weights.model import load
-    from experiments import config_checks, evaluate
+    from edm_jax.model import load
+    from experiments import evaluate
+    from experiments.config import values
 
     config = _resolved_config() if FLAGS["config"].value is not None else _stored_config(workdir)
-    config_checks.check_config(config)
+    values.check_config(config)
     if not config.evaluation.num_images:
         raise UsageError("config.evaluation.num_images is 0: there is nothing to evaluate")
     result = evaluate.evaluate(load(workdir, variant=FLAGS.variant), config)
@@ -331,7 +332,7 @@ def _evaluate() -> None:
 
 def _import() -> None:
     source, workdir = _required("source", "edm-cifar10.pkl"), _workdir()
-    from experiments import convert_weights
+    from experiments.commands import convert_weights
 
     options = convert_weights.parse_options(FLAGS.source_options)
     convert_weights.import_model(
@@ -341,16 +342,16 @@ def _import() -> None:
 
 def _export() -> None:
     workdir, dest = _workdir(), _required("dest", "digits.safetensors")
-    from experiments import convert_weights
+    from experiments.commands import convert_weights
 
     convert_weights.export_model(workdir, dest, variant=FLAGS.variant)
 
 
 def _dataset() -> None:
     source, dest = _required("source", "images/"), _required("dest", "images-64x64.zip")
-    from experiments import dataset_tool
+    from experiments.commands import dataset
 
-    code = dataset_tool.run(
+    code = dataset.run(
         source,
         dest,
         resolution=FLAGS.resolution,
@@ -364,7 +365,7 @@ def _dataset() -> None:
 
 
 def _validate() -> None:
-    from experiments import validate
+    from experiments.commands import validate
 
     code = validate.run(FLAGS.workdir, FLAGS.sampler)
     if code:

@@ -12,10 +12,10 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from edm_jax.data.source import ImageSource
-from edm_jax.weights.checkpoints import checkpoint_steps, read_description, verify_checksums
-from edm_jax.weights.errors import WeightsError
-from experiments.build import ConfigError, data_difference
+from edm_jax.data.sources.base import ImageSource
+from edm_jax.store.checkpoints import checkpoint_steps, read_description, verify_checksums
+from edm_jax.store.errors import WeightsError
+from experiments.config.build import ConfigError, data_difference
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"

@@ -10,16 +10,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import collections
 import json
-import pathlib
 
 import jax
 import numpy as np
 import pytest
-from command_line import command, environment, run_dir  # noqa: F401  (fixtures)
+
+from tests.support.command_line import command, environment, run_dir  # noqa: F401  (fixtures)
+from tests.support.paths import GOLDEN
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
 def pytest_collection_modifyitems(items):

@@ -9,9 +9,9 @@ import pytest
 
 import edm_jax
 from edm_jax import generate, models, seeds
+from edm_jax.model import describe, from_description
 from edm_jax.samplers import Churn, sample_heun
 from edm_jax.train import sharding
-from edm_jax.weights.model import describe, from_description
 
 # Two float32 runs of the same network in batches of another shape: measured 2e-6.
 PIXELS = dict(rtol=1e-4, atol=1e-4)

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from edm_jax.data.source import ImageSource
+from edm_jax.data.sources.base import ImageSource
 
 Batch = dict[str, Any]
 

@@ -9,9 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from edm_jax.models.attention import attention
-from edm_jax.models.initializers import Init
-from edm_jax.models.layers import Conv2d, GroupNorm, Linear, conv_parameters, matmul
+from edm_jax.models.ops.attention import attention
+from edm_jax.models.ops.initializers import Init
+from edm_jax.models.ops.layers import Conv2d, GroupNorm, Linear, conv_parameters, matmul
 from edm_jax.typing import Array, Key
 
 

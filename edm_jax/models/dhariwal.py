@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from edm_jax.models.initializers import Init
-from edm_jax.models.layers import Linear, PositionalEmbedding, silu
+from edm_jax.models.ops.initializers import Init
+from edm_jax.models.ops.layers import Linear, PositionalEmbedding, silu
 from edm_jax.models.plan import Entry, dhariwal_plan
 from edm_jax.models.unet import UNet, require
 from edm_jax.typing import Array

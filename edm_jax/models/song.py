@@ -8,8 +8,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from edm_jax.models.initializers import Init
-from edm_jax.models.layers import FourierEmbedding, Linear, PositionalEmbedding, silu
+from edm_jax.models.ops.initializers import Init
+from edm_jax.models.ops.layers import FourierEmbedding, Linear, PositionalEmbedding, silu
 from edm_jax.models.plan import DECODER_TYPES, ENCODER_TYPES, Entry, song_plan
 from edm_jax.models.unet import UNet, require
 from edm_jax.typing import Array

@@ -11,10 +11,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from edm_jax.models.blocks import UNetBlock, dropout_seeds
-from edm_jax.models.initializers import Init
-from edm_jax.models.layers import Conv2d, GroupNorm, num_groups
+from edm_jax.models.ops.initializers import Init
+from edm_jax.models.ops.layers import Conv2d, GroupNorm, num_groups
+from edm_jax.models.ops.remat import remat
 from edm_jax.models.plan import Entry
-from edm_jax.models.remat import remat
 from edm_jax.typing import Array
 
 DTYPES = ("float32", "bfloat16", "float16")

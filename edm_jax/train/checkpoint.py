@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from edm_jax.store import checkpoints
+from edm_jax.store.checkpoints import CheckpointError
 from edm_jax.train import distributed
 from edm_jax.train.state import TrainState
 from edm_jax.typing import PyTree
-from edm_jax.weights import checkpoints
-from edm_jax.weights.checkpoints import CheckpointError
 
 
 class SaveError(RuntimeError):

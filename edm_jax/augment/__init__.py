@@ -1,0 +1,1 @@
+"""Non-leaking augmentation (EDM section F.2); it runs inside the training step."""

@@ -1,0 +1,435 @@
+"""Does a sampler keep its promises?  Measured where the exact answer is known.
+
+Order of convergence and network calls: see `sampler_bed`.  Independence: no image may
+feel which others share its batch, and the noise of an image comes from its own key
+alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import importlib.util
+import inspect
+import itertools
+import math
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from edm_jax import grids, samplers, seeds
+from edm_jax.exact import bed
+from edm_jax.exact.bed import CHURN, Measurement, Subject
+from edm_jax.samplers import SamplerInfo
+from edm_jax.typing import Array, DenoiseFn, Key
+
+NFE_BUDGET = 64
+CONTRACT_STEPS = 32
+# Fine enough that every method of the library shows its limit; the runs are cheap, only
+# the compilation of each N takes time.
+FINE_STEPS = (256, 512)
+# Where the error ends on a floor, the order is that of changes, of which it takes two.
+BIASED_STEPS = (128, 256, 512)
+TOLERANCES = (1e-2, 1e-4, 1e-6, 1e-8)
+# Orders are whole numbers: a measured one must be nearer to the promise than to others.
+ORDER_SLACK = 0.5
+TRACING_ERRORS = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What was measured.
+
+    Attributes:
+      name, order, stochastic: of the subject.
+      adaptive: whether orders are powers of the tolerance.
+      measured_order: slope of log error over log N (over log tolerance if adaptive); NaN
+        where sampling error hides it.
+      num_steps, nfe, errors: the runs, coarse to fine; network calls are counted.
+      error_at_budget, nfe_at_budget: of the finest run within NFE_BUDGET calls, or of
+        the cheapest.
+      batch_independent, noise_independent: see `independence`.
+      failures: what was broken, in words; empty if nothing.
+      notes: what else the reader should know.
+    """
+
+    name: str
+    order: float
+    stochastic: bool
+    adaptive: bool = False
+    measured_order: float = math.nan
+    num_steps: tuple[int, ...] = ()
+    nfe: tuple[int, ...] = ()
+    errors: tuple[float, ...] = ()
+    error_at_budget: float = math.nan
+    nfe_at_budget: int = 0
+    batch_independent: bool = False
+    noise_independent: bool = False
+    failures: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether every promise held."""
+        return not self.failures
+
+
+# ------------------------------------------------------------------------ subjects
+
+
+def subject_of(info: SamplerInfo, *, order: float | None = None, **options: Any) -> Subject:
+    """The subject of a sampler of the registry, with its order or that of the options."""
+
+    def run(denoise: DenoiseFn, x: Array, sigmas: Array, key: Key | None = None, **more) -> Array:
+        return info(denoise, x, sigmas, key, **options, **more)
+
+    adaptive = info.nfe_fn is None
+    sampled = info.stochastic and not info.linear
+    fine = BIASED_STEPS if info.bias else FINE_STEPS
+    return Subject(
+        name=info.name,
+        run=run,
+        # Of an adaptive sampler the error follows the tolerance in proportion.
+        order=1 if adaptive else info.order if order is None else order,
+        stochastic=info.stochastic,
+        bias=info.bias,
+        grid=info.grid,
+        nfe=None if adaptive else functools.partial(info.nfe, **options),
+        replay=run if info.linear and info.stochastic else None,
+        tolerances=TOLERANCES if adaptive else (),
+        steps=Subject.steps if sampled else fine,
+        tight=True,
+        # Linear multistep methods integrate the step to 0 like any other.
+        ends="flow" if info.fn is samplers.sample_lms else "denoised",
+    )
+
+
+def builtin_subjects() -> list[Subject]:
+    """Every sampler of the registry, and options whose order differs."""
+    subjects = []
+    for info in samplers.SAMPLERS.values():
+        if info.name == "adaptive" and importlib.util.find_spec("diffrax") is None:
+            continue
+        if info.name == "edm":
+            churned = subject_of(info, churn=CHURN)
+            subjects.append(dataclasses.replace(churned, name="edm (churn 10)"))
+            continue
+        subjects.append(subject_of(info))
+        if info.name == "dpmpp_3m":
+            third = subject_of(info, order=3, kappa=2.0)
+            subjects.append(dataclasses.replace(third, name="dpmpp_3m (kappa 2)"))
+    return subjects
+
+
+def load_subject(path: str) -> Subject:
+    """A user's sampler, given as ``module:function``.
+
+    It is called as ``function(denoise, x, sigmas, key)``, or without key if it takes
+    three arguments, with ``(N+1,)`` levels from karras_sigmas and one key per image.
+    If it has an argument ``noise_fn`` (step index -> noise), its distribution is
+    measured without sampling error.  Its attribute ``order``, if any, is its promise;
+    1 otherwise.
+
+    Raises:
+      ValueError: if there is no such function.
+    """
+    module_name, _, attribute = path.partition(":")
+    if not attribute:
+        raise ValueError(f"a sampler is given as 'module:function', got {path!r}")
+    try:
+        fn = functools.reduce(getattr, attribute.split("."), importlib.import_module(module_name))
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"cannot load the sampler {path!r}: {error}") from error
+    if isinstance(fn, SamplerInfo):
+        return subject_of(fn)
+    if not callable(fn):
+        raise ValueError(f"{path!r} is not callable")
+    parameters = inspect.signature(fn).parameters
+    positional = [p for p in parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD]
+    fourth = len(positional) > 3 and positional[3].name != "noise_fn"
+    takes_key = "key" in parameters or (fourth and positional[3].default is inspect.Parameter.empty)
+
+    def run(denoise: DenoiseFn, x: Array, sigmas: Array, key: Key, **options: Any) -> Array:
+        if "key" in parameters:
+            return fn(denoise, x, sigmas, key=key, **options)
+        return fn(denoise, x, sigmas, *((key,) if takes_key else ()), **options)
+
+    replay = run if "noise_fn" in parameters else None
+    order = getattr(fn, "order", 1)
+    if isinstance(order, bool) or not isinstance(order, int | float) or not order >= 0:
+        raise ValueError(f"{path}: its attribute order must be a number >= 0, got {order!r}")
+    # Whether it draws noise is observed, not believed.
+    return Subject(path, run, order, stochastic=None, replay=replay)
+
+
+# --------------------------------------------------------------------- independence
+
+
+BatchFn = Callable[[Array, Key], np.ndarray]
+
+
+def _batch_fn(subject: Subject) -> BatchFn:
+    """The subject for the batches of `_images`, compiled once."""
+    run = bed.runner(subject, bed.MIXTURE.denoise)
+    sigmas = grids.make_sigmas(subject.grid, CONTRACT_STEPS)
+    return lambda x, keys: run(x, sigmas, keys)[0]
+
+
+def _images(subject: Subject) -> tuple[Array, Key]:
+    """A batch of six small images, and their keys."""
+    sigma = grids.make_sigmas(subject.grid, CONTRACT_STEPS)[0]
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(6, 2, 2, 1))) * sigma
+    return x, seeds.image_keys(range(6))
+
+
+def _raised(error: Exception) -> str:
+    """What a sampler raised and where, in one line; our own checks of it speak for themselves."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    text = " ".join(str(error).split())
+    if place.filename == bed.__file__:
+        return text
+    where = f"{place.filename.rsplit('/', 1)[-1]}:{place.lineno}"
+    return f"it raises {type(error).__name__} ({where}): {text[:200]}"
+
+
+def contract(subject: Subject) -> tuple[Subject, BatchFn, str | None]:
+    """Whether a sampler can be called and returns images, before anything is measured.
+
+    Returns:
+      The subject, with what was observed (whether it can be compiled, and whether it is
+      stochastic where that was left open); its function of a batch, for `independence`;
+      and what is wrong, in words, or None.
+    """
+    run, (x, keys) = _batch_fn(subject), _images(subject)
+    try:
+        try:
+            result = run(x, keys)
+        except TRACING_ERRORS:  # it uses values of the grid in Python
+            subject = dataclasses.replace(subject, jit=False)
+            run = _batch_fn(subject)
+            result = run(x, keys)
+    except Exception as error:
+        return subject, run, _raised(error)
+    if result.dtype != x.dtype:
+        return subject, run, f"it returns {result.dtype} for x of {x.dtype}; keep the dtype of x"
+    if not np.all(np.isfinite(result)):
+        return subject, run, f"its result is not finite at N = {CONTRACT_STEPS}"
+    if subject.stochastic is None:
+        other = run(x, seeds.image_keys(range(7, 13)))
+        subject = dataclasses.replace(subject, stochastic=not np.array_equal(result, other))
+    return subject, run, None
+
+
+def independence(subject: Subject, run: BatchFn | None = None) -> tuple[bool, bool]:
+    """Whether images are independent of their batch, and their noise of other keys.
+
+    Batch: reordering the batch reorders the results, and exchanging one image and its
+    key leaves the others as they were.  Noise: of a stochastic sampler, images that
+    start alike end differently under different keys, and a new key changes its own
+    image and no bit of the others; of a deterministic one, keys change nothing.
+    """
+    run, (x, keys) = run or _batch_fn(subject), _images(subject)
+    base = run(x, keys)
+    order = np.array([4, 2, 0, 5, 1, 3])
+    moved = run(x[order], keys[order])
+    other = seeds.image_keys([99, 1, 2, 3, 4, 5])
+    exchanged = run(x.at[0].multiply(-3.0), other)
+    # Vectorised code may round an image differently in another place of the batch.
+    close = functools.partial(np.allclose, rtol=1e-9, atol=1e-9)
+    batch = bool(close(moved, base[order]) and close(exchanged[1:], base[1:]))
+    rekeyed = run(x, other)
+    if not subject.stochastic:
+        return batch, bool(np.array_equal(rekeyed, base))
+    alike = run(jnp.broadcast_to(x[:1], x.shape), keys).reshape(6, -1)
+    distinct = np.unique(alike.round(12), axis=0).shape[0] == 6
+    own = not np.array_equal(rekeyed[0], base[0]) and np.array_equal(rekeyed[1:], base[1:])
+    return batch, bool(distinct and own)
+
+
+# ---------------------------------------------------------------------- convergence
+
+
+def _slope(costs: Iterable[float], errors: Iterable[float]) -> float:
+    """Order of convergence over the finer half of a refinement."""
+    costs, errors = np.log(np.asarray(costs, float)), np.log(np.maximum(list(errors), 1e-300))
+    return float(-(errors[-1] - errors[-2]) / (costs[-1] - costs[-2]))
+
+
+def _resolved_slope(steps: tuple[int, ...], errors: list[float]) -> tuple[float, float]:
+    """Order and its uncertainty (3 standard errors) from sampled errors.
+
+    Of the finest pair of runs that sampling error does not hide; NaN if there is none.
+    """
+    floor = bed.sampled_floor()
+    for i in reversed(range(1, len(steps))):
+        if errors[i] > 4 * floor:
+            noise = math.hypot(floor / errors[i], floor / errors[i - 1])
+            slope = _slope(steps[i - 1 : i + 1], errors[i - 1 : i + 1])
+            return slope, 3 * noise / math.log(steps[i] / steps[i - 1])
+    return math.nan, 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Convergence:
+    """Order, its uncertainty, and the runs ``{N: Measurement}`` (or tolerance as key)."""
+
+    order: float
+    uncertainty: float
+    runs: Mapping[float, Measurement]
+    notes: tuple[str, ...] = ()
+
+
+def _budget_steps(runs: Mapping[int, Measurement]) -> int | None:
+    """N whose calls, linear in N as those of two runs, are at most NFE_BUDGET."""
+    (n0, first), (n1, second), *_ = sorted(runs.items())
+    per_step = (second.calls - first.calls) / (n1 - n0)
+    if per_step <= 0:
+        return None
+    # The calls of a run may not be whole numbers in floating point.
+    return math.floor((NFE_BUDGET - first.calls) / per_step + n0 + 1e-9)
+
+
+def convergence(subject: Subject) -> Convergence:
+    """Measured order and the runs of a refinement, one of them within NFE_BUDGET."""
+    if subject.tolerances:
+        runs = dict(zip(subject.tolerances, bed.adaptive_runs(subject), strict=True))
+        inverse = [1 / tolerance for tolerance in runs]
+        return Convergence(_slope(inverse, [m.error for m in runs.values()]), 0.0, runs)
+    notes, steps = (), subject.steps
+    if not subject.stochastic:
+        measure = functools.partial(bed.deterministic_runs, subject)
+    else:
+        exactly = subject.replay is not None
+        if exactly and not subject.tight and not bed.replays_faithfully(subject):
+            exactly, notes = False, ("its noise_fn does not give all of its noise: sampled",)
+        one = bed.impulse_run if exactly else bed.sampled_run
+        measure = lambda steps: [one(subject, n) for n in steps]  # noqa: E731
+    runs = dict(zip(steps, measure(steps), strict=True))
+    errors, uncertainty = [m.error for m in runs.values()], 0.0
+    if subject.stochastic and not exactly:
+        order, uncertainty = _resolved_slope(steps, errors)
+        notes += (f"errors by sampling, to {bed.sampled_floor():.1g}",)
+    elif subject.bias:
+        # The error ends on a floor: how fast does the distribution settle there?
+        laws = [np.array(m.law) for m in runs.values()]
+        changes = [math.dist(a, b) for a, b in itertools.pairwise(laws)]
+        order = _slope(steps[1:], changes)
+    else:
+        order = _slope(steps, errors)
+    budget = _budget_steps(runs)
+    if budget is not None and budget >= 1 and budget not in runs:
+        # The finest run goes along: it decides which exact answer the errors refer to.
+        pair = (budget, steps[-1]) if not subject.stochastic else (budget,)
+        runs[budget] = measure(pair)[0]
+    return Convergence(order, uncertainty, dict(sorted(runs.items())), notes)
+
+
+# --------------------------------------------------------------------------- report
+
+
+def _order_failure(subject: Subject, measured: Convergence) -> str | None:
+    """What is wrong with the order or the remaining error, in words."""
+    order, slack = measured.order, ORDER_SLACK + measured.uncertainty
+    last = list(measured.runs.values())[-1].error
+    if subject.bias and last > subject.bias:
+        return f"its error {last:.2g} exceeds the known bias {subject.bias:g}"
+    if not subject.order or math.isnan(order):
+        return None
+    if order < subject.order - slack:
+        return f"it converges with order {order:.2f}, promised {subject.order:g}"
+    if subject.tight and order > subject.order + slack:
+        return f"it converges with order {order:.2f}, stated as {subject.order:g} only"
+    return None
+
+
+def _call_failure(subject: Subject, runs: Mapping[float, Measurement]) -> str | None:
+    """Where the counted network calls are not those stated, in words."""
+    for steps, measured in runs.items():
+        stated = measured.stated
+        if subject.nfe is not None:
+            stated = subject.nfe(steps)
+        if stated is not None and measured.calls != stated:
+            setting = f"tolerance {steps:g}" if subject.tolerances else f"{steps} steps"
+            return f"it calls the network {measured.calls:g} times for {setting}, stated {stated}"
+    return None
+
+
+def validate(subject: Subject) -> Report:
+    """Measure a sampler and compare with its promises (in float64)."""
+    adaptive = bool(subject.tolerances)
+    with jax.enable_x64(True):
+        subject, run, wrong = contract(subject)
+        base = Report(subject.name, subject.order, bool(subject.stochastic), adaptive)
+        if wrong is not None:
+            return dataclasses.replace(base, failures=(wrong,))
+        try:
+            batch, noise = independence(subject, run)
+            measured = convergence(subject)
+        except Exception as error:  # for other batches or numbers of steps than the first
+            return dataclasses.replace(base, failures=(_raised(error),))
+    runs = measured.runs
+    failures, errors = [], tuple(m.error for m in runs.values())
+    counts = tuple(math.ceil(m.calls - 1e-9) for m in runs.values())
+    if not np.all(np.isfinite(errors)):
+        failures.append("its error is not finite")
+    else:
+        failures += [_order_failure(subject, measured), _call_failure(subject, runs)]
+    if not batch:
+        failures.append("images influence each other")
+    if not noise:
+        failures.append(
+            "the noise of an image depends on other keys"
+            if subject.stochastic
+            else "its result depends on the key"
+        )
+    within = [i for i, count in enumerate(counts) if count <= NFE_BUDGET] or [np.argmin(counts)]
+    return dataclasses.replace(
+        base,
+        measured_order=measured.order,
+        num_steps=() if adaptive else tuple(runs),
+        nfe=counts,
+        errors=errors,
+        error_at_budget=errors[within[-1]],
+        nfe_at_budget=counts[within[-1]],
+        batch_independent=batch,
+        noise_independent=noise,
+        failures=tuple(failure for failure in failures if failure is not None),
+        notes=measured.notes,
+    )
+
+
+def table(reports: Iterable[Report]) -> str:
+    """The reports as text, one line each."""
+    head = (
+        f"{'sampler':24s} {'kind':5s} {'promised':>8s} {'measured':>8s} {'NFE':>5s} "
+        f"{'error':>9s} {'batch':>5s} {'noise':>5s}  result"
+    )
+    lines = [head, "-" * len(head)]
+    for r in reports:
+        if r.passed:
+            verdict = "; ".join(("pass", *r.notes))
+        else:
+            verdict = "FAIL: " + "; ".join(r.failures + r.notes)
+        seen = {True: "yes", False: "NO" if r.errors else "-"}  # "-": not measured
+        promised = f"tol^{r.order:g}" if r.adaptive else f"{r.order:g}" if r.order else "bias"
+        measured = "-" if math.isnan(r.measured_order) or not r.order else f"{r.measured_order:.2f}"
+        lines.append(
+            f"{r.name:24s} {'SDE' if r.stochastic else 'ODE':5s} {promised:>8s} "
+            f"{measured:>8s} {r.nfe_at_budget:5d} {r.error_at_budget:9.2e} "
+            f"{seen[r.batch_independent]:>5s} {seen[r.noise_independent]:>5s}  {verdict}"
+        )
+    return "\n".join(lines)
+
+
+def to_json(reports: Iterable[Report]) -> list[Mapping[str, Any]]:
+    """The reports as plain data; None where nothing was measured."""
+    plain = lambda value: None if value != value else value  # noqa: E731 (NaN)
+    return [
+        {**{k: plain(v) for k, v in dataclasses.asdict(r).items()}, "passed": r.passed}
+        for r in reports
+    ]

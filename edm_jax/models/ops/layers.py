@@ -1,0 +1,329 @@
+"""Layers of the EDM networks: linear, convolution with resampling, norm, embeddings.
+
+Images are ``(B, H, W, C)``, convolution kernels HWIO, linear kernels ``(in, out)``.
+Parameters are float32; a layer casts them to the dtype of the activation it receives.
+Every parameter carries logical axis names (`flax.linen.with_logical_partitioning`).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from edm_jax.models.ops import resample, winograd
+from edm_jax.models.ops.initializers import Init
+from edm_jax.typing import Array
+
+
+def _rank_like(v: Array, x: Array) -> Array:
+    """``(C,)`` or ``(B, C)`` -> the rank of x, to broadcast over what lies between."""
+    return v.reshape(v.shape[:-1] + (1,) * (x.ndim - v.ndim) + v.shape[-1:])
+
+
+class Linear(nn.Module):
+    """``y = x @ kernel + bias``.
+
+    Attributes:
+      features: output channels.
+      use_bias: whether there is a bias.
+      initial: distribution of the initial values.
+      axes: logical names of the two axes of the kernel.
+    """
+
+    features: int
+    use_bias: bool = True
+    initial: Init = Init()
+    axes: tuple[str, str] = ("embed_in", "embed_out")
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """``(..., in) -> (..., features)``, in the dtype of x."""
+        fans = (x.shape[-1], self.features)
+        kernel_init = nn.with_logical_partitioning(self.initial.kernel(*fans), self.axes)
+        kernel = self.param("kernel", kernel_init, fans, jnp.float32)
+        y = matmul(x, kernel.astype(x.dtype))
+        if self.use_bias:
+            bias_init = nn.with_logical_partitioning(self.initial.offset(*fans), self.axes[1:])
+            bias = self.param("bias", bias_init, fans[1:], jnp.float32)
+            y = y + _rank_like(bias.astype(x.dtype), y)
+        return y
+
+
+def matmul(x: Array, kernel: Array) -> Array:
+    """``(..., in) x (in, out) -> (..., out)``: a 1x1 convolution as the product it is.
+
+    XLA for CPU computes the weight gradient of a 1x1 convolution several times slower
+    than that of a matrix product, and transposes whole images for that of a product with
+    more than two axes; so the leading axes are merged first.
+    """
+    y = lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())))
+    return y.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def conv2d(x: Array, kernel: Array, padding: int) -> Array:
+    """Correlation with zero padding, stride 1: NHWC with HWIO -> NHWC.
+
+    Large float32 ones take half the products on CPUs, see `winograd`.
+    """
+    if kernel.shape[:2] == (1, 1) and padding == 0:
+        return matmul(x, kernel[0, 0])
+    plain = functools.partial(
+        lax.conv_general_dilated,
+        window_strides=(1, 1),
+        padding=[(padding, padding)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    if winograd.worthwhile(x, kernel, padding):
+        return lax.platform_dependent(x, kernel, cpu=winograd.conv3x3, default=plain)
+    return plain(x, kernel)
+
+
+def conv_parameters(
+    module: nn.Module,
+    size: int,
+    in_channels: int,
+    features: int,
+    initial: Init,
+    axes: tuple[str, str],
+) -> tuple[Array, Array]:
+    """Kernel ``(size, size, in_channels, features)`` and bias of a module's convolution."""
+    fans = (in_channels * size**2, features * size**2)
+    kernel_axes = ("height", "width", *axes)
+    kernel_init = nn.with_logical_partitioning(initial.kernel(*fans), kernel_axes)
+    bias_init = nn.with_logical_partitioning(initial.offset(*fans), axes[1:])
+    shape = (size, size, in_channels, features)
+    kernel = module.param("kernel", kernel_init, shape, jnp.float32)
+    return kernel, module.param("bias", bias_init, (features,), jnp.float32)
+
+
+class Conv2d(nn.Module):
+    """Convolution, optionally up- or downsampling by two on the way.
+
+    The order of operations (f_pad and w_pad are the paddings of filter and kernel):
+
+        plain, not fused   resample (padding f_pad), convolve (w_pad)
+        up, fused          upsample (max(f_pad - w_pad, 0)), convolve (max(w_pad - f_pad, 0))
+        down, fused        convolve at full resolution (w_pad + f_pad), decimate (0)
+
+    Attributes:
+      features: output channels; those of the input if ``kernel_size`` is 0.
+      kernel_size: odd, or 0 for resampling without any weight.
+      up, down: resample by two; not both.
+      resample_filter: one-dimensional filter, see `resample`.
+      fused_resample: the fused order; without a kernel there is nothing to fuse.
+      initial: distribution of the initial values.
+      axes: logical names of the channel axes of the kernel.
+    """
+
+    features: int
+    kernel_size: int
+    up: bool = False
+    down: bool = False
+    resample_filter: Sequence[float] = (1, 1)
+    fused_resample: bool = False
+    initial: Init = Init()
+    axes: tuple[str, str] = ("channels_in", "channels_out")
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """``(B, H, W, in) -> (B, H', W', features)``, in the dtype of x."""
+        if self.up and self.down:
+            raise ValueError("a convolution resamples up or down, not both")
+        taps = self.resample_filter
+        if self.kernel_size == 0:
+            if self.features != x.shape[-1]:
+                raise ValueError(
+                    f"kernel_size 0 keeps the {x.shape[-1]} channels, got features={self.features}"
+                )
+            x = resample.upsample(x, taps) if self.up else x
+            return resample.downsample(x, taps) if self.down else x
+
+        kernel, bias = conv_parameters(
+            self, self.kernel_size, x.shape[-1], self.features, self.initial, self.axes
+        )
+        kernel = kernel.astype(x.dtype)
+        f_pad, w_pad = (len(taps) - 1) // 2, self.kernel_size // 2
+        if self.fused_resample and self.down:
+            y = resample.downsample(conv2d(x, kernel, w_pad + f_pad), taps, 0)
+        elif self.fused_resample and self.up:
+            x = resample.upsample(x, taps, max(f_pad - w_pad, 0))
+            y = conv2d(x, kernel, max(w_pad - f_pad, 0))
+        else:
+            x = resample.upsample(x, taps) if self.up else x
+            x = resample.downsample(x, taps) if self.down else x
+            y = conv2d(x, kernel, w_pad)
+        return y + _rank_like(bias.astype(x.dtype), y)
+
+
+def num_groups(channels: int) -> int:
+    """Groups of a norm: 32, or fewer so that a group has at least four channels.
+
+    Raises:
+      ValueError: if the channels cannot be split so.
+    """
+    groups = min(32, channels // 4)
+    if groups == 0 or channels % groups:
+        raise ValueError(
+            f"a norm of {channels} channels needs a multiple of min(32, channels // 4) = "
+            f"{groups} groups and at least 4 channels; choose model_channels and channel_mult so"
+        )
+    return groups
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation with what surrounds it in the EDM networks, in one pass.
+
+        y = norm(x + shift) * scale + bias;   y * (1 + a) + b;   silu
+
+    Attributes:
+      eps: added to the variance.
+      silu: whether the activation follows.
+    """
+
+    eps: float = 1e-5
+    silu: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        shift: Array | None = None,
+        modulation: tuple[Array, Array] | None = None,
+    ) -> Array:
+        """Normalise.
+
+        Args:
+          x: ``(B, H, W, C)``.
+          shift: ``(B or 1, C)`` added to x beforehand.
+          modulation: ``(a, b)``, each ``(B or 1, C)``.
+
+        Returns:
+          The shape and dtype of x; statistics are float32.
+        """
+        channels = x.shape[-1]
+        scale_init = nn.with_logical_partitioning(nn.initializers.ones, ("channels",))
+        bias_init = nn.with_logical_partitioning(nn.initializers.zeros, ("channels",))
+        scale = self.param("scale", scale_init, (channels,), jnp.float32)
+        bias = self.param("bias", bias_init, (channels,), jnp.float32)
+        y = x.astype(jnp.float32)
+        if shift is not None:
+            shift = jnp.broadcast_to(shift.astype(jnp.float32), (y.shape[0], channels))
+        centre, gain = _group_statistics(y, shift, self.eps)
+        gain = gain * scale[None]
+        offset = bias[None] - centre * gain
+        if modulation is not None:
+            factor = 1 + modulation[0].astype(jnp.float32)
+            gain, offset = gain * factor, offset * factor + modulation[1].astype(jnp.float32)
+        y = y * _rank_like(gain, y) + _rank_like(offset, y)
+        return (silu(y) if self.silu else y).astype(x.dtype)
+
+
+@jax.custom_jvp
+def silu(x: Array) -> Array:
+    """``x * sigmoid(x)``."""
+    return x * jax.nn.sigmoid(x)
+
+
+@silu.defjvp
+def _silu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    # The sigmoid by another formula than in the forward pass: a compiler that recognised
+    # it would keep the array from there instead of recomputing it from x.
+    s = 0.5 + 0.5 * jnp.tanh(0.5 * x)
+    return silu(x), dx * (s * (1 + x * (1 - s)))
+
+
+@jax.custom_jvp
+def channel_moments(x: Array) -> tuple[Array, Array]:
+    """``(B, H, W, C)`` -> mean and biased variance, ``(B, C)``, in two passes over x."""
+    mean = x.mean((1, 2))
+    return mean, jnp.square(x - _rank_like(mean, x)).mean((1, 2))
+
+
+@channel_moments.defjvp
+def _channel_moments_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
+    (x,), (dx,) = primals, tangents
+    mean, var = channel_moments(x)
+    # In terms of x alone, so that no centred copy of it is kept for the gradient.
+    dmean = dx.mean((1, 2))
+    return (mean, var), (dmean, 2 * ((x * dx).mean((1, 2)) - mean * dmean))
+
+
+def _group_statistics(x: Array, shift: Array | None, eps: float) -> tuple[Array, Array]:
+    """``(B, C)`` centre and gain with ``norm(x + shift) = (x - centre) * gain``.
+
+    Moments are taken per channel, where memory is contiguous, and combined within the
+    groups on small arrays.  Whatever surrounds the norm is then one pass over the image:
+    neither x + shift nor a normalised image is ever stored.
+    """
+    batch, channels = x.shape[0], x.shape[-1]
+    groups = num_groups(channels)
+    grouped = (batch, groups, channels // groups)
+    mean, var = channel_moments(x)
+    mean = (mean if shift is None else mean + shift).reshape(grouped)
+    group_mean = mean.mean(-1, keepdims=True)
+    deviation = jnp.square(mean - group_mean)
+    group_var = (var.reshape(grouped) + deviation).mean(-1, keepdims=True)
+
+    def per_channel(v: Array) -> Array:
+        return jnp.broadcast_to(v, mean.shape).reshape(batch, channels)
+
+    centre = per_channel(group_mean)
+    centre = centre if shift is None else centre - shift
+    return centre, per_channel(lax.rsqrt(group_var + eps))
+
+
+class PositionalEmbedding(nn.Module):
+    """``[cos(x f_k), sin(x f_k)]``, f_k falling geometrically from 1 to 1/max_positions.
+
+    Attributes:
+      channels: even size of the embedding.
+      max_positions: ratio of the frequencies.
+      endpoint: whether the last frequency is 1/max_positions itself.
+    """
+
+    channels: int
+    max_positions: float = 10000.0
+    endpoint: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """``(B,) -> (B, channels)`` float32."""
+        half = self.channels // 2
+        k = jnp.arange(half, dtype=jnp.float32) / (half - (1 if self.endpoint else 0))
+        phase = x[:, None] * jnp.exp(-math.log(self.max_positions) * k)[None, :]
+        return jnp.concatenate([jnp.cos(phase), jnp.sin(phase)], axis=-1)
+
+
+class FourierEmbedding(nn.Module):
+    """``[cos(2 pi x f), sin(2 pi x f)]`` with random frequencies, drawn once.
+
+    The frequencies are the variable ``freqs`` of the collection ``buffers``: part of
+    the model, never trained.
+
+    Attributes:
+      channels: even size of the embedding.
+      scale: standard deviation of the frequencies.
+    """
+
+    channels: int
+    scale: float = 16.0
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """``(B,) -> (B, channels)`` float32."""
+        shape = (self.channels // 2,)
+        freqs = self.variable(
+            "buffers",
+            "freqs",
+            lambda: self.scale * jax.random.normal(self.make_rng("params"), shape, jnp.float32),
+        ).value
+        phase = x[:, None] * (2 * math.pi * freqs)[None, :]
+        return jnp.concatenate([jnp.cos(phase), jnp.sin(phase)], axis=-1)

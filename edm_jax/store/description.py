@@ -1,0 +1,227 @@
+"""What a model is, as plain JSON: the part of a model file that is not arrays.
+
+    {"format_version": 1,
+     "network": {"name": "SongUNet" | "DhariwalUNet", constructor arguments},
+     "precond": {"name": "edm" | "vp" | "ve" | "iddpm", arguments of the factory},
+     "image_shape": [H, W, C], "num_classes": label_dim, "label_names": null or [...],
+     "progress": null or {"nimg", "kimg", "step"}, "data": {"num_images" of a run, ...},
+     "source": {"file", "sha256", "format", "class_name", "licence", ...}}
+
+An infinite or default sigma_min, sigma_max is left out of ``precond``: JSON has no infinity.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import itertools
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from edm_jax.precond import PRECONDITIONINGS
+from edm_jax.store.errors import NewerFormatError, WeightsError, show
+from edm_jax.typing import PyTree
+
+FORMAT_VERSION = 1
+MAX_LEVELS = 1 << 16  # M of a table of noise levels
+_MAX_NODES = 1 << 14
+_MAX_DEPTH = 16
+_TRAINING_ONLY = ("dropout", "label_dropout")
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
+_NODE_TEXT = 64  # characters of a text that count as another node
+
+LICENCE_EDM = (
+    "CC BY-NC-SA 4.0 (Creative Commons Attribution-NonCommercial-ShareAlike) if these are weights "
+    "published by NVIDIA with EDM, or derived from them; weights you trained are yours to license"
+)
+LICENCE_GUIDED = (
+    "guided-diffusion: the code is under the MIT licence, the published weights under the terms of "
+    "their publisher (model card of github.com/openai/guided-diffusion)"
+)
+LICENCE_UNKNOWN = "unknown: the file does not say; ask whoever published it"
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportedModel:
+    """A model read from a file.
+
+    Attributes:
+      description: see this module.
+      variables: ``{"params": tree, "buffers": tree}`` of float32 numpy arrays for every
+        variant of the weights, ``"ema"`` or ``"raw"``.
+      assumed: what the reader had to assume because neither file nor caller said it, as
+        the ``config`` of `weights.read_model_file` that says the same.  Empty for a file of
+        our own: the names are in its ``description["source"]["assumed"]``.
+    """
+
+    description: dict[str, Any]
+    variables: dict[str, dict[str, PyTree]]
+    assumed: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def doubtful(self) -> dict[str, Any]:
+        """The assumptions that D(x; sigma) depends on: all but those on training."""
+        doubts = {k: v for k, v in self.assumed.items() if k not in ("network", *_TRAINING_ONLY)}
+        network = self.assumed.get("network", {})
+        network = {k: v for k, v in network.items() if k not in _TRAINING_ONLY}
+        return doubts | ({"network": network} if network else {})
+
+
+def to_json(value: object) -> Any:
+    """A copy of a foreign value made of JSON types; tuples become lists.
+
+    Infinities and NaN become texts, as JSON has none; objects that are no plain data
+    become None.  The size of the result is bounded, also for a value that contains itself.
+    """
+    nodes = 0
+
+    def copy(value: object, depth: int) -> Any:
+        nonlocal nodes
+        nodes += 1 + (len(value) // _NODE_TEXT if isinstance(value, str) else 0)
+        if nodes > _MAX_NODES or depth > _MAX_DEPTH:
+            raise WeightsError("arguments too large or too deeply nested for a model's")
+        if isinstance(value, float) and not math.isfinite(value):
+            return repr(value)
+        if value is None or isinstance(value, bool | int | float):
+            return value
+        if isinstance(value, str):
+            return value
+        if isinstance(value, list | tuple):
+            return [copy(v, depth + 1) for v in value]
+        if isinstance(value, dict):
+            return {copy(str(k), depth): copy(v, depth + 1) for k, v in value.items()}
+        return None
+
+    return copy(value, 0)
+
+
+def is_number(value: object) -> bool:
+    """An int or float, not a bool, and not NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+
+
+def check_precond(precond: Mapping[str, Any]) -> None:
+    """Raise WeightsError unless the preconditioning can be built from its arguments."""
+    name, arguments = precond.get("name"), {k: v for k, v in precond.items() if k != "name"}
+    if not isinstance(name, str) or name not in PRECONDITIONINGS:
+        known = ", ".join(PRECONDITIONINGS)
+        raise WeightsError(f"preconditioning {show(name)} is unknown; known: {known}")
+    levels = arguments.pop("levels", None)
+    for key, value in arguments.items():
+        if not is_number(value):
+            raise WeightsError(f"{name}: {show(key)} must be a number, got {show(value)}")
+    num_levels = arguments.get("num_levels", 1)
+    if not isinstance(num_levels, int) or not 0 < num_levels <= MAX_LEVELS:
+        raise WeightsError(
+            f"{name}: num_levels must be an integer in 1..{MAX_LEVELS}, got {show(num_levels)}"
+        )
+    if levels is not None:
+        check_levels(levels)
+        if arguments.get("num_levels", len(levels) - 1) != len(levels) - 1:
+            raise WeightsError(
+                f"{name}: num_levels is {num_levels}, but there are {len(levels) - 1} levels "
+                "beside the 0 at their end"
+            )
+        arguments["levels"] = levels
+    known = inspect.signature(PRECONDITIONINGS[name]).parameters
+    for key in arguments:
+        if key not in known:
+            raise WeightsError(f"{name} has no argument {show(key)}; known: {', '.join(known)}")
+    try:
+        with np.errstate(all="ignore"):
+            PRECONDITIONINGS[name](**arguments)
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise WeightsError(f"preconditioning {name}: {error}") from None
+
+
+def check_levels(levels: object) -> None:
+    """Raise WeightsError unless this is a table u: strictly decreasing numbers down to 0."""
+    if not isinstance(levels, list) or not 2 < len(levels) <= MAX_LEVELS + 1:
+        raise WeightsError(f"levels must be a list of 3..{MAX_LEVELS + 1}, got {show(levels)}")
+    if not all(is_number(v) and abs(v) <= _MAX_FLOAT32 for v in levels):
+        raise WeightsError("levels must be finite numbers")
+    used = np.asarray(levels, np.float64).astype(np.float32).tolist()
+    if used[-1] != 0 or any(a <= b for a, b in itertools.pairwise(used)):
+        raise WeightsError("levels must decrease strictly (in float32) and end with 0")
+
+
+def check_version(description: object) -> None:
+    """Raise WeightsError unless this is a dictionary of a version known here.
+
+    Raises:
+      NewerFormatError: the version is newer.
+    """
+    if not isinstance(description, dict):
+        raise WeightsError(f"the description is {show(description)}, expected a dictionary")
+    version = description.get("format_version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise WeightsError(f"format_version {show(version)}, expected 1..{FORMAT_VERSION}")
+    if version > FORMAT_VERSION:
+        raise NewerFormatError(
+            f"format_version {show(version)} is newer than {FORMAT_VERSION}, the newest this "
+            "edm_jax reads; update edm_jax"
+        )
+
+
+def check_description(description: object) -> None:
+    """Raise WeightsError unless a description is complete and of a version known here."""
+    check_version(description)
+    for key in ("network", "precond"):
+        if not isinstance(description.get(key), dict) or "name" not in description[key]:
+            raise WeightsError(f"the description has no {key} with a name")
+    check_precond(description["precond"])
+    shape, classes = description.get("image_shape"), description.get("num_classes")
+    if (
+        not isinstance(shape, list)
+        or len(shape) != 3
+        or not all(type(n) is int and n > 0 for n in shape)
+    ):
+        raise WeightsError(f"image_shape must be [height, width, channels], got {show(shape)}")
+    if type(classes) is not int or classes < 0:
+        raise WeightsError(f"num_classes must be an integer >= 0, got {show(classes)}")
+    network = description["network"]
+    size, channels = network.get("img_resolution"), network.get("in_channels")
+    if shape != [size, size, channels] or classes != network.get("label_dim", 0):
+        raise WeightsError(
+            f"image_shape {shape} and num_classes {classes} are not those of the network: "
+            f"img_resolution {show(size)}, in_channels {show(channels)}, "
+            f"label_dim {show(network.get('label_dim', 0))}"
+        )
+    check_label_names(description.get("label_names"), classes)
+    for key in ("data", "source", "progress"):
+        if not isinstance(description.get(key), dict | None):
+            raise WeightsError(f"{key} must be a dictionary, got {show(description[key])}")
+    for key, value in (description.get("progress") or {}).items():
+        if value is not None and not (is_number(value) and value >= 0):
+            raise WeightsError(f"progress: {show(key)} must be a number >= 0, got {show(value)}")
+    variants = description.get("variants", [])
+    if not isinstance(variants, list) or not all(isinstance(v, str) for v in variants):
+        raise WeightsError(f"variants must be a list of names, got {show(variants)}")
+
+
+def check_label_names(names: object, num_classes: int) -> None:
+    """Raise WeightsError unless this is None or one text per class."""
+    if names is None:
+        return
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        raise WeightsError(f"label_names must be null or a list of texts, got {show(names)}")
+    if len(names) != num_classes:
+        raise WeightsError(f"{len(names)} label_names for {num_classes} classes")
+
+
+def dump_json(description: Mapping[str, Any], what: str = "the description") -> str:
+    """Compact JSON text of a description, or of something else to be called ``what``.
+
+    Raises:
+      ValueError: it holds something JSON cannot, such as an infinity.
+    """
+    try:
+        return json.dumps(description, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{what} must be plain JSON ({error}); leave infinite bounds out"
+        ) from None

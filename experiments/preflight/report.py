@@ -1,0 +1,390 @@
+r"""Whether a run would work and what it will cost, without starting it.
+
+    python experiments/main.py --mode=preflight --config=configs/imagenet64.py \
+        --workdir=runs/imagenet64 --devices=32
+
+Needs no accelerator.  The quick part, `before_training`, runs ahead of every training.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import math
+import pathlib
+import re
+import runpy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import ml_collections
+
+from edm_jax.data.sources.base import ImageSource
+from edm_jax.store import checkpoints
+from edm_jax.train.state import TrainState
+from experiments import evaluate
+from experiments.config import build, values
+from experiments.config.build import ConfigError
+from experiments.preflight import checks, costs
+from experiments.preflight.checks import Findings, size
+from experiments.training.status import format_duration
+from experiments.workdir import CONFIG, check_same_data, flatten
+
+Report = Callable[[str], None]
+
+
+def preflight(
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path | None,
+    *,
+    mesh_devices: int | None,
+    quick: bool,
+    report: Report = print,
+    source: ImageSource | None = None,
+    preset: ml_collections.ConfigDict | None = None,
+    images_per_second: float | None = None,
+    device_gib: float | None = None,
+) -> int:
+    """Check a run before it starts, and say what it will cost.
+
+    Args:
+      config: resolved.
+      workdir: the run directory, if it is known; nothing is written there.
+      mesh_devices: devices of the run.  If given, the training step is compiled for them to
+        learn its memory; None: the devices of this machine, and nothing is compiled.
+      quick: check without tracing or compiling anything, and report problems only.
+      report: called with each line.
+      source: the data set, if it is open already.
+      preset: the configuration before options were set on the command line
+        (`read_preset`); differences from it are reported.
+      images_per_second: rate of training, for an estimate of its time.
+      device_gib: memory of one device; None asks the devices of this machine.
+
+    Returns:
+      Exit code: 0, or 1 if the run would not work.
+
+    Raises:
+      ValueError: for arguments that make no sense; whatever is wrong with the run itself is
+        reported instead.
+    """
+    if mesh_devices is not None and mesh_devices < 1:
+        raise ValueError(f"mesh_devices must be at least 1, got {mesh_devices}")
+    findings = Findings(None if quick else report)
+    devices = jax.device_count() if mesh_devices is None else mesh_devices
+    if preset is not None:
+        _differences(findings, config, preset)
+    with findings.part():
+        values.check_config(config)
+    if not findings.errors:  # all that follows relies on the values
+        net, source = _check(findings, config, workdir, source, devices, quick=quick)
+        if not quick and (net is not None or source is None):
+            limit = _device_bytes() if device_gib is None else device_gib * 2**30
+            with findings.part():
+                _schedule(findings, config, source, devices, images_per_second)
+                compiles = mesh_devices is not None
+                _costs(findings, config, workdir, net, source, devices, limit, compiles)
+    for line in findings.warnings:
+        report(f"warning: {line}")
+    for line in findings.errors:
+        report(f"error: {line}")
+    if not quick:
+        count = len(findings.errors)
+        report(f"this run would not work: {count} error(s)" if count else "this run would work")
+    return 1 if findings.errors else 0
+
+
+def before_training(
+    config: ml_collections.ConfigDict, source: ImageSource, *, report: Report = print
+) -> None:
+    """The quick part, for a training that is about to start on the devices there are.
+
+    Args:
+      config: resolved.
+      source: its data set.
+      report: called with each warning.
+
+    Raises:
+      ConfigError: with every reason why the run cannot work, a line each.
+    """
+    values.check_config(config)
+    findings = Findings()
+    _check(findings, config, None, source, jax.device_count(), quick=True)
+    for line in findings.warnings:
+        report(f"warning: {line}")
+    _refuse(findings)
+
+
+def require_disk(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, state: TrainState
+) -> None:
+    """Refuse a run whose checkpoints will not fit on the disk.
+
+    Args:
+      config: resolved.
+      workdir: the run directory.
+      state: the training state, as arrays or ShapeDtypeStructs.
+
+    Raises:
+      ConfigError: naming what is needed and what is free.
+    """
+    findings = Findings()
+    checks.check_disk(findings, config, workdir, costs.tree_bytes(state))
+    _refuse(findings)
+
+
+def _refuse(findings: Findings) -> None:
+    if findings.errors:
+        raise ConfigError("\n".join(findings.errors))
+
+
+def read_preset(path: str) -> ml_collections.ConfigDict:
+    """The configuration of ``file.py[:variant]`` as it is without any option set."""
+    name, separator, variant = path.partition(":")
+    get_config = runpy.run_path(name)["get_config"]
+    return get_config(variant) if separator else get_config()
+
+
+# ------------------------------------------------------------------------------- checks
+
+
+def _check(
+    findings: Findings,
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path | None,
+    source: ImageSource | None,
+    devices: int,
+    *,
+    quick: bool,
+) -> tuple[nn.Module | None, ImageSource | None]:
+    """All checks that trace nothing; the network and the data set where they can be had."""
+    checks.check_settings(findings, config, devices)
+    if workdir is not None:
+        checks.check_workdir(findings, config, workdir)
+        if (workdir / CONFIG).exists():
+            steps = checkpoints.checkpoint_steps(workdir / "checkpoints")
+            at = f"goes on from step {int(steps[-1].name):,}" if steps else "starts anew"
+            findings.fact("directory", f"{workdir} holds this run, which {at}")
+    net = None
+    with findings.part():
+        source = build.build_source(config) if source is None else source
+        if workdir is not None:
+            with findings.part():
+                check_same_data(workdir, source)
+        with findings.part():
+            net = build.build_network(build.network_arguments(config, source))
+        if config.evaluation.num_images:
+            _check_evaluation(findings, config, source)
+        checks.check_data(findings, config, source, quick=quick)
+    if net is not None:
+        findings.warnings += checks.doubtful_network(net)
+    return net, source
+
+
+def _check_evaluation(
+    findings: Findings, config: ml_collections.ConfigDict, source: ImageSource
+) -> None:
+    """The evaluation that training ends with can be made of this data set."""
+    with findings.part():
+        if build.build_test_source(config) is None:
+            findings.warnings.append(
+                "the data set has no test images: the evaluation is without its floor"
+            )
+    numbers = math.prod(source.image_shape)
+    shape = "x".join(map(str, source.image_shape))
+    if "frechet_pixels" in config.evaluation.metrics and numbers > evaluate.MAX_PIXEL_NUMBERS:
+        findings.errors.append(
+            "config.evaluation.metrics: 'frechet_pixels' is for images of at most "
+            f"{evaluate.MAX_PIXEL_NUMBERS} numbers, got {shape} = {numbers}; "
+            "leave it out, or set config.evaluation.num_images=0"
+        )
+
+
+def _differences(
+    findings: Findings, config: ml_collections.ConfigDict, preset: ml_collections.ConfigDict
+) -> None:
+    """What was changed of the configuration file."""
+    mine, theirs = (flatten(c.to_dict()) for c in (config, preset))
+    changed = [key for key in mine if key not in theirs or mine[key] != theirs[key]]
+    findings.fact("preset", f"{len(changed) or 'no'} option(s) differ from the configuration file")
+    for key in changed:
+        before = json.dumps(theirs[key]) if key in theirs else "(not there)"
+        findings.fact("", f"{key}: {before} -> {json.dumps(mine[key])}")
+
+
+# -------------------------------------------------------------------------------- facts
+
+
+def _costs(
+    findings: Findings,
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path | None,
+    net: nn.Module | None,
+    source: ImageSource | None,
+    devices: int,
+    limit: float | None,
+    compiles: bool,
+) -> None:
+    """Parameters, arithmetic, memory, disk; without a data set, for what it should be."""
+    if source is None:
+        pixels = config.data.resolution
+        if not pixels:
+            return
+        findings.fact("", f"what follows is for {pixels}x{pixels}x3 images without labels")
+        shape = costs.DataShape((pixels, pixels, 3))
+        net = build.build_network(build.network_arguments(config, shape))
+    else:
+        shape = costs.DataShape.of(source)
+    state = costs.abstract_state(config, net)
+    _network(findings, config, net, state)
+    kept = _arithmetic(findings, config, net, shape)
+    _memory(findings, config, net, state, devices, kept, limit)
+    checks.check_disk(findings, config, workdir, costs.tree_bytes(state))
+    together = config.train.micro_batch or config.train.batch_size
+    divides = config.train.batch_size % together == together % devices == 0
+    if compiles and divides and (source is None or not findings.errors):
+        _compiled(findings, config, shape, devices, limit)
+
+
+def _schedule(
+    findings: Findings,
+    config: ml_collections.ConfigDict,
+    source: ImageSource | None,
+    devices: int,
+    images_per_second: float | None,
+) -> None:
+    train, intervals = config.train, build.build_intervals(config)
+    images = intervals.total * train.batch_size
+    known = source is not None and len(source)
+    epochs = f", {images / len(source):,.1f} times the data set" if known else ""
+    findings.fact(
+        "training",
+        f"{intervals.total:,} steps of {train.batch_size:,} images: {images / 1000:,.6g} kimg"
+        f"{epochs}",
+    )
+    part = (train.micro_batch or train.batch_size) // devices
+    rounds = train.batch_size // (train.micro_batch or train.batch_size)
+    findings.fact(
+        "", f"{devices} device(s), {train.sharding} layout: {part} images each, {rounds} round(s)"
+    )
+    grids = f"a grid every {intervals.sample:,}, " if intervals.sample else ""
+    findings.fact(
+        "",
+        f"a line every {intervals.log:,} steps, {grids}a checkpoint every {intervals.checkpoint:,}",
+    )
+    if images_per_second:
+        duration = format_duration(images / images_per_second)
+        findings.fact("time", f"{duration} at {images_per_second:,.5g} images per second")
+
+
+def _network(
+    findings: Findings, config: ml_collections.ConfigDict, net: nn.Module, state: TrainState
+) -> None:
+    leaves = jax.tree.leaves(state.params)
+    total = sum(leaf.size for leaf in leaves)
+    augment = f", augmentation of probability {config.augment.probability:g}"
+    findings.fact(
+        "network",
+        f"{type(net).__name__} in {net.dtype}: {total:,} parameters in {len(leaves)} arrays, "
+        f"{net.label_dim or 'no'} classes{augment if net.augment_dim else ''}",
+    )
+    for name, count in parameters_by_part(state.params).items():
+        findings.fact("", f"{name:<12}{count:>12,}  {100 * count / total:5.1f} %")
+
+
+def parameters_by_part(params: Mapping[str, Any]) -> dict[str, int]:
+    """Parameters of the embedding, of each level of encoder and decoder, and of the output.
+
+    Returns:
+      Counts by name, such as "enc 32x32", in the order in which an image passes them.
+    """
+    counts: dict[tuple, int] = collections.Counter()
+    for name, tree in params.items():
+        number = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+        if level := re.match(r"(enc|dec)_(\d+)x\d+_", name):
+            side, r = level[1], int(level[2])
+            part = (1, -r) if side == "enc" else (2, r)
+            counts[*part, f"{side} {r}x{r}"] += number
+        else:
+            counts[(3, 0, "output") if name.startswith("out") else (0, 0, "embedding")] += number
+    return {part[-1]: counts[part] for part in sorted(counts)}
+
+
+def _arithmetic(
+    findings: Findings,
+    config: ml_collections.ConfigDict,
+    net: nn.Module,
+    shape: costs.DataShape,
+) -> int:
+    """FLOPs; the bytes kept for the backward pass, per image."""
+    forward, training = costs.forward_flops(net), costs.training_costs(config, net, shape)
+    images = build.build_intervals(config).total * config.train.batch_size
+    findings.fact(
+        "arithmetic",
+        f"{forward / 1e9:,.4g} GFLOP per image forward, {training.flops / 1e9:,.4g} in training, "
+        f"{training.flops * images:.3g} FLOP in all",
+    )
+    return training.kept_bytes
+
+
+def _device_bytes() -> float | None:
+    """Memory of one device of this machine, where the backend tells."""
+    stats = jax.local_devices()[0].memory_stats()
+    return stats.get("bytes_limit") if stats else None
+
+
+def _memory(
+    findings: Findings,
+    config: ml_collections.ConfigDict,
+    net: nn.Module,
+    state: TrainState,
+    devices: int,
+    kept: int,
+    limit: float | None,
+) -> None:
+    """What is known of the memory per device without compiling."""
+    least = costs.state_bytes(config, net, state, devices)
+    findings.fact("memory", f"{size(least)} per device for weights, optimizer and averages")
+    images = (config.train.micro_batch or config.train.batch_size) // devices
+    findings.fact(
+        "",
+        f"{size(kept * images)} to keep for the gradients of {images} images ({size(kept)} each) "
+        "before the compiler fuses",
+    )
+    if limit and least > limit:
+        findings.errors.append(
+            f"weights, optimizer and averages need {size(least)} per device, which has "
+            f"{size(limit)}; use config.train.sharding=fsdp on more devices"
+        )
+
+
+def _compiled(
+    findings: Findings,
+    config: ml_collections.ConfigDict,
+    shape: costs.DataShape,
+    devices: int,
+    limit: float | None,
+) -> None:
+    """Memory per device of the compiled training step."""
+    if devices > costs.MAX_DEVICES:
+        findings.warnings.append(
+            f"memory per device is found for at most {costs.MAX_DEVICES} devices, not for "
+            f"{devices}; ask for fewer, with config.train.batch_size smaller in proportion"
+        )
+        return
+    findings.fact("compiling", f"for {devices} device(s): minutes for a large network ...")
+    memory = costs.compiled_memory(config, shape, devices)
+    findings.fact(
+        "",
+        f"{size(memory.total)} per device when compiled for {memory.platform}: "
+        f"{size(memory.state)} state and batch, {size(memory.temporary)} temporary",
+    )
+    if limit and memory.total > limit:
+        line = (
+            f"the training step needs {size(memory.total)} per device as compiled for "
+            f"{memory.platform}, which has {size(limit)}; lower config.train.micro_batch, set "
+            "config.model.remat=blocks, or use more devices"
+        )
+        # The CPU's compiler fuses and pads in its own way: no proof for an accelerator.
+        (findings.warnings if memory.platform == "cpu" else findings.errors).append(line)

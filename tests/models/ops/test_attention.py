@@ -1,0 +1,85 @@
+"""Attention: which kernel is taken, and that it is checked before it is trusted."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from edm_jax.models.ops import attention as attention_lib
+from edm_jax.models.ops.attention import attention, cudnn_works
+
+SHAPE = (16, 2, 8)
+CUDA = jax.default_backend() == "gpu"
+
+
+def _qkv(dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    return [jnp.asarray(rng.standard_normal((3, *SHAPE)), dtype) for _ in range(3)]
+
+
+def _softmax_attention(q, k, v):
+    """In float64 NumPy."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    logits = np.einsum("bqhc,bkhc->bhqk", q, k) / np.sqrt(q.shape[-1])
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.einsum("bhqk,bkhc->bqhc", weights / weights.sum(-1, keepdims=True), v)
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """A machine whose first device is a GPU, as far as the choice of the kernel goes."""
+    cudnn_works.cache_clear()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    yield monkeypatch
+    cudnn_works.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_equals_the_definition(dtype):
+    q, k, v = _qkv(dtype)
+    got = jax.jit(attention)(q, k, v)
+    assert got.dtype == dtype
+    # A few roundings of the products, the weights and the result.
+    atol = 4 * float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(np.float64(got), _softmax_attention(q, k, v), atol=atol)
+
+
+@pytest.mark.skipif(CUDA, reason="here the kernel exists")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_without_the_kernel_the_plain_one_is_taken_and_said_once(dtype, on_gpu):
+    q, k, v = _qkv(dtype)
+    with pytest.warns(UserWarning, match="without cuDNN") as caught:
+        first = jax.jit(lambda *qkv: attention(*qkv))(q, k, v)  # asked for while tracing
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        second = attention(q, k, v)
+    on_gpu.undo()
+    np.testing.assert_allclose(np.float64(first), np.float64(attention(q, k, v)))
+    np.testing.assert_allclose(np.float64(first), np.float64(second), atol=2e-2)
+
+
+def test_a_kernel_is_compared_with_float32(on_gpu):
+    real = attention_lib._relative_error
+    on_gpu.setattr(attention_lib, "_relative_error", lambda s, d, _: real(s, d, None))
+    assert cudnn_works(SHAPE, "bfloat16")  # the plain one is accurate
+    cudnn_works.cache_clear()
+    on_gpu.setattr(attention_lib, "_relative_error", lambda *_: 0.1)
+    with pytest.warns(UserWarning, match=r"off by 0\.1 relative"):
+        assert not cudnn_works(SHAPE, "bfloat16")
+    on_gpu.setattr(attention_lib, "_relative_error", lambda *_: float("nan"))
+    with pytest.warns(UserWarning, match="off by nan"):
+        assert not cudnn_works((8, 1, 8), "bfloat16")
+    on_gpu.setattr(attention_lib, "_relative_error", lambda *_: 1 / 0)
+    assert not cudnn_works((8, 1, 12), "bfloat16")  # never tried: 12 is no multiple of 8
+
+
+@pytest.mark.skipif(not CUDA, reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_cudnn_is_taken_on_a_gpu(dtype):
+    shape = (256, 4, 64)
+    assert cudnn_works(shape, dtype)
+    q = jnp.ones((2, *shape), dtype)
+    assert "fmha" in jax.jit(attention).lower(q, q, q).compile().as_text()
