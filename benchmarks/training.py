@@ -22,13 +22,10 @@ from edm_jax.data import pipeline
 from edm_jax.data.sources.base import ArraySource
 from edm_jax.noise import LogNormal, edm_weight
 from edm_jax.train import sharding
-from edm_jax.train.step import (
-    Averaging,
-    Objective,
-    init_state,
-    make_optimizer,
-    make_train_step,
-)
+from edm_jax.train.averaging import Averaging
+from edm_jax.train.objective import DenoisingObjective
+from edm_jax.train.optimizer import make_optimizer
+from edm_jax.train.step import init_state, make_train_step
 
 
 def measure(name: str, repeats: int, steps: int, fuse: bool) -> list:
@@ -38,7 +35,7 @@ def measure(name: str, repeats: int, steps: int, fuse: bool) -> list:
     mesh = sharding.make_mesh()
     optimizer = make_optimizer(batch_size=batch_size, lr=1e-4, lr_rampup_kimg=10)
     averaging = Averaging((500.0,))
-    objective = Objective(
+    objective = DenoisingObjective(
         model.net.apply, model.preconditioning, LogNormal(), edm_weight, model.num_classes
     )
     train_step = make_train_step(

@@ -9,8 +9,9 @@ The functions beneath accept any callable ``denoise(x, sigma)`` and arrays of an
 """
 
 from edm_jax.generate import sample, to_uint8
+from edm_jax.loading import load
 from edm_jax.losses import denoising_loss
-from edm_jax.model import Model, load
+from edm_jax.model import Model
 from edm_jax.models import DhariwalUNet, SongUNet
 from edm_jax.noise import LogNormal, edm_weight
 from edm_jax.precond import Preconditioning, edm_coefs, edm_preconditioning, precondition

@@ -1,23 +1,33 @@
-"""From seeds to images: the whole of sampling in one call (EDM section F.3)."""
+"""From seeds to images: the whole of sampling in one request (EDM section F.3).
+
+    images = sample(model, seeds, labels=3, sampling=Sampling("dpmpp_2m", num_steps=20))
+    for seeds, images in batches(model, range(50_000), sampling=Sampling(num_steps=18)):
+        ...
+
+`batches` is the one loop that draws images: whatever needs some consumes it.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from edm_jax import grids, samplers
 from edm_jax import seeds as seeds_lib
 from edm_jax.arguments import check_protocol
-from edm_jax.grids import make_sigmas
-from edm_jax.model import Model, check_labels
-from edm_jax.precond import Preconditioning, precondition
-from edm_jax.samplers import Churn, Trajectory, sample_heun, sample_stochastic
+from edm_jax.model import Labels, Model, check_labels
+from edm_jax.precond import Preconditioning
+from edm_jax.samplers import Churn, Trajectory
 from edm_jax.typing import Array, ArrayLike, PyTree
+
+CHURN = ("s_churn", "s_tmin", "s_tmax", "s_noise")
 
 
 def to_uint8(images: ArrayLike) -> np.ndarray:
@@ -25,105 +35,296 @@ def to_uint8(images: ArrayLike) -> np.ndarray:
     return np.clip(np.asarray(images) * 127.5 + 128, 0, 255).astype(np.uint8)
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("net", "preconditioning", "shape", "num_classes", "stochastic", "trajectory"),
-)
-def _sample_batch(
-    variables: PyTree,
-    seeds: Array,
-    labels: Array | None,
-    sigmas: Array,
-    churn: Churn,
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """A request: which sampler, on which noise levels, with which options.
+
+    Comparable, written to JSON and read from it.  The sampler, N, names and counts belong to
+    the compiled program; every other number is traced, so that a new one never recompiles.
+
+    Attributes:
+      sampler: a name of `samplers.SAMPLERS` (or an alias of one, see docs/sampling.md).
+      discretization: a name of `grids.GRIDS`, the time steps of EDM Table 1 and others.
+      num_steps: N >= 1.
+      sigma_min, sigma_max: range of the levels; None: that of the discretization
+        (`grids.RANGES`).  Kept within the network's own range.
+      rho: warp of the ``edm`` discretization and of ``polyexponential``; None: theirs.
+      sigmas: the levels themselves, decreasing, the last one 0; then N, the range and the
+        discretization are not asked.
+      options: of the sampler, such as ``{"eta": 0.5}`` or ``{"s_churn": 40}``, as JSON
+        values; ``samplers.accepted(samplers.get(name))`` lists them.
+    """
+
+    sampler: str = "heun"
+    discretization: str = "edm"
+    num_steps: int = 18
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    rho: float | None = None
+    sigmas: tuple[float, ...] | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.sigmas is not None:
+            object.__setattr__(self, "sigmas", tuple(float(s) for s in self.sigmas))
+            object.__setattr__(self, "num_steps", len(self.sigmas) - 1)
+        object.__setattr__(self, "options", dict(self.options))
+
+    def __hash__(self) -> int:
+        return hash(json.dumps(self.to_json(), sort_keys=True))
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Sampling:
+        """Inverse of `to_json`; what is left out has its default.
+
+        Raises:
+          ValueError: naming an entry that a request does not have.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                raise ValueError(f"a sampling request has no {key!r}; it has {', '.join(known)}")
+        return cls(**values)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values: all that says something."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if self.sigmas is not None:
+            values = {k: values[k] for k in ("sampler", "sigmas", "options")}
+            values["sigmas"] = list(self.sigmas)
+        return {k: v for k, v in values.items() if v is not None and v != {}}
+
+    def check(self, preconditioning: Preconditioning | None = None) -> None:
+        """Raise ValueError for a request that cannot be carried out, before any work.
+
+        Args:
+          preconditioning: of the network it is for, if that is known.
+        """
+        self.request(preconditioning)
+
+    def request(self, preconditioning: Preconditioning | None = None) -> samplers.Request:
+        """The sampler with its checked options, as an argument of jitted functions."""
+        grid = self.grid(preconditioning)
+        return samplers.request(self.sampler, self.options, sigmas=grid)
+
+    def grid(self, preconditioning: Preconditioning | None = None) -> np.ndarray:
+        """The noise levels that are visited: ``(N+1,)`` float64, last one 0.
+
+        Args:
+          preconditioning: of the network: clamps the range and rounds the levels.
+
+        Raises:
+          ValueError: for an unknown discretization, an option it has not, or a bad range.
+        """
+        repeats = "round_sigma" in samplers.get(self.sampler).options
+        if self.sigmas is not None:
+            sigmas = grids.as_sigmas(self.sigmas)
+            if preconditioning is None:
+                return sigmas
+            return grids.round_grid(sigmas, preconditioning, merge=not repeats)
+        return grids.make_sigmas(
+            self.discretization,
+            self.num_steps,
+            sigma_min=self.sigma_min,
+            sigma_max=self.sigma_max,
+            preconditioning=preconditioning,
+            merge=not repeats,
+            **({} if self.rho is None else {"rho": self.rho}),
+        )
+
+    def nfe(self, preconditioning: Preconditioning | None = None) -> int | None:
+        """Network calls for an image; None where the data decide (adaptive samplers)."""
+        num_steps = self.num_steps
+        if preconditioning is not None and preconditioning.rounds:
+            num_steps = len(self.grid(preconditioning)) - 1
+        return samplers.get(self.sampler).nfe(num_steps, **self.options)
+
+
+def drawn_labels(model: Model, seeds: Iterable[int] | ArrayLike) -> np.ndarray | None:
+    """The class that each seed draws where none is asked for: ``(n,)`` int32; None without."""
+    if not model.num_classes:
+        return None
+    keys = seeds_lib.image_keys(seeds)
+    return np.asarray(seeds_lib.random_labels(keys, model.num_classes))
+
+
+def batches(
+    model: Model,
+    seeds: Iterable[int] | ArrayLike,
+    labels: Labels | None = None,
+    sampling: Sampling | None = None,
+    guidance: PyTree | None = None,
     *,
-    net: nn.Module,
-    preconditioning: Preconditioning,
-    shape: tuple[int, ...],
-    num_classes: int,
-    stochastic: bool,
+    batch_size: int = 64,
+    sharding: jax.sharding.NamedSharding | None = None,
+    trajectory: bool = False,
+) -> Iterator[tuple[np.ndarray, np.ndarray | Trajectory]]:
+    """Draw images batch by batch; the memory does not grow with the number of seeds.
+
+    Image i depends on seed i (and its label) alone, so a call that was stopped goes on with
+    the seeds that are left.
+
+    Args:
+      model: as `load` returns it.
+      seeds: integers >= 0, taken mod 2^32.
+      labels: None (a conditional model then draws a class for each seed, `drawn_labels`), a
+        class index or name for all, one per seed, or ``(n, num_classes)`` vectors.
+      sampling: the request; None for the defaults.
+      guidance: None, or what has ``guide(denoise) -> denoise`` (`edm_jax.guidance`).
+      batch_size: images at a time over all devices; the last batch is padded, so one program
+        serves all.
+      sharding: of the batch axis over a mesh of devices, which may be those of several
+        processes; all of these then call this alike.  By default one device.
+      trajectory: yield everything the sampler visited.
+
+    Returns:
+      A generator of ``(seeds, images)``: ``(b,)`` seeds as they were given and
+      ``(b, H, W, C)`` float32, nominally in [-1, 1] (see to_uint8), on every process; or a
+      Trajectory with axis 1 running over images.
+
+    Raises:
+      ValueError: for bad seeds, labels or requests, before anything is drawn.
+    """
+    seeds = seeds_lib.check_seeds(seeds)
+    sampling = Sampling() if sampling is None else sampling
+    asked = sampling.request(model.preconditioning)
+    if guidance is not None:
+        guidance.check(model)
+    if batch_size != int(batch_size) or batch_size < 1:
+        raise ValueError(f"batch_size must be an integer >= 1, got {batch_size}")
+    rows_of = _row_source(model, seeds, labels)
+    program = functools.partial(
+        _sample_batch,
+        sigmas=sampling.grid(model.preconditioning).astype(np.float32),
+        asked=asked,
+        guidance=guidance,
+        trajectory=trajectory,
+    )
+    return _draw(model, seeds, rows_of, program, min(batch_size, len(seeds)), sharding)
+
+
+def _draw(
+    model: Model,
+    seeds: np.ndarray,
+    rows_of: Callable[[np.ndarray], np.ndarray | None],
+    program: Callable[..., Array | Trajectory],
+    batch_size: int,
+    sharding: jax.sharding.NamedSharding | None,
+) -> Iterator[tuple[np.ndarray, np.ndarray | Trajectory]]:
+    """Places, runs and collects the batches of `batches`."""
+    processes = 1
+    if sharding is not None:
+        processes = len({device.process_index for device in sharding.mesh.devices.flat})
+        if processes > 1:
+            # Each process draws its part of a batch; a program of its own is one that others
+            # cannot hold up.
+            local = np.asarray(sharding.mesh.local_devices)
+            mesh = jax.sharding.Mesh(local, sharding.mesh.axis_names[:1])
+            sharding = jax.sharding.NamedSharding(mesh, sharding.spec)
+        devices = sharding.mesh.size
+        replicated = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+        model, guidance = jax.device_put((model, program.keywords["guidance"]), replicated)
+        program = functools.partial(program, guidance=guidance)
+    else:
+        devices = 1
+    part = -(-batch_size // (processes * devices)) * devices
+    mine = part * (jax.process_index() if processes > 1 else 0)
+
+    def place(values: np.ndarray | None) -> Array | None:
+        if values is None:
+            return None
+        return jnp.asarray(values) if sharding is None else jax.device_put(values, sharding)
+
+    for start in range(0, len(seeds), part * processes):
+        stop = min(start + part * processes, len(seeds))
+        index = np.minimum(start + mine + np.arange(part), stop - 1)  # padded with the last
+        result = program(model, place(seeds_lib.seed_bits(seeds[index])), place(rows_of(index)))
+        yield seeds[start:stop], _collect(result, stop - start, processes)
+
+
+def _collect(result: Array | Trajectory, count: int, processes: int) -> np.ndarray | Trajectory:
+    """The first ``count`` images of all processes, on the host of every process."""
+    axis = 1 if isinstance(result, Trajectory) else 0
+
+    def whole(values: Array) -> np.ndarray:
+        values = np.moveaxis(np.asarray(values), axis, 0)
+        if processes > 1:
+            from jax.experimental import multihost_utils
+
+            values = np.asarray(multihost_utils.process_allgather(values, tiled=True))
+        return np.moveaxis(values[:count], 0, axis)
+
+    return jax.tree.map(whole, result)
+
+
+@functools.partial(jax.jit, static_argnames="trajectory")
+def _sample_batch(
+    model: Model,
+    seeds: Array,
+    rows: Array | None,
+    *,
+    sigmas: Array,
+    asked: samplers.Request,
+    guidance: PyTree | None,
     trajectory: bool,
 ) -> Array | Trajectory:
-    """One batch; compiled once per (network, shape, N), with and without churn."""
+    """One batch; compiled once per (network, shape, sampler, N)."""
     keys = seeds_lib.image_keys(seeds)
-    rows = None
-    if num_classes:
-        if labels is None:
-            labels = seeds_lib.random_labels(keys, num_classes)
-        rows = labels if labels.ndim == 2 else jax.nn.one_hot(labels, num_classes)
-    denoiser = precondition(functools.partial(net.apply, variables), preconditioning)
+    of_rows = model.denoiser(model.variables)
+    guided = of_rows if guidance is None else guidance.guide(of_rows)
 
     def denoise(x: Array, sigma: Array) -> Array:
-        return denoiser(x, sigma, rows)
+        return guided(x, sigma, rows)
 
-    x = seeds_lib.latents(keys, (seeds.shape[0], *shape)) * sigmas[0]
-    if not stochastic:
-        return sample_heun(denoise, x, sigmas, trajectory=trajectory)
-    rounding = preconditioning.round_sigma if preconditioning.rounds else None
-    return sample_stochastic(
-        denoise, x, sigmas, keys, churn, round_sigma=rounding, trajectory=trajectory
+    x = seeds_lib.latents(keys, (seeds.shape[0], *model.image_shape)) * sigmas[0]
+    return asked(
+        denoise, x, sigmas, keys, preconditioning=model.preconditioning, trajectory=trajectory
     )
 
 
-def _check_seeds(seeds: Iterable[int] | int) -> np.ndarray:
-    try:
-        values = np.atleast_1d(np.asarray(seeds if hasattr(seeds, "shape") else list(seeds)))
-    except (TypeError, ValueError):
-        values = np.empty(0)
-    if values.ndim != 1 or not values.size or values.dtype.kind not in "iu":
-        raise ValueError(f"seeds must be a non-empty list of integers, got {seeds!r}")
-    if values.min() < 0:
-        raise ValueError(f"seeds must not be negative, got {values.min()}")
-    return (values % 2**32).astype(np.uint32)
-
-
-def _expand_labels(labels: ArrayLike | None, model: Model, count: int) -> np.ndarray | None:
-    if labels is None:
-        return None
+def _row_source(
+    model: Model, seeds: np.ndarray, labels: Labels | None
+) -> Callable[[np.ndarray], np.ndarray | None]:
+    """Gives the label rows of some of the images: ``(b,)`` positions -> ``(b, num_classes)``."""
     if not model.num_classes:
-        raise ValueError("the model is unconditional; leave labels out")
-    labels = np.asarray(labels)
-    if labels.dtype.kind not in "iufb":
-        raise ValueError(f"labels must be class indices or rows of numbers, got {labels.dtype}")
-    if labels.ndim == 2:
-        if labels.shape != (count, model.num_classes):
-            raise ValueError(
-                f"label rows must have shape ({count}, {model.num_classes}), got {labels.shape}"
-            )
-        return labels.astype(np.float32)
-    check_labels(labels, model.num_classes, count)
-    return np.broadcast_to(labels, (count,)).astype(np.int32)
+        if labels is not None:
+            raise ValueError("the model is unconditional; leave labels out")
+        return lambda index: None
+    if labels is None:
+        labels = drawn_labels(model, seeds)
+    values = np.asarray(model.class_indices(labels))
+    if values.ndim == 2:
+        rows = np.asarray(model.label_rows(values, len(seeds)))
+        return lambda index: rows[index]
+    check_labels(values, model.num_classes, len(seeds))
+    values = np.broadcast_to(values, (len(seeds),))
+    return lambda index: (values[index, None] == np.arange(model.num_classes)).astype(np.float32)
 
 
 def sample(
     model: Model,
-    seeds: Iterable[int],
-    labels: ArrayLike | None = None,
+    seeds: Iterable[int] | ArrayLike,
+    labels: Labels | None = None,
     *,
-    num_steps: int = 18,
-    sigma_min: float = 0.002,
-    sigma_max: float = 80.0,
-    rho: float = 7.0,
+    sampling: Sampling | None = None,
+    guidance: PyTree | None = None,
     churn: Churn | None = None,
     batch_size: int = 64,
     trajectory: bool = False,
     sharding: jax.sharding.NamedSharding | None = None,
     on_batch: Callable[[int], Any] | None = None,
+    **settings: Any,
 ) -> np.ndarray | Trajectory:
     """Draw one image for each seed; image i depends on seed i (and its label) alone.
 
     Args:
-      model: as `load` returns it.
-      seeds: integers >= 0, taken mod 2^32.
-      labels: None (a conditional model then draws a class for each seed), a class index
-        for all, one per seed, or ``(len(seeds), num_classes)`` vectors.
-      num_steps: N >= 1; the network is called 2N - 1 times.
-      sigma_min, sigma_max, rho: of the grid, see karras_sigmas; kept within the
-        network's range.
-      churn: constants of the stochastic sampler; None samples deterministically.
-      batch_size: images at a time; the last batch is padded, so one program serves all.
+      model, seeds, labels, guidance, batch_size, sharding: see `batches`.
+      sampling: the request; None for Heun on 18 steps.
+      churn: constants of the stochastic sampler, short for ``sampler="edm"`` with them.
       trajectory: return all states.
-      sharding: of the batch axis over a mesh of devices; by default one device.
       on_batch: called with the number of images done after each batch.
+      **settings: short for a `Sampling` (or changes of the one given): its fields, and
+        options of the sampler, such as ``sampler="ddim", num_steps=20, eta=0.5``.
 
     Returns:
       ``(len(seeds), H, W, C)`` float32, nominally in [-1, 1] (see to_uint8), or a
@@ -132,57 +333,31 @@ def sample(
     Raises:
       ValueError: for bad seeds, labels, ranges or step counts, before any work.
     """
-    seeds = _check_seeds(seeds)
-    labels = _expand_labels(labels, model, len(seeds))
-    if batch_size != int(batch_size) or batch_size < 1:
-        raise ValueError(f"batch_size must be an integer >= 1, got {batch_size}")
+    sampling = _with_settings(Sampling() if sampling is None else sampling, churn, settings)
+    done, results = 0, []
+    for some, images in batches(
+        model, seeds, labels, sampling, guidance,
+        batch_size=batch_size, sharding=sharding, trajectory=trajectory,
+    ):  # fmt: skip
+        results.append(images)
+        done += len(some)
+        if on_batch is not None:
+            on_batch(done)
+    axis = 1 if trajectory else 0
+    return jax.tree.map(lambda *parts: np.concatenate(parts, axis=axis), *results)
+
+
+def _with_settings(
+    sampling: Sampling, churn: Churn | None, settings: Mapping[str, Any]
+) -> Sampling:
+    """A request with some of its fields and options replaced."""
+    fields = {field.name for field in dataclasses.fields(Sampling)}
+    changes = {key: value for key, value in settings.items() if key in fields}
+    options = {**sampling.options, **changes.pop("options", {})}
+    options |= {key: value for key, value in settings.items() if key not in fields}
     if churn is not None:
         check_protocol("churn", churn, ("gamma",), "use Churn(s_churn)")
-        churn = jax.tree.map(np.float32, churn)  # types that never recompile
-    sigmas = make_sigmas(
-        "edm",
-        num_steps,
-        sigma_min=sigma_min,
-        sigma_max=sigma_max,
-        rho=rho,
-        preconditioning=model.preconditioning,
-    ).astype(np.float32)
-    batch_size = min(batch_size, len(seeds))
-    variables = model.variables
-    if sharding is not None:
-        devices = sharding.mesh.size
-        batch_size = -(-batch_size // devices) * devices
-        everywhere = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
-        variables = jax.device_put(variables, everywhere)
-
-    def place(values: np.ndarray) -> Array:
-        padding = batch_size - len(values)
-        values = np.concatenate([values, np.repeat(values[-1:], padding, axis=0)])
-        return jnp.asarray(values) if sharding is None else jax.device_put(values, sharding)
-
-    results = []
-    for start in range(0, len(seeds), batch_size):
-        rows = slice(start, min(start + batch_size, len(seeds)))
-        result = _sample_batch(
-            variables,
-            place(seeds[rows]),
-            None if labels is None else place(labels[rows]),
-            sigmas,
-            Churn() if churn is None else churn,
-            net=model.net,
-            preconditioning=model.preconditioning,
-            shape=model.image_shape,
-            num_classes=model.num_classes,
-            stochastic=churn is not None,
-            trajectory=trajectory,
-        )
-        count = rows.stop - rows.start
-        if trajectory:
-            results.append(jax.tree.map(lambda a, n=count: np.asarray(a)[:, :n], result))
-        else:
-            results.append(np.asarray(result)[:count])
-        if on_batch is not None:
-            on_batch(rows.stop)
-    if trajectory:
-        return jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *results)
-    return np.concatenate(results)
+        if changes.get("sampler", sampling.sampler) == "heun":
+            changes["sampler"] = "edm"
+        options |= {name: float(getattr(churn, name)) for name in CHURN}
+    return dataclasses.replace(sampling, **changes, options=options)

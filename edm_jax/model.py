@@ -1,13 +1,10 @@
-"""A model with everything needed to use it, and where it is loaded from."""
+"""A model with everything needed to use it: network, preconditioning, weights, description."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
-import pathlib
-import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -16,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from edm_jax import models
-from edm_jax.foreign import importer, state_dict
+from edm_jax.names import unknown
 from edm_jax.precond import PRECONDITIONINGS, Preconditioning, precondition
-from edm_jax.store import checkpoints
-from edm_jax.store.checkpoints import CheckpointError
-from edm_jax.store.description import FORMAT_VERSION, check_description
-from edm_jax.store.errors import NewerFormatError, WeightsError, show
+from edm_jax.store.description import FORMAT_VERSION, check_description, kind_of
+from edm_jax.store.errors import WeightsError
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, PyTree
+
+Labels = ArrayLike | str | Sequence[str]
 
 
 def describe(
@@ -33,6 +30,7 @@ def describe(
     num_classes: int,
     label_names: tuple[str, ...] | None = None,
     progress: Mapping[str, Any] | None = None,
+    kind: str = "denoiser",
     **more: Any,
 ) -> dict:
     """The JSON description that makes a checkpoint self-describing.
@@ -44,6 +42,7 @@ def describe(
       num_classes: label dimension, 0 for none.
       label_names: of the classes, if known.
       progress: step, images seen, and the like.
+      kind: what the model is, one of `store.description.KINDS`.
       **more: further JSON values, kept as they are.
 
     Returns:
@@ -51,6 +50,7 @@ def describe(
     """
     description = {
         "format_version": FORMAT_VERSION,
+        "kind": kind,
         "network": dict(network),
         "precond": dict(precond),
         "image_shape": list(image_shape),
@@ -87,9 +87,42 @@ def build(description: Mapping[str, Any]) -> tuple[nn.Module, Preconditioning]:
         raise WeightsError(f"the model description is not usable: {error}") from error
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+class _Static:
+    """What a Model is apart from its variables; equal where compiled programs are the same.
+
+    Progress, variant and origin tell checkpoints of a run apart and change no program, so
+    they do not count: a second checkpoint retraces nothing.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        preconditioning: Preconditioning,
+        description: Mapping[str, Any],
+        variant: str,
+    ):
+        self.fields = (net, preconditioning, description, variant)
+        data = {key: description.get(key) for key in ("image_shape", "num_classes")}
+        self._key = (net, preconditioning, kind_of(description), json.dumps(data))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Static) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
+@jax.tree_util.register_pytree_with_keys_class
 class Model:
-    """A trained network with its preconditioning and description.
+    """A trained network with its preconditioning and description; a pytree of its variables.
+
+    Jitted functions take it as an argument:
+
+        jax.jit(lambda model, x: model.denoise(x, 1.0))(model, x)
+
+    Two models whose descriptions differ only in progress, variant or origin have the same
+    structure.  (A model that a jitted function returns has those of the first that was
+    traced.)
 
     Attributes:
       net: the raw network, a pure Flax module.
@@ -99,11 +132,65 @@ class Model:
       variant: which weights these are, for example ``ema_500kimg``.
     """
 
-    net: nn.Module
-    preconditioning: Preconditioning
-    variables: PyTree
-    description: Mapping[str, Any]
-    variant: str = "ema"
+    def __init__(
+        self,
+        net: nn.Module,
+        preconditioning: Preconditioning,
+        variables: PyTree,
+        description: Mapping[str, Any],
+        variant: str = "ema",
+    ):
+        self.variables = variables
+        self._static = _Static(net, preconditioning, description, variant)
+
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, PyTree]], _Static]:
+        """The variables, and everything else."""
+        return ((jax.tree_util.GetAttrKey("variables"), self.variables),), self._static
+
+    @classmethod
+    def tree_unflatten(cls, static: _Static, children: tuple[PyTree]) -> Model:
+        """Inverse of `tree_flatten_with_keys`."""
+        model = object.__new__(cls)
+        model._static, (model.variables,) = static, children
+        return model
+
+    def __repr__(self) -> str:
+        leaves = jax.tree.leaves(self.variables.get("params", {}) if self.variables else {})
+        shape = "x".join(map(str, self.image_shape))
+        parts = [
+            f"{type(self.net).__name__}, {sum(np.size(leaf) for leaf in leaves):,} parameters",
+            f"images {shape}",
+            f"{self.num_classes} classes" if self.num_classes else "no classes",
+            self.variant,
+        ]
+        kimg = (self.description.get("progress") or {}).get("kimg")
+        parts += [] if kimg is None else [f"{kimg:g} kimg"]
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    @property
+    def net(self) -> nn.Module:
+        """The raw network."""
+        return self._static.fields[0]
+
+    @property
+    def preconditioning(self) -> Preconditioning:
+        """Coefficients, noise range and rounding."""
+        return self._static.fields[1]
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        """The JSON description."""
+        return self._static.fields[2]
+
+    @property
+    def variant(self) -> str:
+        """Which weights these are."""
+        return self._static.fields[3]
+
+    @property
+    def kind(self) -> str:
+        """What the model is: ``denoiser``, ..."""
+        return kind_of(self.description)
 
     @property
     def params(self) -> PyTree:
@@ -126,11 +213,15 @@ class Model:
         names = self.description.get("label_names")
         return None if names is None else tuple(names)
 
+    def replace(self, variables: PyTree) -> Model:
+        """The same model with other variables."""
+        return self.tree_unflatten(self._static, (variables,))
+
     def denoise(
         self,
         x: Array,
         sigma: ArrayLike,
-        labels: ArrayLike | None = None,
+        labels: Labels | None = None,
         augment_labels: Array | None = None,
     ) -> Array:
         """D(x; sigma): the expected clean image given a noisy one.
@@ -138,7 +229,8 @@ class Model:
         Args:
           x: ``(B, H, W, C)`` noisy images.
           sigma: scalar or ``(B,)`` noise levels.
-          labels: None, a class index, ``(B,)`` indices, or ``(B, num_classes)`` vectors.
+          labels: None, a class index or name, ``(B,)`` of them, or ``(B, num_classes)``
+            vectors.
           augment_labels: ``(B, augment_dim)``, or None for "not augmented".
 
         Returns:
@@ -155,20 +247,20 @@ class Model:
         """
         return precondition(functools.partial(self.net.apply, variables), self.preconditioning)
 
-    def label_rows(self, labels: ArrayLike | None, batch_size: int) -> Array | None:
+    def label_rows(self, labels: Labels | None, batch_size: int) -> Array | None:
         """Labels of any accepted form as ``(batch_size, num_classes)`` float32 rows.
 
         None stays None, which the networks take as the all-zero label.
 
         Raises:
-          ValueError: for labels given to an unconditional model, indices out of range,
-            or shapes that do not fit.
+          ValueError: for labels given to an unconditional model, indices or names that are
+            none of its classes, or shapes that do not fit.
         """
         if labels is None:
             return None
         if not self.num_classes:
             raise ValueError("the model is unconditional; leave labels out")
-        labels = jnp.asarray(labels)
+        labels = self.class_indices(labels)
         if labels.ndim == 2:
             if labels.shape != (batch_size, self.num_classes):
                 raise ValueError(
@@ -178,6 +270,25 @@ class Model:
             return labels.astype(jnp.float32)
         check_labels(labels, self.num_classes, batch_size)
         return jax.nn.one_hot(jnp.broadcast_to(labels, (batch_size,)), self.num_classes)
+
+    def class_indices(self, labels: Labels) -> ArrayLike:
+        """Names of classes as their indices; arrays of numbers as they are."""
+        if isinstance(labels, jax.Array):
+            return labels
+        labels = np.asarray(labels)
+        if labels.dtype.kind == "U" and self.label_names is not None:
+            known = {name: index for index, name in enumerate(self.label_names)}
+            for name in labels.ravel():
+                if name not in known:
+                    raise unknown("class", str(name), self.label_names)
+            return np.vectorize(known.get, otypes=[int])(labels)
+        if labels.dtype.kind not in "iufb":
+            raise ValueError(
+                "labels must be class indices or rows of numbers"
+                + (", or names of classes" if self.label_names is not None else "")
+                + f", got {labels.dtype}"
+            )
+        return labels
 
 
 def check_labels(labels: ArrayLike, num_classes: int, batch_size: int) -> None:
@@ -206,103 +317,3 @@ def from_description(
     net, preconditioning = build(description)
     variables = {name: jax.tree.map(jnp.asarray, tree) for name, tree in variables.items() if tree}
     return Model(net, preconditioning, variables, description, variant)
-
-
-def load(path: str | pathlib.Path, *, variant: str | None = None) -> Model:
-    """Load a model from a run directory, a step of it, or a single file.
-
-    Nothing but the path is needed: checkpoints describe themselves.  A damaged newest step
-    is passed over with a warning.  Of foreign files those that say enough are read
-    (`weights.importer.read_model_file` takes what the others leave out).
-
-    Args:
-      path: ``runs/digits``, ``runs/digits/checkpoints``, ``.../checkpoints/00001000``, an
-        exported ``.safetensors``, or a ``.pkl`` or ``.pt`` file of published weights.
-      variant: which weights; by default the first average.  ``raw`` are the weights
-        themselves; a wrong name lists what there is.
-
-    Returns:
-      The Model, its variables as JAX arrays.
-
-    Raises:
-      FileNotFoundError: if there is no such path.
-      WeightsError: if no usable model is there, or a newer version wrote one
-        (`NewerFormatError`); older steps beside it are to be named then.
-      ValueError: if there are no such weights.
-    """
-    path = pathlib.Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no such file or directory: {path}")
-    if path.is_file():
-        found = importer.read_model_file(path)
-        if found.doubtful:
-            warnings.warn(
-                f"{path}: assumed, as the file does not say: {json.dumps(found.doubtful)}; if that "
-                "is wrong, import the file with the right values (--mode=import, --source_options)",
-                stacklevel=2,
-            )
-        variant = choose_variant(variant, list(found.variables), path)
-        return from_description(found.description, found.variables[variant], variant)
-    if (path / "description").is_dir():
-        return _load_step(path, variant)
-    nested = path / "checkpoints"
-    steps = checkpoints.checkpoint_steps(nested if nested.is_dir() else path)
-    if not steps:
-        raise CheckpointError(
-            f"{path}: no checkpoint found; expected a run directory holding checkpoints/<step>/"
-        )
-    for step_dir in reversed(steps):
-        try:
-            return _load_step(step_dir, variant)
-        except NewerFormatError:
-            raise
-        except WeightsError as error:
-            if step_dir is steps[0]:
-                raise
-            warnings.warn(f"skipping damaged checkpoint: {error}", stacklevel=2)
-    raise AssertionError("unreachable: the loop returns or raises")
-
-
-def choose_variant(variant: str | None, names: list[str], where: pathlib.Path) -> str:
-    """``variant``, or the first of ``names``; ValueError if it is not among them."""
-    if variant is not None and variant not in names:
-        raise ValueError(f"no weights {variant!r} in {where}; there are: {', '.join(names)}")
-    return variant or names[0]
-
-
-def read_variables(step_dir: pathlib.Path, description: Mapping[str, Any], variant: str) -> PyTree:
-    """Variables of one variant of a step, as NumPy arrays.
-
-    Raises:
-      CheckpointError: they cannot be read, or are not those of the network.
-    """
-    stored = checkpoints.read_arrays(step_dir, "params")
-    if not isinstance(stored, Mapping):
-        raise CheckpointError(f"{step_dir / 'params'}: no tree of variables")
-    variables = {"params": stored.get("params", {})}
-    if variant != "raw":
-        averages = checkpoints.read_arrays(step_dir, "ema")
-        if not isinstance(averages, Mapping) or variant not in averages:
-            raise CheckpointError(f"{step_dir / 'ema'}: weights {show(variant)} are not there")
-        variables = {"params": averages[variant]}
-    variables["buffers"] = stored.get("buffers", {})
-    try:
-        state_dict.check_variables(variables, description["network"])
-    except WeightsError as error:
-        raise CheckpointError(f"{step_dir}, weights {show(variant)}: {error}") from None
-    return variables
-
-
-def _load_step(step_dir: pathlib.Path, variant: str | None) -> Model:
-    description = checkpoints.read_description(step_dir)  # first: newer checksums may differ
-    checkpoints.verify_checksums(step_dir, ("description", "ema", "params"))
-    names = description.get("variants")
-    try:
-        check_description(description)
-        if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
-            raise WeightsError(f"variants must be a list of names, got {show(names)}")
-        build(description)
-    except WeightsError as error:
-        raise CheckpointError(f"{step_dir}: {error}") from None
-    variant = choose_variant(variant, names, step_dir)
-    return from_description(description, read_variables(step_dir, description, variant), variant)

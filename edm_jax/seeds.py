@@ -7,6 +7,7 @@ an image (latent, label, churn) are separate, so choosing a label changes no noi
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 
 import jax
@@ -18,17 +19,56 @@ from edm_jax.typing import Array, ArrayLike, Key
 _LATENT, _LABEL, _CHURN = 0, 1, 2
 
 
+def seed_bits(seeds: Iterable[int] | ArrayLike) -> np.ndarray:
+    """Integers of any size and type, taken mod 2^32: ``(B,)`` uint32.
+
+    Raises:
+      ValueError: for anything that is not a list or one-dimensional array of integers.
+    """
+    if isinstance(seeds, int):
+        seeds = [seeds]
+    try:
+        values = np.asarray(seeds if hasattr(seeds, "dtype") else list(seeds))
+        if values.dtype == object:  # integers beyond 64 bits
+            values = np.asarray([operator.index(seed) % 2**32 for seed in values], np.int64)
+    except (TypeError, ValueError):
+        values = np.empty((0, 0))
+    if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
+        raise ValueError(f"seeds must be a list of integers, got {seeds!r}")
+    # Two's complement: the lower bits are the value mod 2^32, of negative numbers too.
+    wide = np.uint64 if values.dtype.kind == "u" else np.int64
+    return values.astype(wide).astype(np.uint32)
+
+
+def check_seeds(seeds: Iterable[int] | ArrayLike) -> np.ndarray:
+    """The seeds of some images as an array, after checking them; ``(n,)`` integers.
+
+    Raises:
+      ValueError: if they are no integers, there are none, or one is negative.
+    """
+    if not hasattr(seeds, "dtype"):
+        try:
+            seeds = list(seeds) if isinstance(seeds, Iterable) else [operator.index(seeds)]
+        except TypeError:
+            seeds = []
+    values = np.atleast_1d(np.asarray(seeds))
+    if values.dtype == object and all(isinstance(seed, int) for seed in values.ravel()):
+        pass  # integers beyond 64 bits
+    elif values.dtype.kind not in "iu":
+        values = values[:0]
+    if values.ndim != 1 or not values.size:
+        raise ValueError(f"seeds must be a non-empty list of integers, got {seeds!r}")
+    if values.min() < 0:
+        raise ValueError(f"seeds must not be negative, got {values.min()}")
+    return values
+
+
 def image_keys(seeds: Iterable[int] | ArrayLike) -> Key:
     """One PRNG key per seed: ``(B,)`` integers (taken mod 2^32) -> ``(B,)`` keys."""
     if isinstance(seeds, jax.core.Tracer):
         bits = seeds.astype(jnp.uint32)
     else:
-        if not isinstance(seeds, np.ndarray | jax.Array | int):
-            seeds = list(seeds)
-        values = np.asarray(seeds)
-        if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
-            raise ValueError(f"seeds must be a list of integers, got {values!r}")
-        bits = (values.astype(np.int64) % 2**32).astype(np.uint32)
+        bits = seed_bits(seeds)
     # The implementation is named, not taken from the global default: a seed must
     # mean the same image in every program.
     return jax.vmap(lambda seed: jax.random.key(seed, impl="threefry2x32"))(bits)

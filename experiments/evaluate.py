@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pathlib
 from collections.abc import Callable
@@ -80,7 +79,7 @@ def draw_samples(
     """
     here = local_sharding()
     variables = jax.device_put(model.variables, replicated(here.mesh))
-    model = dataclasses.replace(model, variables=variables)
+    model = model.replace(variables)
     processes = jax.process_count()
     batch = min(arguments["batch_size"], -(-len(seeds) // processes))
     parts = []

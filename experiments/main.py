@@ -282,7 +282,7 @@ def _preflight() -> None:
 
 def _sample() -> None:
     workdir = _workdir()
-    from edm_jax.model import load
+    from edm_jax.loading import load
     from edm_jax.samplers import Churn
     from experiments.commands import sample
 
@@ -317,7 +317,7 @@ def _sample() -> None:
 
 def _evaluate() -> None:
     workdir = _workdir()
-    from edm_jax.model import load
+    from edm_jax.loading import load
     from experiments import evaluate
     from experiments.config import values
 

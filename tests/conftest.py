@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from tests.support.command_line import command, environment, run_dir  # noqa: F401  (fixtures)
+from tests.support.old_run import old_run  # noqa: F401  (fixture)
 from tests.support.paths import GOLDEN
 
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from edm_jax.foreign import edm_snapshot, guided, guided_flags, infer
+from edm_jax.foreign import edm_snapshot, guided, guided_flags, infer, published
 from edm_jax.foreign.state_dict import Tensors, to_variables
 from edm_jax.foreign.torch_files import PersistentRecord, container_of, read_torch
 from edm_jax.foreign.training_state import inner_names, is_training_state, optimizer_step
@@ -205,7 +205,7 @@ def _from_safetensors(
     attention_order: str | None,
 ) -> _Found:
     complete = False
-    if metadata.get("format") == single_file.STATE_DICT_FORMAT:
+    if metadata.get("format") == published.STATE_DICT_FORMAT:
         description = parse_json(metadata.get("description", ""))
         check_description(description)
         single_file.check_digest(data, metadata)

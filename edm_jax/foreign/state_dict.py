@@ -8,63 +8,20 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from edm_jax.store.errors import WeightsError, show
 from edm_jax.store.tensors import Tensor, array_of, numel_of, shape_of
+from edm_jax.store.variables import build_network, check_arguments
 from edm_jax.typing import PyTree
 
 Tensors = Mapping[str, Tensor | np.ndarray]
 
 FILTER = ".resample_filter"
-_MAX_SIZE = 1 << 16  # of any number among the network arguments
-_MAX_LENGTH = 64  # of any list or text
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
-
-
-def check_arguments(network: Mapping[str, Any], num_tensors: int) -> None:
-    """Raise WeightsError for arguments that would make a network of absurd size.
-
-    Building a network takes time for every block, before any tensor is compared.
-    """
-
-    def small(value: object) -> bool:
-        if isinstance(value, list | tuple):
-            return len(value) <= _MAX_LENGTH and all(small(v) for v in value)
-        if isinstance(value, str):
-            return len(value) <= _MAX_LENGTH
-        if isinstance(value, int | float):
-            return abs(value) <= _MAX_SIZE  # also not for NaN
-        return value is None
-
-    for key, value in network.items():
-        if not small(key) or not small(value):
-            raise WeightsError(f"network argument {show(key)} is too large: {show(value)}")
-    levels, blocks = network.get("channel_mult", ()), network.get("num_blocks", 1)
-    if isinstance(levels, list | tuple) and isinstance(blocks, int):
-        least = len(levels) * (2 * blocks + 1)  # every block has more than one tensor
-        if least > num_tensors:
-            raise WeightsError(
-                f"{len(levels)} levels of {blocks} blocks need more than the {num_tensors} "
-                "tensors of the file"
-            )
-
-
-def build_network(network: Mapping[str, Any]) -> Any:
-    """The Flax module of a description.
-
-    Raises:
-      WeightsError: unknown name, unknown or unusable argument.
-    """
-    from edm_jax import models
-
-    try:
-        return models.build(**network)
-    except (ValueError, TypeError, ArithmeticError) as error:
-        raise WeightsError(f"no network can be built from the description: {error}") from None
 
 
 @functools.lru_cache(maxsize=8)
@@ -82,25 +39,6 @@ def _published_shapes(network_json: str) -> dict[str, tuple[int, ...]]:
 def expected_tensors(network: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Name and published shape of every parameter and buffer, filters included."""
     return _published_shapes(json.dumps(network, sort_keys=True))
-
-
-def variable_shapes(network: Mapping[str, Any]) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Path and shape of every variable of a network."""
-    from edm_jax.models import names
-
-    shapes = {}
-    for name, shape in expected_tensors(network).items():
-        if not name.endswith(FILTER):
-            hollow = np.broadcast_to(np.float32(0), shape)  # takes no memory
-            shapes[names.variable_path(name, len(shape))] = names.to_flax_layout(hollow).shape
-    return shapes
-
-
-def _leaves(tree: PyTree) -> Iterator[tuple[tuple[str, ...], Any]]:
-    import jax
-
-    for path, leaf in jax.tree_util.tree_flatten_with_path(dict(tree))[0]:
-        yield tuple(str(getattr(key, "key", key)) for key in path), leaf
 
 
 def check_tensors(tensors: Tensors, network: Mapping[str, Any], file_size: int) -> None:
@@ -189,21 +127,3 @@ def from_variables(
     from edm_jax.models import names
 
     return names.to_state_dict(dict(variables), build_network(network))
-
-
-def check_variables(variables: Mapping[str, PyTree], network: Mapping[str, Any]) -> None:
-    """Raise WeightsError unless variables have the names and shapes of the network."""
-    found = {path: np.shape(leaf) for path, leaf in _leaves(variables)}
-    check_arguments(network, len(found))
-    expected = variable_shapes(network)
-    for path in found:
-        if path not in expected:
-            raise WeightsError(f"array {show('/'.join(path))} is no part of this {network['name']}")
-    for path, shape in expected.items():
-        name = show("/".join(path))
-        if path not in found:
-            raise WeightsError(f"array {name} of shape {show(shape)} is missing")
-        if found[path] != shape:
-            raise WeightsError(
-                f"array {name} has shape {show(found[path])}, expected {show(shape)}"
-            )

@@ -1,13 +1,22 @@
-"""The networks of the EDM paper as pure Flax Linen modules.
+"""The networks of the EDM paper as pure Flax Linen modules, and the registry of all networks.
 
 A network is F in ``D(x; sigma) = c_skip x + c_out F(c_in x; c_noise)``: it sees c_noise,
-never sigma (`edm_jax.precond.precondition`).
+never sigma (`edm_jax.precond.precondition`).  Any Linen module is one that is called as
+
+    net.apply(variables, x, c_noise, class_labels, augment_labels, train=..., image_ids=...)
+
+with x ``(B, H, W, C)``, c_noise ``()`` or ``(B,)``, labels ``(B, size)`` or None, and returns
+``(B, H, W, C')``.  Its fields say its sizes, those it has of: ``img_resolution`` and
+``in_channels`` (or ``image_shape``), ``out_channels``, ``label_dim``, ``augment_dim``.  One line
+``NETWORKS["MyNet"] = MyNet`` makes it available to configurations, checkpoints and exports.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
+
+import flax.linen as nn
 
 from edm_jax.models.dhariwal import DhariwalUNet
 from edm_jax.models.names import (
@@ -46,7 +55,7 @@ __all__ = [
     "to_state_dict",
 ]
 
-NETWORKS: dict[str, type[UNet]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
+NETWORKS: dict[str, type[nn.Module]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
 
 # The architectures the EDM paper trained, as arguments of their network; resolution,
 # channels, labels and dropout come from the data and the run.  The first two are those
@@ -79,7 +88,7 @@ PRESET_NETWORKS: dict[str, str] = {
 }
 
 
-def build(name: str, **kwargs: Any) -> UNet:
+def build(name: str, **kwargs: Any) -> nn.Module:
     """A network from its name and arguments, as a configuration file holds them.
 
     Args:
@@ -104,4 +113,9 @@ def build(name: str, **kwargs: Any) -> UNet:
     missing = [key for key in required if key not in kwargs]
     if missing:
         raise ValueError(f"{name} needs the argument {', '.join(missing)}")
-    return network(**kwargs)
+    # Tuples are hashable, so that a network can be static under jit.
+    return network(**{key: _as_tuples(value) for key, value in kwargs.items()})
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(_as_tuples(v) for v in value) if isinstance(value, list | tuple) else value

@@ -11,65 +11,96 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edm_jax.models.unet import UNet
 from edm_jax.typing import Key, PyTree
 
 
-def _inputs(net: UNet) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Shapes of one image and all labels, so that every layer gets its parameters."""
-    r = net.img_resolution
+def data_shape(net: nn.Module) -> tuple[int, ...]:
+    """Shape of one example as the fields of a network say it: ``(H, W, C)`` for images.
+
+    Raises:
+      ValueError: if it has neither ``image_shape`` nor ``img_resolution`` and ``in_channels``.
+    """
+    if (shape := getattr(net, "image_shape", None)) is not None:
+        return tuple(shape)
+    try:
+        return (net.img_resolution, net.img_resolution, net.in_channels)
+    except AttributeError:
+        raise ValueError(
+            f"{type(net).__name__} does not say what it takes: give it the fields img_resolution "
+            "and in_channels, or image_shape, or pass the shape of an example"
+        ) from None
+
+
+def inputs(net: nn.Module, shape: tuple[int, ...] | None = None) -> tuple[Any, ...]:
+    """Arguments of a network for one example, as ShapeDtypeStructs; all labels it knows.
+
+    Args:
+      net: called as ``net.apply(variables, x, c_noise, class_labels, augment_labels)``; the
+        sizes of the labels are its fields ``label_dim`` and ``augment_dim``, 0 if it lacks them.
+      shape: of one example; by default `data_shape`.
+    """
 
     def struct(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, jnp.float32)
 
-    augment_labels = struct(1, net.augment_dim) if net.augment_dim else None
-    return (struct(1, r, r, net.in_channels), struct(1)), {"augment_labels": augment_labels}
+    def labels(field: str) -> jax.ShapeDtypeStruct | None:
+        size = getattr(net, field, 0)
+        return struct(1, size) if size else None
+
+    shape = data_shape(net) if shape is None else shape
+    return struct(1, *shape), struct(1), labels("label_dim"), labels("augment_dim")
 
 
 @functools.lru_cache(maxsize=64)
-def _abstract(net: UNet) -> PyTree:
+def _abstract(net: nn.Module, shape: tuple[int, ...] | None) -> PyTree:
     """Shapes of the variables, in boxes that know their axis names."""
-    arguments, labels = _inputs(net)
-    return jax.eval_shape(net.init, jax.random.key(0), *arguments, **labels)
+    return jax.eval_shape(net.init, jax.random.key(0), *inputs(net, shape))
 
 
 def _is_box(value: Any) -> bool:
     return isinstance(value, nn.meta.AxisMetadata)
 
 
-def init_variables(net: UNet, key: Key) -> dict[str, PyTree]:
+def init_variables(
+    net: nn.Module, key: Key, shape: tuple[int, ...] | None = None
+) -> dict[str, PyTree]:
     """Initial variables as plain arrays (drawn as the published networks were).
 
     Args:
       net: the network.
       key: PRNG key.
+      shape: of one example; by default `data_shape`.
 
     Returns:
       ``{"params": ...}`` and, with a Fourier embedding, ``"buffers"``.  May be called
       under jit and, at no cost, under `jax.eval_shape`.
     """
-    arguments, labels = _inputs(net)
     # Draws the parameters without running the network they belong to.
-    return nn.meta.unbox(net.lazy_init(key, *arguments, **labels))
+    return nn.meta.unbox(net.lazy_init(key, *inputs(net, shape)))
 
 
-def abstract_variables(net: UNet) -> PyTree:
+def abstract_variables(net: nn.Module, shape: tuple[int, ...] | None = None) -> PyTree:
     """Shapes and dtypes of the variables; nothing is allocated."""
-    return nn.meta.unbox(_abstract(net))
+    return nn.meta.unbox(_abstract(net, shape))
 
 
-def logical_axes(net: UNet) -> PyTree:
+def logical_axes(net: nn.Module, shape: tuple[int, ...] | None = None) -> PyTree:
     """A tuple of axis names for every parameter, in the tree of ``variables["params"]``.
 
     Names: ``channels_in``, ``channels_out``, ``height``, ``width`` (convolutions), ``qkv``,
-    ``channels`` (norms), ``embed_in``, ``embed_out``, ``embed``, ``labels`` (linear).
+    ``channels`` (norms), ``embed_in``, ``embed_out``, ``embed``, ``labels`` (linear);
+    ``unnamed`` for every axis of a parameter whose network names none.
     """
-    return jax.tree.map(lambda box: tuple(box.names), _abstract(net)["params"], is_leaf=_is_box)
+
+    def names(leaf: Any) -> tuple[str, ...]:
+        return tuple(leaf.names) if _is_box(leaf) else ("unnamed",) * len(leaf.shape)
+
+    return jax.tree.map(names, _abstract(net, shape)["params"], is_leaf=_is_box)
 
 
-def param_count(net: UNet) -> int:
+def param_count(net: nn.Module, shape: tuple[int, ...] | None = None) -> int:
     """Number of parameters, buffers not counted; nothing is allocated."""
-    leaves = jax.tree.leaves(abstract_variables(net)["params"])
+    leaves = jax.tree.leaves(abstract_variables(net, shape)["params"])
     return sum(math.prod(leaf.shape) for leaf in leaves)
 
 

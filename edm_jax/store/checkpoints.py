@@ -7,6 +7,7 @@ Layout of a run directory::
       ema/           Orbax tree: averaged weights by variant name; absent if there are none
       params/        Orbax tree: raw weights and buffers
       train/         Orbax tree: optimizer and the rest of the training state
+      running_metrics/  Orbax tree of training; not needed to go on
       checksums.json SHA-256 of every file above, written before the step gets its name
 
 Orbax is imported when an array is read, not before.
@@ -30,7 +31,7 @@ from edm_jax.typing import PyTree
 
 CHECKSUMS = "checksums.json"
 _STEP_NAME = re.compile(r"\d+")
-_ITEMS = ("description", "ema", "params", "train")
+_ITEMS = ("description", "ema", "params", "train", "running_metrics")
 # Orbax rewrites these after the checksums are taken; they hold no data.
 _VOLATILE = {"_CHECKPOINT_METADATA", "commit_success.txt", CHECKSUMS}
 

@@ -1,6 +1,6 @@
 """What a model is, as plain JSON: the part of a model file that is not arrays.
 
-    {"format_version": 1,
+    {"format_version": 1, "kind": "denoiser" (also where it is left out),
      "network": {"name": "SongUNet" | "DhariwalUNet", constructor arguments},
      "precond": {"name": "edm" | "vp" | "ve" | "iddpm", arguments of the factory},
      "image_shape": [H, W, C], "num_classes": label_dim, "label_names": null or [...],
@@ -22,11 +22,14 @@ from typing import Any
 
 import numpy as np
 
+from edm_jax import models
 from edm_jax.precond import PRECONDITIONINGS
 from edm_jax.store.errors import NewerFormatError, WeightsError, show
 from edm_jax.typing import PyTree
 
 FORMAT_VERSION = 1
+# Kind of model -> which choices, each with a name, its description must hold.
+KINDS = {"denoiser": ("network", "precond")}
 MAX_LEVELS = 1 << 16  # M of a table of noise levels
 _MAX_NODES = 1 << 14
 _MAX_DEPTH = 16
@@ -167,13 +170,38 @@ def check_version(description: object) -> None:
         )
 
 
+def kind_of(description: Mapping[str, Any]) -> str:
+    """What a model is; checkpoints from before there were kinds hold denoisers."""
+    return description.get("kind", "denoiser")
+
+
 def check_description(description: object) -> None:
-    """Raise WeightsError unless a description is complete and of a version known here."""
+    """Raise WeightsError unless a description is complete and of a version and kind known here."""
     check_version(description)
-    for key in ("network", "precond"):
+    kind = kind_of(description)
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise WeightsError(
+            f"kind {show(kind)} is unknown (known: {', '.join(KINDS)}); update edm_jax"
+        )
+    for key in KINDS[kind]:
         if not isinstance(description.get(key), dict) or "name" not in description[key]:
             raise WeightsError(f"the description has no {key} with a name")
-    check_precond(description["precond"])
+    if "precond" in KINDS[kind]:
+        check_precond(description["precond"])
+    _check_data(description)
+    for key in ("data", "source", "progress"):
+        if not isinstance(description.get(key), dict | None):
+            raise WeightsError(f"{key} must be a dictionary, got {show(description[key])}")
+    for key, value in (description.get("progress") or {}).items():
+        if value is not None and not (is_number(value) and value >= 0):
+            raise WeightsError(f"progress: {show(key)} must be a number >= 0, got {show(value)}")
+    variants = description.get("variants", [])
+    if not isinstance(variants, list) or not all(isinstance(v, str) for v in variants):
+        raise WeightsError(f"variants must be a list of names, got {show(variants)}")
+
+
+def _check_data(description: Mapping[str, Any]) -> None:
+    """Shape, classes and their names, among themselves and with the network."""
     shape, classes = description.get("image_shape"), description.get("num_classes")
     if (
         not isinstance(shape, list)
@@ -184,23 +212,28 @@ def check_description(description: object) -> None:
     if type(classes) is not int or classes < 0:
         raise WeightsError(f"num_classes must be an integer >= 0, got {show(classes)}")
     network = description["network"]
-    size, channels = network.get("img_resolution"), network.get("in_channels")
-    if shape != [size, size, channels] or classes != network.get("label_dim", 0):
-        raise WeightsError(
-            f"image_shape {shape} and num_classes {classes} are not those of the network: "
-            f"img_resolution {show(size)}, in_channels {show(channels)}, "
-            f"label_dim {show(network.get('label_dim', 0))}"
-        )
+    # Of these sizes a network may have any; those it has must agree.
+    height, width, channels = shape
+    for field, sizes in (
+        ("img_resolution", (height, width)),
+        ("in_channels", (channels,)),
+        ("label_dim", (classes,)),
+    ):
+        if any(_network_size(network, field, size) != size for size in sizes):
+            raise WeightsError(
+                f"image_shape {shape} and num_classes {classes} are not those of the network: "
+                f"img_resolution {show(network.get('img_resolution'))}, in_channels "
+                f"{show(network.get('in_channels'))}, label_dim {show(network.get('label_dim', 0))}"
+            )
     check_label_names(description.get("label_names"), classes)
-    for key in ("data", "source", "progress"):
-        if not isinstance(description.get(key), dict | None):
-            raise WeightsError(f"{key} must be a dictionary, got {show(description[key])}")
-    for key, value in (description.get("progress") or {}).items():
-        if value is not None and not (is_number(value) and value >= 0):
-            raise WeightsError(f"progress: {show(key)} must be a number >= 0, got {show(value)}")
-    variants = description.get("variants", [])
-    if not isinstance(variants, list) or not all(isinstance(v, str) for v in variants):
-        raise WeightsError(f"variants must be a list of names, got {show(variants)}")
+
+
+def _network_size(network: Mapping[str, Any], field: str, otherwise: int) -> Any:
+    """A size among the arguments of a network, or its default; ``otherwise`` if it has none."""
+    known = models.NETWORKS.get(network["name"]) if isinstance(network["name"], str) else None
+    fields = {} if known is None else {f.name: f.default for f in dataclasses.fields(known)}
+    default = fields.get(field, dataclasses.MISSING)
+    return network.get(field, otherwise if default is dataclasses.MISSING else default)
 
 
 def check_label_names(names: object, num_classes: int) -> None:

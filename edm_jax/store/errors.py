@@ -9,8 +9,8 @@ class WeightsError(ValueError):
     """A model file that is damaged, foreign, or refused.
 
     The message is one line: what is wrong, where in the file, what was found, what was
-    expected, and the cure where there is one.  No reader of `edm_jax.weights` raises
-    anything else for the content of a file.
+    expected, and the cure where there is one.  No reader of `edm_jax.store` or
+    `edm_jax.foreign` raises anything else for the content of a file.
     """
 
 

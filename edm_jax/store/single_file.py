@@ -19,15 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from edm_jax.foreign import state_dict
 from edm_jax.store.binary import map_file, sha256
 from edm_jax.store.description import ImportedModel, check_description, dump_json
 from edm_jax.store.errors import WeightsError, show
 from edm_jax.store.safetensors import make_header, parse_json, read_safetensors
+from edm_jax.store.variables import check_variables
 from edm_jax.typing import PyTree
 
 FORMAT = "edm_jax"
-STATE_DICT_FORMAT = "edm_jax state dictionary"
 _NO_DIGEST = "0" * 64
 _MAX_DEPTH = 16
 
@@ -63,7 +62,7 @@ def _raw(array: np.ndarray) -> memoryview:
     return memoryview(little.reshape(-1).view(np.uint8))
 
 
-def _write(
+def write_arrays(
     path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> str:
     """Write safetensors with its digest; atomic.  Returns the digest."""
@@ -119,9 +118,9 @@ def write_single_file(
             f"'ema'; got {', '.join(show(v) for v in variables) or 'none'}"
         )
     for tree in variables.values():
-        state_dict.check_variables(tree, description["network"])
+        check_variables(tree, description)
     metadata = {"format": FORMAT, "description": dump_json(description)}
-    return _write(path, dict(_flatten(variables)), metadata)
+    return write_arrays(path, dict(_flatten(variables)), metadata)
 
 
 def is_single_file(metadata: Mapping[str, str]) -> bool:
@@ -154,7 +153,7 @@ def parse_single_file(
     if not variables:
         raise WeightsError("the file holds no variables")
     for tree in variables.values():
-        state_dict.check_variables(tree, description["network"])
+        check_variables(tree, description)
     return ImportedModel(description, variables)
 
 
@@ -177,39 +176,3 @@ def read_single_file(path: str | os.PathLike[str]) -> ImportedModel:
         return parse_single_file(data, metadata, arrays)
     except WeightsError as error:
         raise type(error)(f"{os.fspath(path)}: {error}") from None
-
-
-def write_state_dict(
-    path: str | os.PathLike[str],
-    description: Mapping[str, Any],
-    variables: Mapping[str, PyTree],
-) -> str:
-    """Write one variant under the names and in the layouts of the EDM program.
-
-    The result is a flat safetensors state dictionary that PyTorch programs can read: names
-    with the prefix ``model.``, kernels OIHW, filters included, and the table ``u`` for iDDPM.
-    The description travels in the metadata, so `read_model_file` needs nothing else.
-
-    Args:
-      path: the file.
-      description: see `edm_jax.store.description`; ``variants`` ``["raw"]`` says that these
-        are no averages.
-      variables: ``{"params": tree, "buffers": tree}`` of one variant.
-
-    Returns:
-      The SHA-256 the file carries.
-    """
-    from edm_jax.precond import PRECONDITIONINGS
-
-    check_description(description)
-    precond = {k: v for k, v in description["precond"].items() if k != "name"}
-    arrays: dict[str, np.ndarray] = {}
-    if description["precond"]["name"] == "iddpm":
-        built = PRECONDITIONINGS["iddpm"](**precond)
-        arrays["u"] = np.asarray(built.coefs.keywords["levels"], np.float32)
-    for name, array in state_dict.from_variables(variables, description["network"]).items():
-        arrays[f"model.{name}"] = np.ascontiguousarray(array)
-    metadata = {"format": STATE_DICT_FORMAT, "description": dump_json(description)}
-    if description.get("variants") == ["raw"]:
-        metadata["variant"] = "raw"
-    return _write(path, arrays, metadata)

@@ -10,13 +10,17 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from edm_jax.store import checkpoints
 from edm_jax.store.checkpoints import CheckpointError
-from edm_jax.train import distributed
+from edm_jax.train import distributed, metrics
 from edm_jax.train.state import TrainState
 from edm_jax.typing import PyTree
+
+# An item of its own: what it holds may differ between versions.  (Orbax itself has "metrics".)
+METRICS = "running_metrics"
 
 
 class SaveError(RuntimeError):
@@ -40,10 +44,11 @@ def _items(state: TrainState) -> dict[str, PyTree]:
             "train": {
                 "step": state.step,
                 "opt_state": state.opt_state,
-                "metrics": state.metrics,
                 "bad_streak": state.bad_streak,
                 "failed_step": state.failed_step,
+                **({"objective": state.objective} if jax.tree.leaves(state.objective) else {}),
             },
+            METRICS: state.metrics,
         }
     )
 
@@ -54,7 +59,15 @@ def _without_empty(items: dict[str, PyTree]) -> dict[str, PyTree]:
 
 
 def _from_items(items: Mapping[str, PyTree]) -> TrainState:
-    return TrainState(**items["params"], ema=items.get("ema", {}), **items["train"])
+    return TrainState(
+        **items["params"], ema=items.get("ema", {}), **items["train"], metrics=items[METRICS]
+    )
+
+
+def _place(values: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+    """An array of the host, the same on every process, where ``like`` says."""
+    where = like.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.make_array_from_callback(values.shape, where, lambda index: values[index])
 
 
 class _Manager(ocp.CheckpointManager):
@@ -254,9 +267,24 @@ class CheckpointStore:
         return len(damaged)
 
     def _restore(self, step: int, abstract: TrainState) -> TrainState:
-        args = {name: ocp.args.StandardRestore(tree) for name, tree in _items(abstract).items()}
+        items = _items(abstract)
+        items.pop(METRICS)
+        step_dir = self.directory / f"{step:08d}"
+        first_format = not (step_dir / METRICS).exists()
+        if first_format:  # they were part of the training state
+            items["train"] = items["train"] | {
+                "metrics": {
+                    name: jax.ShapeDtypeStruct(shape, dtype, sharding=abstract.step.sharding)
+                    for name, (shape, dtype) in metrics.FIRST_FORMAT_SHAPES.items()
+                }
+            }
+        args = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
         try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+            restored = dict(self._manager.restore(step, args=ocp.args.Composite(**args)))
+            if first_format:
+                stored = jax.device_get(restored["train"].pop("metrics"))
+            else:
+                stored = checkpoints.read_arrays(step_dir, METRICS)
         except Exception as error:  # Orbax raises many kinds
             text = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             # Not damage: memory that ran out, say, or another version of a library.
@@ -264,4 +292,6 @@ class CheckpointStore:
                 f"{self.directory}: step {step} is whole but could not be restored ({text}); "
                 "nothing was changed there"
             ) from error
-        return _from_items({name: restored[name] for name in args})
+        values = metrics.from_stored(stored, abstract.metrics)
+        restored[METRICS] = jax.tree.map(_place, values, abstract.metrics)
+        return _from_items(restored)

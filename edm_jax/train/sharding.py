@@ -18,7 +18,9 @@ LAYOUTS = ("data", "fsdp")
 
 # Logical axes that may be split, in order of preference: first output axes, whose split
 # needs no sum over devices in the forward pass.
-FSDP_AXES = ("channels_out", "qkv", "embed_out", "embed", "channels", "channels_in", "embed_in")
+FSDP_AXES = (
+    "channels_out", "qkv", "embed_out", "embed", "channels", "channels_in", "embed_in", "unnamed",
+)  # fmt: skip
 # Splitting a small array costs more in communication than it saves in memory.
 FSDP_MIN_SIZE = 2**12
 

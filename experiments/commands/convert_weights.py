@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from edm_jax.foreign import importer
-from edm_jax.model import load
+from edm_jax.loading import load
 from edm_jax.store import single_file
 from edm_jax.store.safetensors import parse_json
 from edm_jax.typing import PyTree

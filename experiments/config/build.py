@@ -20,7 +20,10 @@ from edm_jax.model import describe
 from edm_jax.noise import DISTRIBUTIONS, WEIGHTS, NoiseDistribution, WeightFn
 from edm_jax.precond import PRECONDITIONINGS, Preconditioning
 from edm_jax.samplers import Churn
-from edm_jax.train.step import Averaging, Objective, make_optimizer, make_train_step
+from edm_jax.train.averaging import Averaging
+from edm_jax.train.objective import DenoisingObjective
+from edm_jax.train.optimizer import make_optimizer
+from edm_jax.train.step import make_train_step
 
 SONG_UNET_ONLY = (
     "embedding_type",
@@ -199,10 +202,10 @@ def build_augment(config: ml_collections.ConfigDict) -> AugmentPipe | None:
 
 def build_objective(
     config: ml_collections.ConfigDict, net: nn.Module, source: ImageSource
-) -> Objective:
+) -> DenoisingObjective:
     """The training loss of a configuration."""
     pipe = build_augment(config)
-    return Objective(
+    return DenoisingObjective(
         apply=net.apply,
         preconditioning=build_preconditioning(config),
         distribution=build_distribution(config),

@@ -10,8 +10,9 @@ import jax
 import ml_collections
 import numpy as np
 
-from edm_jax.train.state import SIGMA_BIN_EDGES, Metrics
-from edm_jax.train.step import learning_rate
+from edm_jax.train import metrics as metrics_lib
+from edm_jax.train.metrics import Metrics
+from edm_jax.train.optimizer import learning_rate
 from experiments import workdir
 from experiments.training import writers
 from experiments.training.status import StatusLine, memory_gib
@@ -84,27 +85,27 @@ class Monitor:
         if not self._files:
             return
         batch_size = self._train.batch_size
-        num_steps = max(int(metrics.num_steps), 1)
+        means = metrics_lib.means(metrics)
+        num_steps = max(int(metrics["loss"]["count"]), 1)
         # The rate of the last step taken, whose count of images seen was one batch less.
         lr = learning_rate(
             (step - 1) * batch_size, self._train.lr, self._train.lr_rampup_kimg * 1000
         )
         scalars = {
             "kimg": step * batch_size / 1000,
-            "loss": float(metrics.loss) / num_steps,
+            "loss": float(means["loss"]),
             "lr": lr,
-            "grad_norm": float(metrics.grad_norm) / num_steps,
-            "num_bad_grads": int(metrics.num_bad_grads),
-            "num_bad_steps": int(metrics.num_bad_steps),
+            "grad_norm": float(means["grad_norm"]),
+            "num_bad_grads": int(metrics["bad_grads"]["sum"]),
+            "num_bad_steps": int(metrics["bad_steps"]["sum"]),
             "images_per_second": rate,
             "memory_gib": memory_gib(),
             **self._arithmetic(rate),
         }
-        counts = np.maximum(metrics.bin_count, 1)
         per_level = {
-            "sigma_bin_edges": list(SIGMA_BIN_EDGES),
-            "loss_per_sigma_bin": (metrics.bin_loss / counts).tolist(),
-            "images_per_sigma_bin": metrics.bin_count.tolist(),
+            "sigma_bin_edges": list(metrics_lib.SIGMA_BIN_EDGES),
+            "loss_per_sigma_bin": means["loss_per_level"].tolist(),
+            "images_per_sigma_bin": np.asarray(metrics["loss_per_level"]["count"]).tolist(),
         }
         self._metrics.write(step, scalars | per_level)
         self._tensorboard.write(step, scalars)

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from edm_jax.foreign import importer
+from edm_jax.foreign import importer, published
 from edm_jax.store import single_file
 from edm_jax.store.description import check_description
 from edm_jax.store.errors import WeightsError
@@ -116,7 +116,7 @@ def test_state_dict_export(model, tmp_path):
     """The names and layouts of the EDM program again; complete with its description."""
     golden = wg.expected("small")
     path = tmp_path / "state.safetensors"
-    single_file.write_state_dict(path, model.description, model.variables["ema"])
+    published.write_state_dict(path, model.description, model.variables["ema"])
     _, arrays = read_safetensors(memoryview(path.read_bytes()))
     assert set(arrays) == set(golden["names"])
     for name in golden["names"]:
@@ -127,7 +127,7 @@ def test_state_dict_export(model, tmp_path):
         assert again.description[key] == model.description[key]
     assert again.description["source"]["licence"] == model.description["source"]["licence"]
     raw = model.description | {"variants": ["raw"]}
-    single_file.write_state_dict(path, raw, model.variables["ema"])
+    published.write_state_dict(path, raw, model.variables["ema"])
     assert list(importer.read_model_file(path).variables) == ["raw"]
 
 
@@ -135,7 +135,7 @@ def test_state_dict_export_of_iddpm(tmp_path):
     path = tmp_path / "iddpm_adm_cond.pkl"
     path.write_bytes(wg.content("iddpm_adm_cond.pkl"))
     model = importer.read_model_file(path)
-    single_file.write_state_dict(path, model.description, model.variables["ema"])
+    published.write_state_dict(path, model.description, model.variables["ema"])
     _, arrays = read_safetensors(memoryview(path.read_bytes()))
     golden = wg.expected("iddpm_adm_cond")
     assert set(arrays) == set(golden["names"])
@@ -150,7 +150,7 @@ def test_state_dict_export_keeps_levels_that_float32_cannot(num_levels, tmp_path
     model = importer.read_model_file(path)
     precond = {"name": "iddpm", "levels": [80.1, 3.3, 1.0, 0.0]}
     precond |= {} if num_levels is None else {"num_levels": num_levels}
-    single_file.write_state_dict(
+    published.write_state_dict(
         path, model.description | {"precond": precond}, model.variables["ema"]
     )
     assert importer.read_model_file(path).description["precond"] == precond

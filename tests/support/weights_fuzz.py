@@ -19,7 +19,7 @@ import tempfile
 import time
 import zipfile
 
-from edm_jax.foreign import importer, training_state
+from edm_jax.foreign import importer, published, training_state
 from edm_jax.store import single_file
 from edm_jax.store.errors import WeightsError
 from edm_jax.store.safetensors import read_safetensors
@@ -66,7 +66,7 @@ def bases() -> tuple[tuple[str, bytes, tuple[int, ...]], ...]:
     model = importer.read_model_file(path)
     single_file.write_single_file(path, model.description, model.variables)
     result.append(("single", path.read_bytes()))
-    single_file.write_state_dict(path, model.description, model.variables["ema"])
+    published.write_state_dict(path, model.description, model.variables["ema"])
     result.append(("state dictionary", path.read_bytes()))
     return tuple((name, data, _structure(data)) for name, data in result)
 

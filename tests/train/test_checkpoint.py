@@ -15,8 +15,9 @@ from jax.experimental import multihost_utils
 
 from edm_jax.store import checkpoints
 from edm_jax.store.checkpoints import CheckpointError
+from edm_jax.train import metrics
 from edm_jax.train.checkpoint import CheckpointStore, SaveError
-from edm_jax.train.state import Metrics, TrainState
+from edm_jax.train.state import TrainState
 
 
 def make_state(step):
@@ -28,7 +29,7 @@ def make_state(step):
         buffers={},
         ema={"ema_1kimg": jax.tree.map(lambda a: a + 1, params)},
         opt_state=({"mu": params}, {"count": jnp.int32(step)}),
-        metrics=Metrics.zeros(),
+        metrics=metrics.zeros(),
         bad_streak=jnp.int32(0),
         failed_step=jnp.int32(-1),
     )

@@ -11,19 +11,12 @@ import pytest
 from edm_jax import ema
 from edm_jax.noise import LogNormal, edm_weight
 from edm_jax.precond import edm_preconditioning
-from edm_jax.train import sharding
-from edm_jax.train.state import NUM_SIGMA_BINS, SIGMA_BIN_EDGES, Metrics, ema_name
-from edm_jax.train.step import (
-    Averaging,
-    Objective,
-    _update_metrics,
-    all_finite,
-    init_state,
-    learning_rate,
-    make_optimizer,
-    make_train_step,
-    sanitize_gradients,
-)
+from edm_jax.train import metrics, sharding
+from edm_jax.train.averaging import Averaging, ema_name
+from edm_jax.train.metrics import NUM_SIGMA_BINS, SIGMA_BIN_EDGES
+from edm_jax.train.objective import DenoisingObjective
+from edm_jax.train.optimizer import learning_rate, make_optimizer, sanitize_gradients
+from edm_jax.train.step import all_finite, init_state, make_train_step
 
 DEFAULTS = {"lr_rampup_kimg": 10_000, "ema_halflife_kimg": 500, "ema_rampup_ratio": 0.05}
 TOYS = ["defaults_resumed", "defaults_from_zero", "short_rampup", "short_rampup_nonfinite"]
@@ -97,7 +90,9 @@ def linear_apply(variables, x, c_noise, labels=None, augment_labels=None, **unus
 
 
 def make(batch_size=8, num_classes=3, log_every=4, lr=0.1, halflives=(0.5, 0.1), **options):
-    objective = Objective(linear_apply, edm_preconditioning(), LogNormal(), edm_weight, num_classes)
+    objective = DenoisingObjective(
+        linear_apply, edm_preconditioning(), LogNormal(), edm_weight, num_classes
+    )
     optimizer = make_optimizer(batch_size=batch_size, lr=lr, lr_rampup_kimg=0.016)
     averaging = Averaging(halflives)
     step = make_train_step(
@@ -162,7 +157,7 @@ def test_eight_devices_equal_one():
 
 def test_noise_of_an_image_does_not_depend_on_the_batch():
     """The loss of image i given its position is the same in a smaller batch."""
-    objective = Objective(linear_apply, edm_preconditioning(), LogNormal(), edm_weight, 3)
+    objective = DenoisingObjective(linear_apply, edm_preconditioning(), LogNormal(), edm_weight, 3)
     params = {"a": jnp.float32(0.3), "b": jnp.float32(0.1), "table": jnp.ones((3, 1))}
     batch, ids, key = make_batch(), jnp.arange(8), jax.random.key(3)
     whole, sigma = objective.per_image(params, {}, batch, key, ids)
@@ -196,18 +191,20 @@ def test_gradient_is_sum_over_pixels_mean_over_batch():
     numeric = (loss(0.3 + 1e-5) - loss(0.3 - 1e-5)) / 2e-5
     # float32 sums of a few hundred terms against a central difference
     np.testing.assert_allclose(gradient, numeric, rtol=1e-4)
-    np.testing.assert_allclose(after.metrics.loss, loss(0.3) / 48, rtol=1e-5)
+    np.testing.assert_allclose(after.metrics["loss"]["sum"], loss(0.3) / 48, rtol=1e-5)
 
 
 def test_metrics_window_and_bins():
     step, state = make(log_every=2)
     for i in range(3):
         state = step(state, make_batch(seed=i), jax.random.key(0))
-    assert int(state.metrics.num_steps) == 1  # the third step began a new window
-    assert state.metrics.bin_count.shape == (NUM_SIGMA_BINS,)
-    assert float(state.metrics.bin_count.sum()) == 8
+    assert int(state.metrics["loss"]["count"]) == 1  # the third step began a new window
+    assert state.metrics["loss_per_level"]["count"].shape == (NUM_SIGMA_BINS,)
+    assert float(state.metrics["loss_per_level"]["count"].sum()) == 8
     np.testing.assert_allclose(
-        float(state.metrics.bin_loss.sum()) / 8, float(state.metrics.loss), rtol=1e-5
+        float(state.metrics["loss_per_level"]["sum"].sum()) / 8,
+        float(state.metrics["loss"]["sum"]),
+        rtol=1e-5,
     )
     assert len(SIGMA_BIN_EDGES) == NUM_SIGMA_BINS - 1
 
@@ -224,7 +221,7 @@ def test_first_bad_step_is_remembered():
     assert int(state.failed_step) == -1 and int(state.bad_streak) == 0
     state = step(step(with_params(state, jnp.nan), make_batch(), key), make_batch(), key)
     assert int(state.failed_step) == 1 and int(state.bad_streak) == 2
-    assert int(state.metrics.num_bad_grads) > 0
+    assert int(state.metrics["bad_grads"]["sum"]) > 0
 
 
 def test_bad_elements_of_large_networks_are_counted():
@@ -240,8 +237,8 @@ def test_bad_elements_of_large_networks_are_counted():
 def test_a_bad_loss_stays_out_of_the_bins_of_others():
     loss, sigma = jnp.array([1.0, jnp.nan, 3.0]), jnp.array([0.01, 0.5, 50.0])
     zero = jnp.zeros(())
-    found = _update_metrics(Metrics.zeros(), loss, zero, zero, zero > 1, sigma, zero < 1)
-    assert float(found.bin_loss.sum()) == 4 and float(found.bin_count.sum()) == 2
+    found = metrics.of_step(loss, sigma, zero, zero, zero > 1)["loss_per_level"]
+    assert float(found["sum"].sum()) == 4 and float(found["count"].sum()) == 2
 
 
 def test_only_a_whole_streak_of_bad_steps_is_a_failure():
@@ -253,7 +250,7 @@ def test_only_a_whole_streak_of_bad_steps_is_a_failure():
         streaks.append(int(state.bad_streak))
     assert streaks == [0, 1, 2, 0, 1, 2, 3, 0]
     assert failed == [-1, -1, -1, -1, -1, -1, 4, 4]  # counted from step 0; kept once set
-    assert int(state.metrics.num_bad_steps) == 5
+    assert int(state.metrics["bad_steps"]["sum"]) == 5
 
 
 def test_bad_numbers_are_found_anywhere():
@@ -276,7 +273,7 @@ def test_batch_size_must_divide():
 @pytest.mark.parametrize("micro_batch", [2, 4])
 def test_accumulation_gives_the_same_update(micro_batch):
     """Equal noise and weights; only the order of float32 sums differs."""
-    objective = Objective(linear_apply, edm_preconditioning(), LogNormal(), edm_weight, 3)
+    objective = DenoisingObjective(linear_apply, edm_preconditioning(), LogNormal(), edm_weight, 3)
     optimizer, averaging = make_optimizer(batch_size=8, lr=0.1, lr_rampup_kimg=0), Averaging((1.0,))
     params = {"a": jnp.float32(0.3), "b": jnp.float32(0.1), "table": jnp.zeros((3, 1))}
     results = []
@@ -322,7 +319,7 @@ def test_fsdp_equals_data_parallel_and_saves_memory():
         return (hidden @ kernel.T).reshape(x.shape)
 
     axes = {"layer": {"kernel": ("embed_in", "embed_out")}}
-    objective = Objective(apply, edm_preconditioning(), LogNormal(), edm_weight)
+    objective = DenoisingObjective(apply, edm_preconditioning(), LogNormal(), edm_weight)
     optimizer, averaging = make_optimizer(batch_size=8, lr=1e-2, lr_rampup_kimg=0), Averaging((1,))
     step = make_train_step(objective, optimizer, averaging, batch_size=8, log_every=4)
     params = {"layer": {"kernel": 0.1 * jax.random.normal(jax.random.key(0), (48, 128))}}

@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from edm_jax.train.state import NUM_SIGMA_BINS, Metrics
+from edm_jax.train import metrics as metrics_lib
+from edm_jax.train.metrics import NUM_SIGMA_BINS
 from experiments import figures, workdir
 from experiments.training import monitor, writers
 from experiments.training.status import StatusLine
 
 
-def make_metrics(**values):
-    zeros = jax.device_get(Metrics.zeros())
-    fields = {name: getattr(zeros, name) for name in zeros.__dataclass_fields__}
-    return Metrics(**fields | values)
+def make_metrics(**sums):
+    """Zeros but for the given ``name=(sum, count)``."""
+    zeros = jax.device_get(metrics_lib.zeros())
+    return zeros | {name: dict(zip(("sum", "count"), s, strict=True)) for name, s in sums.items()}
 
 
 @pytest.fixture
@@ -48,12 +49,10 @@ def test_a_window_is_told_everywhere(tmp_path, fake_wandb, capsys):
     bins = np.zeros(NUM_SIGMA_BINS, np.float32)
     bins[3] = 2.0
     metrics = make_metrics(
-        num_steps=np.int32(5),
-        loss=np.float32(2.5),
-        num_bad_steps=np.int32(1),
-        num_bad_grads=np.int32(7),
-        bin_loss=bins,
-        bin_count=bins * 2,
+        loss=np.float32([2.5, 5]),
+        bad_steps=np.float32([1, 5]),
+        bad_grads=np.float32([7, 5]),
+        loss_per_level=(bins, bins * 2),
     )
     watch.log(5, metrics)
     watch.picture(5, "samples", tmp_path / "grid.png")
@@ -169,7 +168,7 @@ def test_utilisation_is_the_share_of_the_peak(tmp_path, monkeypatch, capsys):
     status = StatusLine(30, 16)
     watch = monitor.Monitor(tiny.get_config(), tmp_path, 0, status)
     watch.flops_per_image = 1e9
-    watch.log(5, make_metrics(num_steps=np.int32(5)))
+    watch.log(5, make_metrics(loss=np.float32([0, 5])))
     watch.close()
     (row,) = writers.read_metrics(tmp_path)
     expected = row["images_per_second"] * 1e9 / jax.device_count() / 2e12

@@ -1,0 +1,127 @@
+"""What training minimises: a loss of every image, which is all the training step knows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+from edm_jax import losses
+from edm_jax.noise import NoiseDistribution, WeightFn
+from edm_jax.precond import Preconditioning, precondition
+from edm_jax.typing import Array, Key, PyTree
+
+Batch = dict[str, Array]
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A training loss; reflected, autoregressive and classifying models have their own.
+
+    One that learns from its own losses (a resampler of noise levels, a profile of losses)
+    also has `StatefulObjective`'s methods.
+    """
+
+    def per_image(
+        self, params: PyTree, buffers: PyTree, batch: Batch, key: Key, image_ids: Array
+    ) -> tuple[Array, Array]:
+        """Loss of every image of a batch.
+
+        Args:
+          params, buffers: of the network.
+          batch: ``image`` uint8 ``(B, H, W, C)`` and, for conditional networks, ``label``.
+          key: of this step.
+          image_ids: ``(B,)`` positions in the global batch; an image's random numbers
+            follow from the key and its position.
+
+        Returns:
+          ``(B,)`` losses, whose mean is minimised, and ``(B,)`` levels (sigma, or whatever
+          the running loss is told by).
+        """
+        ...
+
+
+@runtime_checkable
+class StatefulObjective(Objective, Protocol):
+    """An objective with a history, which is saved and restored with the training state."""
+
+    def initial_state(self) -> PyTree:
+        """The history of no steps; arrays of fixed shapes."""
+        ...
+
+    def with_state(self, state: PyTree) -> Objective:
+        """The objective at a history."""
+        ...
+
+    def update(self, state: PyTree, loss: Array, level: Array) -> PyTree:
+        """The history after a step of the whole batch: ``(B,)`` losses and levels of it."""
+        ...
+
+
+def to_unit_range(images: Array) -> Array:
+    """uint8 0..255 -> float32 [-1, 1]."""
+    return images.astype(jnp.float32) / 127.5 - 1
+
+
+def one_hot_labels(labels: Array, num_classes: int) -> Array:
+    """``(B,)`` class indices -> ``(B, num_classes)`` float32; vectors pass through."""
+    if jnp.issubdtype(labels.dtype, jnp.integer):
+        return jax.nn.one_hot(labels, num_classes)
+    return labels.astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class DenoisingObjective:
+    """The choices of EDM Table 1 that make up a training loss.
+
+    Attributes:
+      apply: ``apply(variables, x, c_noise, class_labels, augment_labels, train=...,
+        image_ids=..., rngs=...)``, the network.
+      preconditioning: turns it into a denoiser.
+      distribution: p(sigma).
+      weight: lambda(sigma).
+      num_classes: dimension of the labels, 0 for none.
+      augment: None, or ``(keys, images) -> (images, augment_labels)`` on images in
+        [-1, 1], with one key per image.
+    """
+
+    apply: Callable[..., Array]
+    preconditioning: Preconditioning
+    distribution: NoiseDistribution
+    weight: WeightFn
+    num_classes: int = 0
+    augment: Callable[[Key, Array], tuple[Array, Array]] | None = None
+
+    def per_image(
+        self, params: PyTree, buffers: PyTree, batch: Batch, key: Key, image_ids: Array
+    ) -> tuple[Array, Array]:
+        """See `Objective`: ``(B,)`` sums of the weighted squared error over pixels, and sigma."""
+        keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 3))(image_ids)
+        y = to_unit_range(batch["image"])
+        draw = jax.vmap(lambda k: self.distribution.draw(k, ()))(keys[:, 0])
+        sigma = self.distribution.sigma(draw)
+        augment_labels = None
+        if self.augment is not None:
+            y, augment_labels = self.augment(keys[:, 1], y)
+        noise = jax.vmap(lambda k: jax.random.normal(k, y.shape[1:]))(keys[:, 2])
+        labels = one_hot_labels(batch["label"], self.num_classes) if self.num_classes else None
+        variables = {"params": params} | ({"buffers": buffers} if buffers else {})
+
+        def net_fn(x: Array, c_noise: Array) -> Array:
+            return self.apply(
+                variables,
+                x,
+                c_noise,
+                labels,
+                augment_labels,
+                train=True,
+                image_ids=image_ids,
+                rngs={"dropout": jax.random.fold_in(key, 2**31)},
+            )
+
+        denoise = precondition(net_fn, self.preconditioning)
+        loss = losses.denoising_loss(denoise, y, sigma, noise, self.weight)
+        return losses.sum_per_image(loss), sigma
