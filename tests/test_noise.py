@@ -46,7 +46,7 @@ def test_draws_depend_on_the_key_and_settings_may_be_traced(name):
 @pytest.mark.parametrize("name", sorted(noise.WEIGHTS))
 def test_weights_stay_finite(name, dtype):
     sigma = jnp.asarray([0.001, 0.02, 80.0, 20291.0], dtype)
-    assert np.all(np.isfinite(np.asarray(noise.WEIGHTS[name](sigma), np.float32)))
+    assert np.all(np.isfinite(np.asarray(noise.WEIGHTS[name]()(sigma), np.float32)))
 
 
 @pytest.mark.parametrize("name", sorted(noise.DISTRIBUTIONS))

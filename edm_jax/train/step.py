@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from edm_jax import ema, losses
+from edm_jax.arguments import check_number
 from edm_jax.noise import NoiseDistribution, WeightFn
 from edm_jax.precond import Preconditioning, precondition
 from edm_jax.train.state import NUM_SIGMA_BINS, SIGMA_BIN_EDGES, Metrics, TrainState, ema_name
@@ -136,6 +137,16 @@ class Averaging:
     halflives_kimg: Sequence[float]
     rampup_ratio: float | None = 0.05
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "halflives_kimg", tuple(self.halflives_kimg))
+        check_number("halflives_kimg", self.halflives_kimg, least=0)
+        if not self.halflives_kimg or len(set(self.names())) < len(self.halflives_kimg):
+            raise ValueError(
+                f"halflives_kimg must be one or more different numbers, got {self.halflives_kimg}"
+            )
+        if self.rampup_ratio is not None:
+            check_number("rampup_ratio", self.rampup_ratio, above=0)
+
     def names(self) -> list[str]:
         """Variant names, first the one that sampling uses by default."""
         return [ema_name(h) for h in self.halflives_kimg]
@@ -163,7 +174,16 @@ def make_optimizer(
     """Adam with the linear ramp of `learning_rate`, counted in images.
 
     ``grad_clip_norm`` bounds the global norm of the gradient first; 0 does not.
+
+    Raises:
+      ValueError: for a number that no training can have.
     """
+    check_number("lr", lr, above=0)
+    check_number("lr_rampup_kimg", lr_rampup_kimg, least=0)
+    check_number("b1", b1, least=0, below=1)
+    check_number("b2", b2, least=0, below=1)
+    check_number("eps", eps, above=0)
+    check_number("grad_clip_norm", grad_clip_norm, least=0)
 
     def schedule(count: Array) -> Array:
         return learning_rate(count.astype(jnp.float32) * batch_size, lr, lr_rampup_kimg * 1000)
