@@ -178,7 +178,7 @@ def make_optimizer(
     Raises:
       ValueError: for a number that no training can have.
     """
-    check_number("lr", lr, above=0)
+    check_number("lr", lr, least=0)
     check_number("lr_rampup_kimg", lr_rampup_kimg, least=0)
     check_number("b1", b1, least=0, below=1)
     check_number("b2", b2, least=0, below=1)

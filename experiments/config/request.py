@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from edm_jax import samplers
 from edm_jax.arguments import check_number, check_range
-from edm_jax.grids import make_sigmas
+from edm_jax.grids import as_sigmas, make_sigmas
 from edm_jax.samplers import Churn
 
 
@@ -30,13 +31,19 @@ class Sampling:
                 object.__setattr__(self, name, value)
         check_range(self.num_steps, self.sigma_min, self.sigma_max)
         check_number("rho", self.rho, above=0)
-        Churn(**{k: v for k, v in self.options.items() if k.startswith("s_")})
 
     def grid(self, preconditioning: Any = None) -> np.ndarray:
+        if self.sigmas is not None:
+            return as_sigmas(self.sigmas)
         arguments = {k: v for k, v in self.arguments().items() if k != "churn"}
         return make_sigmas(self.discretization, **arguments, preconditioning=preconditioning)
 
-    check = grid
+    def check(self, preconditioning: Any = None) -> None:
+        info = samplers.get(self.sampler)
+        info.check(**{k: v for k, v in self.options.items() if not k.startswith("s_")})
+        steps = len(self.grid(preconditioning)) - 1
+        if steps < info.min_steps:
+            raise ValueError(f"{self.sampler!r} needs at least {info.min_steps} steps, got {steps}")
 
     def arguments(self) -> dict[str, Any]:
         """Of `edm_jax.sample`."""
