@@ -24,7 +24,7 @@ from configs import ffhq64
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """The published configuration of a variant."""
-    config = ffhq64.get_config(variant).unlock()
+    config = ffhq64.get_config(variant)
     config.data.path = "datasets/afhqv2-64x64.zip"
-    config.model.dropout = 0.25
+    config.model.SongUNet.dropout = 0.25
     return config.lock()

@@ -1,5 +1,11 @@
 r"""Defaults of every option; other files state their differences.
 
+The result is locked: an option that is misspelt is refused.  One of your own, such as the
+group of your own network, is added on purpose:
+
+    with config.unlocked():
+        config.model.MyNet = dict(width=64)
+
     python experiments/main.py --config=configs/<file>.py --workdir=runs/<name> \
         --config.train.lr=1e-4
 
@@ -10,6 +16,7 @@ import difflib
 from typing import Any
 
 import ml_collections
+from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -18,7 +25,8 @@ def get_config() -> ml_collections.ConfigDict:
     config = d()
     config.seed = 0
 
-    # Where images come from: digits | images (folder or zip) | tfds.
+    # Where images come from: digits | images (folder or zip) | tfds.  A source that has
+    # options of its own has a group of its name here.
     config.data = d(
         dict(
             source="digits",
@@ -32,30 +40,47 @@ def get_config() -> ml_collections.ConfigDict:
         )
     )
 
+    # Each choice has a name, and a group of constants for every name.
+
     # The raw network; sizes that follow from the data are filled in.
     config.model = d(
         dict(
             name="SongUNet",
-            model_channels=128,
-            channel_mult=(2, 2, 2),
-            channel_mult_emb=4,
-            num_blocks=4,
-            attn_resolutions=(16,),
-            dropout=0.13,
-            label_dropout=0.0,
-            # SongUNet only (DDPM++ values)
-            embedding_type="positional",
-            channel_mult_noise=1,
-            encoder_type="standard",
-            decoder_type="standard",
-            resample_filter=(1, 1),
-            # how it is computed, not what
+            # how any of them is computed, not what
             dtype="float32",
             remat="none",
+            SongUNet=d(  # DDPM++ values
+                dict(
+                    model_channels=128,
+                    channel_mult=(2, 2, 2),
+                    channel_mult_emb=4,
+                    num_blocks=4,
+                    attn_resolutions=(16,),
+                    dropout=0.13,
+                    label_dropout=0.0,
+                    embedding_type="positional",
+                    channel_mult_noise=1,
+                    encoder_type="standard",
+                    decoder_type="standard",
+                    resample_filter=(1, 1),
+                )
+            ),
+            DhariwalUNet=d(  # ADM values
+                dict(
+                    model_channels=192,
+                    channel_mult=(1, 2, 3, 4),
+                    channel_mult_emb=4,
+                    num_blocks=3,
+                    attn_resolutions=(32, 16, 8),
+                    dropout=0.10,
+                    label_dropout=0.0,
+                )
+            ),
         )
     )
 
-    # Each choice has a name and its constants for every name (EDM Table 1).
+    # What is learnt; it uses what it needs of the groups that follow (EDM Table 1).
+    config.objective = d(dict(name="denoising"))
     config.precond = d(
         dict(
             name="edm",
@@ -118,10 +143,15 @@ def get_config() -> ml_collections.ConfigDict:
     # Sampling: EDM Table 1 and Algorithm 2.
     config.sampler = d(
         dict(
+            name="heun",  # any of edm_jax.samplers; churn makes "edm" of "heun"
+            discretization="edm",  # any of edm_jax.grids
             num_steps=18,
-            sigma_min=0.002,
-            sigma_max=80.0,
-            rho=7.0,
+            # None: those of the discretization, for EDM 0.002, 80 and 7
+            sigma_min=placeholder(float),
+            sigma_max=placeholder(float),
+            rho=placeholder(float),
+            sigmas=(),  # these noise levels, down to 0, in place of a discretization
+            options="",  # further ones of the sampler: "eta=0.5,order=3", or JSON
             s_churn=0.0,
             s_tmin=0.0,
             s_tmax=float("inf"),
@@ -140,7 +170,7 @@ def get_config() -> ml_collections.ConfigDict:
             trajectory_seeds=6,
         )
     )
-    return config
+    return config.lock()
 
 
 # The networks of the paper (EDM Table 2); channel_mult of the first two is that of
@@ -178,6 +208,13 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         attn_resolutions=(32, 16, 8),
     ),
 }
+
+
+def use_network(config: ml_collections.ConfigDict, architecture: str, **options: Any) -> None:
+    """Choose the network of ARCHITECTURES, with some of its options set otherwise."""
+    arguments = dict(ARCHITECTURES[architecture])
+    config.model.name = arguments.pop("name")
+    config.model[config.model.name].update(arguments | options)
 
 
 def choose(variant: str, *groups: tuple[str, ...]) -> tuple[str, ...]:

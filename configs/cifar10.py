@@ -37,7 +37,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         conditional=labels == "cond",
         resolution=32,
     )
-    config.model.update(base.ARCHITECTURES[network], dropout=0.13)
+    base.use_network(config, network, dropout=0.13)
     config.augment.probability = 0.12
     config.train.update(
         total_kimg=200_000.0,

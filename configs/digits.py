@@ -14,7 +14,7 @@ def get_config():
     config = base.get_config()
     config.data.source = "digits"
 
-    config.model.update(
+    config.model.SongUNet.update(
         model_channels=32,
         channel_mult=(1, 2),
         num_blocks=1,

@@ -31,7 +31,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         conditional=False,
         resolution=64,
     )
-    config.model.update(base.ARCHITECTURES[network], channel_mult=(1, 2, 2, 2), dropout=0.05)
+    base.use_network(config, network, channel_mult=(1, 2, 2, 2), dropout=0.05)
     config.augment.probability = 0.15
     config.train.update(
         total_kimg=200_000.0,

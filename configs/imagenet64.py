@@ -38,7 +38,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         conditional=True,
         resolution=64,
     )
-    config.model.update(base.ARCHITECTURES[network], dropout=0.10, dtype="float16")
+    base.use_network(config, network, dropout=0.10)
+    config.model.dtype = "float16"
     config.augment.probability = 0.0
     config.train.update(
         total_kimg=2_500_000.0,

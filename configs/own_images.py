@@ -20,9 +20,9 @@ precond.edm.sigma_data, weight.edm.sigma_data
     have about 0.5.  Drawings, scans and digits can have 0.7: then set both.  The noise levels
     seen in training follow from it too: add ln(sigma_data / 0.5) to noise.lognormal.p_mean.
 
-model.channel_mult
+model.SongUNet.channel_mult
     One entry per resolution, halved each time; the last one should come to 8x8.  Twice the
-    resolution is one more entry in front.  Attention is at 16x16 (model.attn_resolutions).
+    resolution is one more entry in front.  Attention is at 16x16 (attn_resolutions).
 
 train.batch_size, train.lr
     Change them together.  The pairs of the paper are 256 with 2e-4 (64x64), 512 with 1e-3
@@ -30,7 +30,7 @@ train.batch_size, train.lr
     high shows as a jump of the loss that never comes back; train.grad_clip_norm=1 makes that
     rarer.  Where memory is short, train.micro_batch keeps the batch and the result.
 
-augment.probability, model.dropout
+augment.probability, model.SongUNet.dropout
     Against overfitting.  The fewer images the more: 0.15 and 0.25 for 15,000 (AFHQv2), 0.15
     and 0.05 for 70,000 (FFHQ), 0 and 0.10 for a million (ImageNet).  Augmentation does not
     leak into the samples, flips included; leave data.mirror off beside it.
@@ -58,7 +58,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         conditional=labels == "cond",
         resolution=int(size),
     )
-    config.model.update(base.ARCHITECTURES["ddpmpp"], channel_mult=CHANNEL_MULT[size], dropout=0.25)
+    base.use_network(config, "ddpmpp", channel_mult=CHANNEL_MULT[size], dropout=0.25)
     # The standard deviation of the pixels in [-1, 1].
     config.precond.edm.sigma_data = 0.5
     config.weight.edm.sigma_data = 0.5

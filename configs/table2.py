@@ -55,7 +55,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         ("F", "A", "B", "C", "D", "E"),
         ("cifar10-cond", "cifar10-uncond", "ffhq", "afhqv2"),
     )
-    config = _published(data, NETWORKS[column]).unlock()
+    config = _published(data, NETWORKS[column])
     small = config.data.resolution == 32
     if row < "F":
         config.augment.probability = 0.0
@@ -66,9 +66,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if row < "D":
         config.precond.name = column
     if row < "C":
-        config.model.channel_mult = (1, 2, 2, 2) if small else (1, 1, 2, 2, 2)
+        config.model.SongUNet.channel_mult = (1, 2, 2, 2) if small else (1, 1, 2, 2, 2)
     if row < "B":
-        config.model.dropout = 0.1
+        config.model.SongUNet.dropout = 0.1
         config.train.update(
             batch_size=128,
             lr=2e-4,

@@ -10,8 +10,8 @@ from configs import digits
 
 def get_config():
     """The smallest configuration."""
-    config = digits.get_config().unlock()
-    config.model.update(
+    config = digits.get_config()
+    config.model.SongUNet.update(
         model_channels=8, channel_mult=(1,), num_blocks=1, attn_resolutions=(), dropout=0.1
     )
     config.train.update(

@@ -27,6 +27,7 @@ def check_number(
     above: float | None = None,
     least: float = -math.inf,
     most: float = math.inf,
+    below: float | None = None,
     finite: bool = True,
     cure: str = "",
 ) -> None:
@@ -37,6 +38,7 @@ def check_number(
       value: a number or an array of them, any shape.
       above: exclusive lower bound.
       least, most: inclusive bounds.
+      below: exclusive upper bound.
       finite: whether infinity is refused.
       cure: what to do, added to the message.
     """
@@ -52,6 +54,8 @@ def check_number(
     if above is not None:
         bound = "positive" if above == 0 else f"above {above:g}"
         good, rules = good & (values > above), [bound, *rules]
+    if below is not None:
+        good, rules = good & (values < below), [*rules, f"below {below:g}"]
     if finite:
         good, rules = good & np.isfinite(values), [*rules, "finite"]
     if not np.all(good):

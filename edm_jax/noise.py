@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edm_jax import schedules
+from edm_jax.arguments import check_grid, check_number, is_known
 from edm_jax.pytree import pytree_dataclass
 from edm_jax.typing import Array, ArrayLike, Key
 
@@ -41,6 +42,10 @@ class LogNormal:
     p_mean: ArrayLike = -1.2
     p_std: ArrayLike = 1.2
 
+    def __post_init__(self) -> None:
+        check_number("p_mean", self.p_mean)
+        check_number("p_std", self.p_std, above=0)
+
     def draw(self, key: Key, shape: tuple[int, ...]) -> Array:
         """Standard normal draws."""
         return jax.random.normal(key, shape)
@@ -58,6 +63,11 @@ class UniformTime:
     beta_min: ArrayLike = schedules.VP_BETA_MIN
     eps_t: ArrayLike = 1e-5
 
+    def __post_init__(self) -> None:
+        check_number("beta_d", self.beta_d, above=0)
+        check_number("beta_min", self.beta_min, least=0)
+        check_number("eps_t", self.eps_t, above=0, most=1)
+
     def draw(self, key: Key, shape: tuple[int, ...]) -> Array:
         """Uniform draws in [0, 1)."""
         return jax.random.uniform(key, shape)
@@ -74,6 +84,16 @@ class LogUniform:
 
     sigma_min: ArrayLike = 0.02
     sigma_max: ArrayLike = 100.0
+
+    def __post_init__(self) -> None:
+        check_number("sigma_min", self.sigma_min, above=0)
+        check_number("sigma_max", self.sigma_max, above=0)
+        if is_known(self.sigma_min, self.sigma_max) and not np.all(
+            np.asarray(self.sigma_min) < np.asarray(self.sigma_max)
+        ):
+            raise ValueError(
+                f"sigma_min must be below sigma_max, got {self.sigma_min} and {self.sigma_max}"
+            )
 
     def draw(self, key: Key, shape: tuple[int, ...]) -> Array:
         """Uniform draws in [0, 1)."""
@@ -96,6 +116,10 @@ class DiscreteLevels:
         default_factory=lambda: schedules.iddpm_levels().astype(np.float32)
     )
 
+    def __post_init__(self) -> None:
+        if is_known(self.levels):
+            check_grid(self.levels, name="levels")
+
     def draw(self, key: Key, shape: tuple[int, ...]) -> Array:
         """Uniform integers j in [0, M)."""
         return jax.random.randint(key, shape, 0, np.shape(self.levels)[0] - 1)
@@ -116,6 +140,27 @@ def inverse_square_weight(sigma: ArrayLike) -> Array:
     return jnp.square(1 / jnp.asarray(sigma))
 
 
+@pytree_dataclass
+class EdmWeight:
+    """`edm_weight` of a standard deviation of the data."""
+
+    sigma_data: ArrayLike = 0.5
+
+    def __post_init__(self) -> None:
+        check_number("sigma_data", self.sigma_data, above=0)
+
+    def __call__(self, sigma: ArrayLike) -> Array:
+        return edm_weight(sigma, self.sigma_data)
+
+
+@pytree_dataclass
+class InverseSquareWeight:
+    """`inverse_square_weight`, which has no constants."""
+
+    def __call__(self, sigma: ArrayLike) -> Array:
+        return inverse_square_weight(sigma)
+
+
 DISTRIBUTIONS: dict[str, Callable[..., NoiseDistribution]] = {
     "lognormal": LogNormal,
     "uniform_time": UniformTime,
@@ -123,7 +168,7 @@ DISTRIBUTIONS: dict[str, Callable[..., NoiseDistribution]] = {
     "discrete": DiscreteLevels,
 }
 
-WEIGHTS: dict[str, Callable[..., Array]] = {
-    "edm": edm_weight,
-    "inverse_square": inverse_square_weight,
+WEIGHTS: dict[str, Callable[..., WeightFn]] = {
+    "edm": EdmWeight,
+    "inverse_square": InverseSquareWeight,
 }

@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from edm_jax import generate, losses
 from edm_jax.data.sources.base import ImageSource
+from edm_jax.grids import make_sigmas
 from edm_jax.model import Model
 from edm_jax.noise import sample_sigma
 from edm_jax.samplers import Churn, euler_step, heun_step
@@ -22,7 +22,8 @@ from edm_jax.seeds import churn_noise, image_keys, latents
 from edm_jax.train import distributed
 from edm_jax.train.sharding import batch_sharding, make_mesh, replicated
 from experiments import figures
-from experiments.config import build
+from experiments.config.experiment import Experiment, data_difference
+from experiments.config.groups import pick
 from experiments.workdir import EVALUATION, write_atomically
 
 Report = Callable[[str], None]
@@ -101,6 +102,11 @@ def draw_samples(
     return np.concatenate(parts)
 
 
+def sampler_arguments(experiment: Experiment) -> dict[str, Any]:
+    """Keyword arguments for `edm_jax.sample`."""
+    return experiment.sampling.arguments() | {"batch_size": experiment.sample_batch}
+
+
 def nfe(num_steps: int) -> int:
     """Network calls per image of the Heun samplers: 2N - 1."""
     return 2 * num_steps - 1
@@ -108,17 +114,17 @@ def nfe(num_steps: int) -> int:
 
 def evaluate(
     model: Model,
-    config: ml_collections.ConfigDict,
+    experiment: Experiment,
     report: Report = print,
     poll: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
-    """Draw samples and measure them as ``config.evaluation`` asks.
+    """Draw samples and measure them as an experiment asks.
 
     All processes draw, process 0 measures.
 
     Args:
       model: to sample from.
-      config: of the run.
+      experiment: of the run.
       report: told what is going on.
       poll: called for each batch of samples; may raise.
 
@@ -126,10 +132,10 @@ def evaluate(
       JSON values: number of images, NFE, and one or more numbers for each metric; nothing
       on processes other than 0.
     """
-    group = config.evaluation
-    arguments = build.sampler_arguments(config)
-    source = build.build_source(config)
-    if difference := build.data_difference(model.description, source):
+    group = experiment.evaluation
+    arguments = sampler_arguments(experiment)
+    source = experiment.data.open()
+    if difference := data_difference(model.description, source):
         raise ValueError(f"the model makes {difference}; give the --config of its data")
     seeds = group.first_seed + np.arange(group.num_images)
     labels = np.arange(group.num_images) % model.num_classes if model.num_classes else None
@@ -149,11 +155,11 @@ def evaluate(
     train_images, train_labels = stack_source(source)
     train = (as_floats(train_images), train_labels)
     test = None
-    if (test_source := build.build_test_source(config)) is not None:
+    if (test_source := experiment.data.open_test()) is not None:
         test_images, test_labels = stack_source(test_source)
         test = (as_floats(test_images), test_labels)
     for name in group.metrics:
-        measure = build.pick(METRICS, name, "evaluation.metrics")
+        measure = pick(METRICS, name, "config.evaluation.metrics")
         result |= measure((samples, labels), train, test)
     return result
 
@@ -280,7 +286,11 @@ def trajectory(
     Returns:
       N+1 states, N denoiser outputs, each ``(n, H, W, C)``, and the ``(N+1,)`` noise levels.
     """
-    sigmas = build.sampler_sigmas(model.preconditioning, arguments)
+    sigmas = make_sigmas(
+        "edm",
+        **{key: arguments[key] for key in ("num_steps", "sigma_min", "sigma_max", "rho")},
+        preconditioning=model.preconditioning,
+    )
     levels = jnp.asarray(sigmas, jnp.float32)
     churn, steps = arguments["churn"] or Churn(), len(sigmas) - 1
     keys = image_keys(seeds)
@@ -307,7 +317,7 @@ def draw_figures(
     directory: pathlib.Path,
     initial: Model,
     trained: Model,
-    config: ml_collections.ConfigDict,
+    experiment: Experiment,
     source: ImageSource,
 ) -> None:
     """Loss per noise level before and after training (EDM Fig. 5a), and trajectories."""
@@ -318,11 +328,10 @@ def draw_figures(
     def rows(labels: np.ndarray) -> Any:
         return trained.label_rows(jnp.asarray(labels), count) if trained.num_classes else None
 
-    sigmas = np.geomspace(config.sampler.sigma_min, config.sampler.sigma_max, NUM_LOSS_LEVELS)
-    fixed = (as_floats(images), rows(labels), build.build_weight(config), sigmas)
-    draws = sample_sigma(
-        build.build_distribution(config), jax.random.key(0, impl="threefry2x32"), (20_000,)
-    )
+    sampled = experiment.sampling.grid()
+    sigmas = np.geomspace(sampled[-2], sampled[0], NUM_LOSS_LEVELS)
+    fixed = (as_floats(images), rows(labels), experiment.weight, sigmas)
+    draws = sample_sigma(experiment.distribution, jax.random.key(0, impl="threefry2x32"), (20_000,))
     figures.loss_per_noise_level(
         directory / "loss_per_noise_level.png",
         sigmas,
@@ -330,12 +339,12 @@ def draw_figures(
         loss_at_levels(denoise, trained.variables, *fixed),
         np.asarray(draws),
     )
-    shown = min(config.evaluation.trajectory_seeds, count)
+    shown = min(experiment.evaluation.trajectory_seeds, count)
     if shown:
         # As many seeds as there were images above, so that no program is compiled for them.
         seeds = np.arange(count)
         classes = seeds % max(trained.num_classes, 1)
-        arguments = build.sampler_arguments(config)
+        arguments = sampler_arguments(experiment)
         states, outputs, levels = trajectory(denoise, trained, seeds, rows(classes), arguments)
         figures.denoising_trajectories(
             directory / "trajectories.png",

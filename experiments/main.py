@@ -245,12 +245,13 @@ def _train() -> None:
     config = _resolved_config()
     workdir = _workdir()
     from edm_jax.train import distributed
+    from experiments.config import build
     from experiments.training import loop, monitor
     from experiments.training.run import Watch
 
     watch = Watch(monitor.parse_steps(FLAGS.profile_steps), FLAGS.wandb or "")
     distributed.initialize(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
-    loop.train(config, workdir, watch)
+    loop.train(build.experiment(config), workdir, watch)
 
 
 def _stored_config(workdir: pathlib.Path):
@@ -264,15 +265,16 @@ def _stored_config(workdir: pathlib.Path):
 
 def _preflight() -> None:
     config = _resolved_config()
+    from experiments.config import build, flag
     from experiments.preflight import report
 
     workdir = pathlib.Path(FLAGS.workdir) if FLAGS.workdir else None
     code = report.preflight(
-        config,
+        build.experiment(config),
         workdir,
         mesh_devices=FLAGS.devices,
         quick=False,
-        preset=report.read_preset(config_flags.get_config_filename(FLAGS["config"])),
+        preset=flag.default_config(config_flags.get_config_filename(FLAGS["config"])).to_dict(),
         images_per_second=FLAGS.images_per_second,
         device_gib=FLAGS.device_gib,
     )
@@ -301,7 +303,8 @@ def _sample() -> None:
         batch_size=64,
     )
     if (workdir / "config.json").exists():
-        settings |= _stored_config(workdir).sampler.to_dict()
+        stored = _stored_config(workdir).sampler.to_dict()
+        settings |= {n: stored[n] for n in SAMPLER_FLAGS if stored[n] is not None}
     settings |= {n: FLAGS[n].value for n in SAMPLER_FLAGS if FLAGS[n].value is not None}
     churn = [settings.pop(n) for n in ("s_churn", "s_tmin", "s_tmax", "s_noise")]
     settings["churn"] = Churn(*churn) if churn[0] else None
@@ -319,13 +322,13 @@ def _evaluate() -> None:
     workdir = _workdir()
     from edm_jax.loading import load
     from experiments import evaluate
-    from experiments.config import values
+    from experiments.config import build
 
     config = _resolved_config() if FLAGS["config"].value is not None else _stored_config(workdir)
-    values.check_config(config)
-    if not config.evaluation.num_images:
+    experiment = build.experiment(config)
+    if not experiment.evaluation.num_images:
         raise UsageError("config.evaluation.num_images is 0: there is nothing to evaluate")
-    result = evaluate.evaluate(load(workdir, variant=FLAGS.variant), config)
+    result = evaluate.evaluate(load(workdir, variant=FLAGS.variant), experiment)
     path = evaluate.write_evaluation(workdir, result)
     print("\n" + evaluate.result_table(result) + f"\n\n  {path}")
 

@@ -15,7 +15,9 @@ from typing import Any
 from edm_jax.data.sources.base import ImageSource
 from edm_jax.store.checkpoints import checkpoint_steps, read_description, verify_checksums
 from edm_jax.store.errors import WeightsError
-from experiments.config.build import ConfigError, data_difference
+from experiments.config.experiment import data_difference
+from experiments.config.groups import ConfigError, flatten
+from experiments.config.upgrade import parse_config
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -103,15 +105,14 @@ def locked(path: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as ``{"a.b": value}``."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+def _chosen(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the groups of what is not chosen: they change nothing."""
+    name = tree.get("name", tree.get("source"))
+    return {
+        key: _chosen(value) if isinstance(value, Mapping) else value
+        for key, value in tree.items()
+        if name is None or key == name or not isinstance(value, Mapping)
+    }
 
 
 def to_json(value: Any) -> Any:
@@ -125,24 +126,15 @@ def to_json(value: Any) -> Any:
     return value
 
 
-def _from_json(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _from_json(item) for key, item in value.items()}
-    return float(value) if value in ("inf", "-inf", "nan") else value
-
-
 def read_config(path: pathlib.Path) -> dict[str, Any]:
-    """The resolved configuration of a run directory.
+    """The resolved configuration of a run directory, in today's words.
 
     Raises:
       WorkdirError: if there is none, or it cannot be read.
     """
     file = path / CONFIG
     try:
-        config = _from_json(json.loads(file.read_text()))
-        if not isinstance(config, dict):
-            raise ValueError(f"it holds a {type(config).__name__}, not a configuration")
-        return config
+        return parse_config(file.read_text())
     except FileNotFoundError:
         raise WorkdirError(
             f"{path} holds no run: there is no {CONFIG} (of an imported model, give the --config)"
@@ -211,8 +203,8 @@ def has_checkpoint(path: pathlib.Path) -> bool:
 def check_same_config(path: pathlib.Path, config: Mapping[str, Any]) -> list[str]:
     """Whether the run in a directory, if there is one, has this configuration.
 
-    FREE_OPTIONS and NOTED_OPTIONS may differ, and everything if that run ended before it left
-    a checkpoint or a picture.
+    FREE_OPTIONS and NOTED_OPTIONS may differ, and the options of what is not chosen, and
+    everything if that run ended before it left a checkpoint or a picture.
 
     Returns:
       A line for each of NOTED_OPTIONS that differs.
@@ -227,7 +219,10 @@ def check_same_config(path: pathlib.Path, config: Mapping[str, Any]) -> list[str
                 "from); choose another --workdir"
             )
         return []
-    old, new = flatten(read_config(path)), flatten(_from_json(json.loads(_config_text(config))))
+    old, new = (
+        flatten(_chosen(values))
+        for values in (read_config(path), parse_config(_config_text(config)))
+    )
     missing = object()
     rows, notes = [], []
     for key in sorted((old.keys() | new.keys()).difference(FREE_OPTIONS)):

@@ -90,7 +90,7 @@ def test_preconditioning_and_loss_combine_freely(preconditioning, distribution, 
     sigma = noise.sample_sigma(noise.DISTRIBUTIONS[distribution](), jax.random.key(1), (8,))
     y = jax.random.normal(jax.random.key(2), (8, 4, 4, 1)) * 0.5
     pixel_noise = jax.random.normal(jax.random.key(3), y.shape)
-    loss = losses.denoising_loss(denoise, y, sigma, pixel_noise, noise.WEIGHTS[weight])
+    loss = losses.denoising_loss(denoise, y, sigma, pixel_noise, noise.WEIGHTS[weight]())
     column = np.asarray(sigma).reshape(8, 1, 1, 1)
     expected = np.square(denoise(y + column * pixel_noise, sigma) - y)
     lam = {"edm": 1 / column**2 + 4, "inverse_square": 1 / column**2}[weight]

@@ -46,7 +46,7 @@ def test_draws_depend_on_the_key_and_settings_may_be_traced(name):
 @pytest.mark.parametrize("name", sorted(noise.WEIGHTS))
 def test_weights_stay_finite(name, dtype):
     sigma = jnp.asarray([0.001, 0.02, 80.0, 20291.0], dtype)
-    assert np.all(np.isfinite(np.asarray(noise.WEIGHTS[name](sigma), np.float32)))
+    assert np.all(np.isfinite(np.asarray(noise.WEIGHTS[name]()(sigma), np.float32)))
 
 
 @pytest.mark.parametrize("name", sorted(noise.DISTRIBUTIONS))
@@ -54,3 +54,20 @@ def test_ends_of_the_draws_give_finite_levels(name):
     ends = {"lognormal": [-6.0, 6.0], "discrete": [0, 999]}.get(name, [0.0, 1 - 2**-24])
     sigma = noise.DISTRIBUTIONS[name]().sigma(jnp.asarray(ends))
     assert np.all(np.isfinite(sigma)) and np.all(sigma > 0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: noise.LogNormal(0.0, -1.0), "p_std must be positive"),
+        (lambda: noise.LogNormal(np.nan), "p_mean must be finite"),
+        (lambda: noise.UniformTime(beta_d=0.0), "beta_d must be positive"),
+        (lambda: noise.UniformTime(eps_t=2.0), "eps_t must be positive and at most 1"),
+        (lambda: noise.LogUniform(1.0, 0.5), "sigma_min must be below sigma_max, got 1.0 and 0.5"),
+        (lambda: noise.DiscreteLevels([1.0, 2.0, 0.0]), "levels must be strictly decreasing"),
+        (lambda: noise.EdmWeight(0.0), "sigma_data must be positive"),
+    ],
+)
+def test_what_is_no_distribution_or_weight(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from edm_jax import ema
+from edm_jax.arguments import check_number
 from edm_jax.typing import Array, PyTree
 
 
@@ -20,6 +21,16 @@ class Averaging:
 
     halflives_kimg: Sequence[float]
     rampup_ratio: float | None = 0.05
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "halflives_kimg", tuple(self.halflives_kimg))
+        check_number("halflives_kimg", self.halflives_kimg, least=0)
+        if not self.halflives_kimg or len(set(self.names())) < len(self.halflives_kimg):
+            raise ValueError(
+                f"halflives_kimg must be one or more different numbers, got {self.halflives_kimg}"
+            )
+        if self.rampup_ratio is not None:
+            check_number("rampup_ratio", self.rampup_ratio, above=0)
 
     def names(self) -> list[str]:
         """Variant names, first the one that sampling uses by default."""

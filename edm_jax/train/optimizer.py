@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from edm_jax.arguments import check_number
 from edm_jax.typing import Array, ArrayLike, PyTree
 
 MAX_GRAD = 1e5  # what an infinite gradient element becomes (EDM training program)
@@ -47,7 +48,16 @@ def make_optimizer(
     """Adam with the linear ramp of `learning_rate`, counted in images.
 
     ``grad_clip_norm`` bounds the global norm of the gradient first; 0 does not.
+
+    Raises:
+      ValueError: for a number that no training can have.
     """
+    check_number("lr", lr, least=0)
+    check_number("lr_rampup_kimg", lr_rampup_kimg, least=0)
+    check_number("b1", b1, least=0, below=1)
+    check_number("b2", b2, least=0, below=1)
+    check_number("eps", eps, above=0)
+    check_number("grad_clip_norm", grad_clip_norm, least=0)
 
     def schedule(count: Array) -> Array:
         return learning_rate(count.astype(jnp.float32) * batch_size, lr, lr_rampup_kimg * 1000)

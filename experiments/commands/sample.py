@@ -12,10 +12,10 @@ import jax
 import numpy as np
 
 from edm_jax import generate
+from edm_jax.grids import make_sigmas
 from edm_jax.model import Model, check_labels
 from edm_jax.typing import PyTree
 from experiments import evaluate, figures
-from experiments.config import build
 from experiments.workdir import WorkdirError, prepare, to_json, write_atomically
 
 SETTINGS = "settings.json"
@@ -90,7 +90,11 @@ def write_samples(
         zip(seed_values, label_values if labels is not None else seed_values, strict=True)
     )
     # All that can be wrong is found out before the first batch.
-    build.sampler_sigmas(model.preconditioning, arguments)
+    make_sigmas(
+        "edm",
+        **{key: arguments[key] for key in ("num_steps", "sigma_min", "sigma_max", "rho")},
+        preconditioning=model.preconditioning,
+    )
     prepare(outdir, "outdir")
     settings = {
         "progress": model.description.get("progress"),

@@ -12,13 +12,16 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import ml_collections
 import numpy as np
 
 from edm_jax.data.sources.base import ImageSource
+from edm_jax.models.unet import UNet
+from edm_jax.noise import EdmWeight
 from edm_jax.train import sharding
 from experiments import evaluate, workdir
-from experiments.config import build
+from experiments.config.experiment import Experiment
+from experiments.config.groups import named, pick
+from experiments.config.options import Intervals
 
 # Images that are decoded; enough that the standard deviation is known to a few per cent.
 SAMPLE, QUICK_SAMPLE = 1024, 64
@@ -65,66 +68,81 @@ def one_line(error: BaseException) -> str:
 # ------------------------------------------------------------------------------ settings
 
 
-def check_settings(findings: Findings, config: ml_collections.ConfigDict, devices: int) -> None:
+def check_settings(findings: Findings, experiment: Experiment, devices: int) -> None:
     """Values that contradict each other or the number of devices."""
     mesh = jax.sharding.AbstractMesh((devices,), (sharding.DATA_AXIS,))
     with findings.part():
-        sharding.check_batch_size(config.train.batch_size, mesh, config.train.micro_batch)
+        training = experiment.training
+        sharding.check_batch_size(training.batch_size, mesh, training.micro_batch)
     with findings.part():
-        for name in config.evaluation.metrics:
-            build.pick(evaluate.METRICS, name, "config.evaluation.metrics")
-    with findings.part():
-        build.sampler_sigmas(build.build_preconditioning(config), build.sampler_arguments(config))
-    findings.warnings += _doubtful_settings(config)
+        for name in experiment.evaluation.metrics:
+            pick(evaluate.METRICS, name, "config.evaluation.metrics")
+    with findings.part(), named("config.sampler"):
+        experiment.sampling.check(experiment.preconditioning)
+    findings.warnings += _doubtful_settings(experiment)
 
 
-def _doubtful_settings(config: ml_collections.ConfigDict) -> Iterator[str]:
-    train, model = config.train, config.model
-    if config.augment.probability and config.data.mirror:
+def _doubtful_settings(experiment: Experiment) -> Iterator[str]:
+    training = experiment.training
+    if experiment.augment and experiment.data.mirror:
         yield (
             "config.augment.probability and config.data.mirror are both on: samples of the model "
             "will be mirrored too, which augmentation alone avoids; set config.data.mirror=False"
         )
-    if config.precond.name == config.weight.name == "edm":
-        ours, theirs = config.precond.edm.sigma_data, config.weight.edm.sigma_data
+    sigma_data = dict(_sigma_data(experiment))
+    if len(sigma_data) == 2:
+        ours, theirs = sigma_data.values()
         if ours != theirs:
             yield (
                 f"config.precond.edm.sigma_data={ours:g} but config.weight.edm.sigma_data="
                 f"{theirs:g}: the weight is 1 / c_out^2 only if they agree"
             )
-    if model.dtype == "float16" and train.loss_scaling == 1:
+    if experiment.network.shared["dtype"] == "float16" and training.loss_scaling == 1:
         yield (
             "config.model.dtype=float16 with config.train.loss_scaling=1: small gradients vanish; "
             "the published ImageNet run has 100 (bfloat16 needs none)"
         )
     # Small networks bear larger rates.
-    if model.model_channels >= 96 and train.lr > 2 * LR_PER_IMAGE * train.batch_size:
+    large = experiment.network.options.get("model_channels", 0) >= 96
+    if large and training.lr > 2 * LR_PER_IMAGE * training.batch_size:
         yield (
-            f"config.train.lr={train.lr:g} is high for a batch of {train.batch_size}: the "
+            f"config.train.lr={training.lr:g} is high for a batch of {training.batch_size}: the "
             "published runs have 1e-3 for 512 images and 2e-4 for 256, and the loss may jump and "
             "not come back; lower it"
         )
-    if train.lr_rampup_kimg >= train.total_kimg:
+    total = experiment.intervals.total * training.batch_size / 1000
+    if training.lr_rampup_kimg >= total:
         yield (
-            f"config.train.lr_rampup_kimg={train.lr_rampup_kimg:g} is longer than the whole run "
-            f"({train.total_kimg:g}): the learning rate never gets to config.train.lr"
+            f"config.train.lr_rampup_kimg={training.lr_rampup_kimg:g} is longer than the whole run "
+            f"({total:g}): the learning rate never gets to config.train.lr"
         )
 
 
+def _sigma_data(experiment: Experiment) -> Iterator[tuple[str, float]]:
+    """The standard deviation of the data as preconditioning and weight have it, by key."""
+    if experiment.precond["name"] == "edm":
+        yield "config.precond.edm.sigma_data", experiment.precond.get("sigma_data", 0.5)
+    if isinstance(experiment.weight, EdmWeight):
+        yield "config.weight.edm.sigma_data", experiment.weight.sigma_data
+
+
 def doubtful_network(net: nn.Module) -> Iterator[str]:
-    """Levels and attention that are probably not meant."""
+    """Levels and attention of a U-Net that are probably not meant."""
+    if not isinstance(net, UNet):
+        return
+    key = f"config.model.{type(net).__name__}"
     levels = [net.img_resolution >> i for i in range(len(net.channel_mult))]
     if levels[-1] > 8:
         yield (
             f"the lowest level of the network is {levels[-1]}x{levels[-1]}, that of the published "
-            f"ones 8x8: config.model.channel_mult={tuple(net.channel_mult)} is made for smaller "
-            f"images than {levels[0]}x{levels[0]} (64x64 have (1, 2, 2, 2)); add a level"
+            f"ones 8x8: {key}.channel_mult={tuple(net.channel_mult)} is made for smaller images "
+            f"than {levels[0]}x{levels[0]} (64x64 have (1, 2, 2, 2)); add a level"
         )
     absent = [r for r in net.attn_resolutions if r not in levels]
     if absent and len(absent) == len(net.attn_resolutions):
         yield (
-            f"config.model.attn_resolutions={tuple(net.attn_resolutions)}: no level of the network "
-            f"has such a resolution, only {', '.join(map(str, levels))}"
+            f"{key}.attn_resolutions={tuple(net.attn_resolutions)}: no level of the network has "
+            f"such a resolution, only {', '.join(map(str, levels))}"
         )
     per_head = net.settings.get("channels_per_head")
     if per_head:
@@ -133,7 +151,7 @@ def doubtful_network(net: nn.Module) -> Iterator[str]:
             yield (
                 f"{len(narrow)} blocks, such as {narrow[0].name}, were to have attention but have "
                 f"{narrow[0].out_channels} channels, less than the {per_head} of one head, and "
-                "get none; raise config.model.model_channels"
+                f"get none; raise {key}.model_channels"
             )
 
 
@@ -141,32 +159,33 @@ def doubtful_network(net: nn.Module) -> Iterator[str]:
 
 
 def check_data(
-    findings: Findings, config: ml_collections.ConfigDict, source: ImageSource, *, quick: bool
+    findings: Findings, experiment: Experiment, source: ImageSource, *, quick: bool
 ) -> None:
     """A sample of the images, and all labels.
 
     Quick is a smaller sample, and all labels only where they are at hand.
     """
-    name = f"{config.data.source} {config.data.path}".strip()
+    data = experiment.data
+    name = f"{data.source} {data.path}".strip()
     size = "x".join(map(str, source.image_shape))
     findings.fact("data", f"{name}: {len(source):,} images of {size}")
     if not len(source):
         findings.errors.append(f"the data set {name} is empty")
         return
-    if config.data.conditional and not source.num_classes:
+    if data.conditional and not source.num_classes:
         findings.warnings.append(
             "config.data.conditional is on but the data have no labels: the network is "
             "unconditional; set config.data.conditional=False"
         )
     count = min(QUICK_SAMPLE if quick else SAMPLE, len(source))
     indices = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
-    threads = max(config.data.num_threads, 1)
+    threads = max(data.num_threads, 1)
     moments = _read_all(findings, _moments_of(source), indices, threads, "images looked at")
     if moments:
         mean, square = np.mean(moments, axis=0)
         std = max(square - mean**2, 0) ** 0.5
         findings.fact("", f"{len(moments):,} looked at: mean {mean:.3f}, std {std:.3f} in [-1, 1]")
-        findings.warnings += _doubtful_sigma_data(config, std)
+        findings.warnings += _doubtful_sigma_data(experiment, std)
     if source.num_classes:
         labels = getattr(source, "labels", None)
         if labels is None and not quick:
@@ -269,33 +288,26 @@ def check_labels(findings: Findings, labels: np.ndarray, source: ImageSource) ->
             )
 
 
-def _doubtful_sigma_data(config: ml_collections.ConfigDict, std: float) -> Iterator[str]:
-    keys = [
-        f"config.{group}.edm.sigma_data"
-        for group in ("precond", "weight")
-        if config[group].name == "edm"
-    ]
-    for key in keys[:1]:
-        value = config[key.split(".")[1]].edm.sigma_data
+def _doubtful_sigma_data(experiment: Experiment, std: float) -> Iterator[str]:
+    stated = list(_sigma_data(experiment))
+    for key, value in stated[:1]:
         if not value / SIGMA_DATA_FACTOR <= std <= value * SIGMA_DATA_FACTOR:
             yield (
                 f"the standard deviation of the images is {std:.3f} but {key} is {value:g}; set "
-                f"{' and '.join(keys)} to {std:.2f}"
+                f"{' and '.join(key for key, _ in stated)} to {std:.2f}"
             )
 
 
 # ------------------------------------------------------------------------- run directory
 
 
-def check_workdir(
-    findings: Findings, config: ml_collections.ConfigDict, path: pathlib.Path
-) -> None:
+def check_workdir(findings: Findings, experiment: Experiment, path: pathlib.Path) -> None:
     """Whether the run directory can be written and belongs to this configuration."""
     parent = existing_parent(path)
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         findings.errors.append(f"--workdir={path} cannot be written below {parent}")
     with findings.part():
-        findings.warnings += workdir.check_same_config(path, config.to_dict())
+        findings.warnings += workdir.check_same_config(path, experiment.config)
 
 
 def existing_parent(path: pathlib.Path) -> pathlib.Path:
@@ -306,7 +318,7 @@ def existing_parent(path: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def checkpoints_at_once(intervals: build.Intervals, keep_last: int) -> int:
+def checkpoints_at_once(intervals: Intervals, keep_last: int) -> int:
     """The most checkpoints that lie on the disk at one time, one being written included."""
     interval, keep_every = intervals.checkpoint, intervals.keep_every
     # Those at multiples of the interval, newest first, before the last of all.
@@ -321,7 +333,7 @@ def checkpoints_at_once(intervals: build.Intervals, keep_last: int) -> int:
 
 def check_disk(
     findings: Findings,
-    config: ml_collections.ConfigDict,
+    experiment: Experiment,
     path: pathlib.Path | None,
     checkpoint_bytes: int,
 ) -> None:
@@ -331,8 +343,8 @@ def check_disk(
       path: the run directory; None if it is not known yet.
       checkpoint_bytes: of one, before compression.
     """
-    intervals = build.build_intervals(config)
-    count = checkpoints_at_once(intervals, config.train.keep_last)
+    intervals = experiment.intervals
+    count = checkpoints_at_once(intervals, experiment.training.keep_last)
     needed = count * checkpoint_bytes
     text = f"checkpoints of {size(checkpoint_bytes)}, {count} at most: {size(needed)}"
     if path is not None:

@@ -18,7 +18,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 from edm_jax import models
 from edm_jax.data.sources.base import ImageSource
@@ -28,6 +27,7 @@ from edm_jax.train import sharding
 from edm_jax.train.state import TrainState
 from edm_jax.train.step import init_state
 from experiments.config import build
+from experiments.config.experiment import Experiment
 
 RESULT = "bytes per device: "
 # A process has no more CPU devices: those with higher numbers count as another one's.
@@ -117,10 +117,9 @@ def _programs(params: Mapping[str, Any]) -> Iterator[Any]:
                 yield part
 
 
-def forward_flops(net: nn.Module) -> int:
+def forward_flops(net: nn.Module, shape: DataShape) -> int:
     """Operations of one call of the network on one image."""
-    size = net.img_resolution
-    x = jax.ShapeDtypeStruct((1, size, size, net.in_channels), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, *shape.image_shape), jnp.float32)
     c_noise = jax.ShapeDtypeStruct((1,), jnp.float32)
     return flops(jax.make_jaxpr(net.apply)(abstract_variables(net), x, c_noise))
 
@@ -139,11 +138,9 @@ class TrainingCosts:
     kept_bytes: int
 
 
-def training_costs(
-    config: ml_collections.ConfigDict, net: nn.Module, shape: DataShape
-) -> TrainingCosts:
+def training_costs(experiment: Experiment, net: nn.Module, shape: DataShape) -> TrainingCosts:
     """Costs of an image in training; the network is traced, not compiled."""
-    objective = build.build_objective(config, net, shape)
+    objective = experiment.build_objective(net, shape)
     variables = abstract_variables(net)
     buffers = variables.get("buffers", {})
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -178,20 +175,22 @@ def tree_bytes(tree: Any) -> int:
     return sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(tree))
 
 
-def abstract_state(config: ml_collections.ConfigDict, net: nn.Module) -> TrainState:
+def abstract_state(experiment: Experiment, net: nn.Module) -> TrainState:
     """The training state as ShapeDtypeStructs: weights, optimizer, averages, metrics."""
-    optimizer, averaging = build.build_optimizer(config), build.build_averaging(config)
-    return jax.eval_shape(
-        lambda: init_state(models.init_variables(net, jax.random.key(0)), optimizer, averaging)
-    )
+
+    def make() -> TrainState:
+        variables = models.init_variables(net, jax.random.key(0))
+        return init_state(variables, experiment.optimizer, experiment.averaging)
+
+    return jax.eval_shape(make)
 
 
-def state_bytes(
-    config: ml_collections.ConfigDict, net: nn.Module, state: TrainState, num_devices: int
-) -> int:
+def state_bytes(experiment: Experiment, net: nn.Module, state: TrainState, num_devices: int) -> int:
     """Bytes of the training state on each device; the least that training needs."""
     mesh = jax.sharding.AbstractMesh((num_devices,), (sharding.DATA_AXIS,))
-    layout = sharding.state_shardings(state, models.logical_axes(net), mesh, config.train.sharding)
+    layout = sharding.state_shardings(
+        state, models.logical_axes(net), mesh, experiment.training.sharding
+    )
     return sharding.bytes_per_device(state, layout)
 
 
@@ -216,20 +215,20 @@ class CompiledMemory:
 
 
 def compile_step(
-    config: ml_collections.ConfigDict, shape: DataShape, devices: list[jax.Device]
+    experiment: Experiment, shape: DataShape, devices: list[jax.Device]
 ) -> CompiledMemory:
     """Compile the training step for these devices; nothing is allocated on them."""
-    net = build.build_network(build.network_arguments(config, shape))
+    net = experiment.build_network(shape)
     mesh = sharding.make_mesh(devices)
-    state = abstract_state(config, net)
-    layout = sharding.state_shardings(state, models.logical_axes(net), mesh, config.train.sharding)
+    state = abstract_state(experiment, net)
+    layout = sharding.state_shardings(
+        state, models.logical_axes(net), mesh, experiment.training.sharding
+    )
     placed = jax.tree.map(
         lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), state, layout
     )
-    step = jax.jit(
-        build.build_train_step(config, net, shape), donate_argnums=0, out_shardings=layout
-    )
-    batch = shape.batch(config.train.batch_size, sharding.batch_sharding(mesh))
+    step = jax.jit(experiment.build_train_step(net, shape), donate_argnums=0, out_shardings=layout)
+    batch = shape.batch(experiment.training.batch_size, sharding.batch_sharding(mesh))
     key = jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32"))
     stats = step.lower(placed, batch, key).compile().memory_analysis()
     arguments = stats.argument_size_in_bytes
@@ -237,9 +236,7 @@ def compile_step(
     return CompiledMemory(arguments, stats.temp_size_in_bytes + fresh, devices[0].platform)
 
 
-def compiled_memory(
-    config: ml_collections.ConfigDict, shape: DataShape, num_devices: int
-) -> CompiledMemory:
+def compiled_memory(experiment: Experiment, shape: DataShape, num_devices: int) -> CompiledMemory:
     """Memory of the training step on a mesh of ``num_devices``, compiled ahead of time.
 
     Compiled for the accelerators of this machine if there are as many, else for CPU devices
@@ -249,9 +246,9 @@ def compiled_memory(
       ValueError: if it cannot be compiled.
     """
     if jax.default_backend() != "cpu" and len(jax.devices()) >= num_devices:
-        return compile_step(config, shape, jax.devices()[:num_devices])
+        return compile_step(experiment, shape, jax.devices()[:num_devices])
     flags = f"--xla_force_host_platform_device_count={num_devices} {FAST_COMPILATION}"
-    request = {"config": config.to_dict(), "shape": dataclasses.asdict(shape)}
+    request = {"config": experiment.config, "shape": dataclasses.asdict(shape)}
     path = os.pathsep.join(entry for entry in sys.path if entry)
     done = subprocess.run(
         [sys.executable, "-m", __spec__.name],
@@ -273,10 +270,10 @@ def compiled_memory(
 
 def _main() -> None:
     request = json.load(sys.stdin)
-    config = ml_collections.ConfigDict(request["config"], type_safe=False)
+    experiment = build.experiment(request["config"])
     shape = DataShape(**request["shape"])
     with winograd.avoided():  # the CPU stands in for another device
-        memory = compile_step(config, shape, jax.devices())
+        memory = compile_step(experiment, shape, jax.devices())
     print(RESULT + json.dumps(dataclasses.asdict(memory)), flush=True)
 
 

@@ -13,52 +13,50 @@ import json
 import math
 import pathlib
 import re
-import runpy
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
-import ml_collections
 
 from edm_jax.data.sources.base import ImageSource
 from edm_jax.store import checkpoints
 from edm_jax.train.state import TrainState
 from experiments import evaluate
-from experiments.config import build, values
-from experiments.config.build import ConfigError
+from experiments.config.experiment import Experiment
+from experiments.config.groups import ConfigError, flatten
 from experiments.preflight import checks, costs
 from experiments.preflight.checks import Findings, size
 from experiments.training.status import format_duration
-from experiments.workdir import CONFIG, check_same_data, flatten
+from experiments.workdir import CONFIG, check_same_data
 
 Report = Callable[[str], None]
 
 
 def preflight(
-    config: ml_collections.ConfigDict,
+    experiment: Experiment,
     workdir: pathlib.Path | None,
     *,
     mesh_devices: int | None,
     quick: bool,
     report: Report = print,
     source: ImageSource | None = None,
-    preset: ml_collections.ConfigDict | None = None,
+    preset: Mapping[str, Any] | None = None,
     images_per_second: float | None = None,
     device_gib: float | None = None,
 ) -> int:
     """Check a run before it starts, and say what it will cost.
 
     Args:
-      config: resolved.
+      experiment: the run.
       workdir: the run directory, if it is known; nothing is written there.
       mesh_devices: devices of the run.  If given, the training step is compiled for them to
         learn its memory; None: the devices of this machine, and nothing is compiled.
       quick: check without tracing or compiling anything, and report problems only.
       report: called with each line.
       source: the data set, if it is open already.
-      preset: the configuration before options were set on the command line
-        (`read_preset`); differences from it are reported.
+      preset: the configuration before options were set on the command line; differences
+        from it are reported.
       images_per_second: rate of training, for an estimate of its time.
       device_gib: memory of one device; None asks the devices of this machine.
 
@@ -74,17 +72,14 @@ def preflight(
     findings = Findings(None if quick else report)
     devices = jax.device_count() if mesh_devices is None else mesh_devices
     if preset is not None:
-        _differences(findings, config, preset)
-    with findings.part():
-        values.check_config(config)
-    if not findings.errors:  # all that follows relies on the values
-        net, source = _check(findings, config, workdir, source, devices, quick=quick)
-        if not quick and (net is not None or source is None):
-            limit = _device_bytes() if device_gib is None else device_gib * 2**30
-            with findings.part():
-                _schedule(findings, config, source, devices, images_per_second)
-                compiles = mesh_devices is not None
-                _costs(findings, config, workdir, net, source, devices, limit, compiles)
+        _differences(findings, experiment, preset)
+    net, source = _check(findings, experiment, workdir, source, devices, quick=quick)
+    if not quick and (net is not None or source is None):
+        limit = _device_bytes() if device_gib is None else device_gib * 2**30
+        with findings.part():
+            _schedule(findings, experiment, source, devices, images_per_second)
+            compiles = mesh_devices is not None
+            _costs(findings, experiment, workdir, net, source, devices, limit, compiles)
     for line in findings.warnings:
         report(f"warning: {line}")
     for line in findings.errors:
@@ -95,34 +90,29 @@ def preflight(
     return 1 if findings.errors else 0
 
 
-def before_training(
-    config: ml_collections.ConfigDict, source: ImageSource, *, report: Report = print
-) -> None:
+def before_training(experiment: Experiment, source: ImageSource, *, report: Report = print) -> None:
     """The quick part, for a training that is about to start on the devices there are.
 
     Args:
-      config: resolved.
+      experiment: the run.
       source: its data set.
       report: called with each warning.
 
     Raises:
       ConfigError: with every reason why the run cannot work, a line each.
     """
-    values.check_config(config)
     findings = Findings()
-    _check(findings, config, None, source, jax.device_count(), quick=True)
+    _check(findings, experiment, None, source, jax.device_count(), quick=True)
     for line in findings.warnings:
         report(f"warning: {line}")
     _refuse(findings)
 
 
-def require_disk(
-    config: ml_collections.ConfigDict, workdir: pathlib.Path, state: TrainState
-) -> None:
+def require_disk(experiment: Experiment, workdir: pathlib.Path, state: TrainState) -> None:
     """Refuse a run whose checkpoints will not fit on the disk.
 
     Args:
-      config: resolved.
+      experiment: the run.
       workdir: the run directory.
       state: the training state, as arrays or ShapeDtypeStructs.
 
@@ -130,7 +120,7 @@ def require_disk(
       ConfigError: naming what is needed and what is free.
     """
     findings = Findings()
-    checks.check_disk(findings, config, workdir, costs.tree_bytes(state))
+    checks.check_disk(findings, experiment, workdir, costs.tree_bytes(state))
     _refuse(findings)
 
 
@@ -139,19 +129,12 @@ def _refuse(findings: Findings) -> None:
         raise ConfigError("\n".join(findings.errors))
 
 
-def read_preset(path: str) -> ml_collections.ConfigDict:
-    """The configuration of ``file.py[:variant]`` as it is without any option set."""
-    name, separator, variant = path.partition(":")
-    get_config = runpy.run_path(name)["get_config"]
-    return get_config(variant) if separator else get_config()
-
-
 # ------------------------------------------------------------------------------- checks
 
 
 def _check(
     findings: Findings,
-    config: ml_collections.ConfigDict,
+    experiment: Experiment,
     workdir: pathlib.Path | None,
     source: ImageSource | None,
     devices: int,
@@ -159,41 +142,39 @@ def _check(
     quick: bool,
 ) -> tuple[nn.Module | None, ImageSource | None]:
     """All checks that trace nothing; the network and the data set where they can be had."""
-    checks.check_settings(findings, config, devices)
+    checks.check_settings(findings, experiment, devices)
     if workdir is not None:
-        checks.check_workdir(findings, config, workdir)
+        checks.check_workdir(findings, experiment, workdir)
         if (workdir / CONFIG).exists():
             steps = checkpoints.checkpoint_steps(workdir / "checkpoints")
             at = f"goes on from step {int(steps[-1].name):,}" if steps else "starts anew"
             findings.fact("directory", f"{workdir} holds this run, which {at}")
     net = None
     with findings.part():
-        source = build.build_source(config) if source is None else source
+        source = experiment.data.open() if source is None else source
         if workdir is not None:
             with findings.part():
                 check_same_data(workdir, source)
         with findings.part():
-            net = build.build_network(build.network_arguments(config, source))
-        if config.evaluation.num_images:
-            _check_evaluation(findings, config, source)
-        checks.check_data(findings, config, source, quick=quick)
+            net = experiment.build_network(source)
+        if experiment.evaluation.num_images:
+            _check_evaluation(findings, experiment, source)
+        checks.check_data(findings, experiment, source, quick=quick)
     if net is not None:
         findings.warnings += checks.doubtful_network(net)
     return net, source
 
 
-def _check_evaluation(
-    findings: Findings, config: ml_collections.ConfigDict, source: ImageSource
-) -> None:
+def _check_evaluation(findings: Findings, experiment: Experiment, source: ImageSource) -> None:
     """The evaluation that training ends with can be made of this data set."""
     with findings.part():
-        if build.build_test_source(config) is None:
+        if experiment.data.open_test() is None:
             findings.warnings.append(
                 "the data set has no test images: the evaluation is without its floor"
             )
     numbers = math.prod(source.image_shape)
     shape = "x".join(map(str, source.image_shape))
-    if "frechet_pixels" in config.evaluation.metrics and numbers > evaluate.MAX_PIXEL_NUMBERS:
+    if "frechet_pixels" in experiment.evaluation.metrics and numbers > evaluate.MAX_PIXEL_NUMBERS:
         findings.errors.append(
             "config.evaluation.metrics: 'frechet_pixels' is for images of at most "
             f"{evaluate.MAX_PIXEL_NUMBERS} numbers, got {shape} = {numbers}; "
@@ -201,11 +182,9 @@ def _check_evaluation(
         )
 
 
-def _differences(
-    findings: Findings, config: ml_collections.ConfigDict, preset: ml_collections.ConfigDict
-) -> None:
+def _differences(findings: Findings, experiment: Experiment, preset: Mapping[str, Any]) -> None:
     """What was changed of the configuration file."""
-    mine, theirs = (flatten(c.to_dict()) for c in (config, preset))
+    mine, theirs = (flatten(values) for values in (experiment.config, preset))
     changed = [key for key in mine if key not in theirs or mine[key] != theirs[key]]
     findings.fact("preset", f"{len(changed) or 'no'} option(s) differ from the configuration file")
     for key in changed:
@@ -218,7 +197,7 @@ def _differences(
 
 def _costs(
     findings: Findings,
-    config: ml_collections.ConfigDict,
+    experiment: Experiment,
     workdir: pathlib.Path | None,
     net: nn.Module | None,
     source: ImageSource | None,
@@ -228,33 +207,33 @@ def _costs(
 ) -> None:
     """Parameters, arithmetic, memory, disk; without a data set, for what it should be."""
     if source is None:
-        pixels = config.data.resolution
+        pixels = experiment.data.resolution
         if not pixels:
             return
         findings.fact("", f"what follows is for {pixels}x{pixels}x3 images without labels")
         shape = costs.DataShape((pixels, pixels, 3))
-        net = build.build_network(build.network_arguments(config, shape))
+        net = experiment.build_network(shape)
     else:
         shape = costs.DataShape.of(source)
-    state = costs.abstract_state(config, net)
-    _network(findings, config, net, state)
-    kept = _arithmetic(findings, config, net, shape)
-    _memory(findings, config, net, state, devices, kept, limit)
-    checks.check_disk(findings, config, workdir, costs.tree_bytes(state))
-    together = config.train.micro_batch or config.train.batch_size
-    divides = config.train.batch_size % together == together % devices == 0
+    state = costs.abstract_state(experiment, net)
+    _network(findings, experiment, net, shape, state)
+    kept = _arithmetic(findings, experiment, net, shape)
+    _memory(findings, experiment, net, state, devices, kept, limit)
+    checks.check_disk(findings, experiment, workdir, costs.tree_bytes(state))
+    together = experiment.training.together
+    divides = experiment.training.batch_size % together == together % devices == 0
     if compiles and divides and (source is None or not findings.errors):
-        _compiled(findings, config, shape, devices, limit)
+        _compiled(findings, experiment, shape, devices, limit)
 
 
 def _schedule(
     findings: Findings,
-    config: ml_collections.ConfigDict,
+    experiment: Experiment,
     source: ImageSource | None,
     devices: int,
     images_per_second: float | None,
 ) -> None:
-    train, intervals = config.train, build.build_intervals(config)
+    train, intervals = experiment.training, experiment.intervals
     images = intervals.total * train.batch_size
     known = source is not None and len(source)
     epochs = f", {images / len(source):,.1f} times the data set" if known else ""
@@ -263,8 +242,7 @@ def _schedule(
         f"{intervals.total:,} steps of {train.batch_size:,} images: {images / 1000:,.6g} kimg"
         f"{epochs}",
     )
-    part = (train.micro_batch or train.batch_size) // devices
-    rounds = train.batch_size // (train.micro_batch or train.batch_size)
+    part, rounds = train.together // devices, train.batch_size // train.together
     findings.fact(
         "", f"{devices} device(s), {train.sharding} layout: {part} images each, {rounds} round(s)"
     )
@@ -279,15 +257,20 @@ def _schedule(
 
 
 def _network(
-    findings: Findings, config: ml_collections.ConfigDict, net: nn.Module, state: TrainState
+    findings: Findings,
+    experiment: Experiment,
+    net: nn.Module,
+    shape: costs.DataShape,
+    state: TrainState,
 ) -> None:
     leaves = jax.tree.leaves(state.params)
     total = sum(leaf.size for leaf in leaves)
-    augment = f", augmentation of probability {config.augment.probability:g}"
+    pipe = experiment.augment
     findings.fact(
         "network",
-        f"{type(net).__name__} in {net.dtype}: {total:,} parameters in {len(leaves)} arrays, "
-        f"{net.label_dim or 'no'} classes{augment if net.augment_dim else ''}",
+        f"{type(net).__name__} in {getattr(net, 'dtype', 'its own types')}: "
+        f"{total:,} parameters in {len(leaves)} arrays, {shape.num_classes or 'no'} classes"
+        f"{f', augmentation of probability {pipe.p:g}' if pipe else ''}",
     )
     for name, count in parameters_by_part(state.params).items():
         findings.fact("", f"{name:<12}{count:>12,}  {100 * count / total:5.1f} %")
@@ -296,12 +279,19 @@ def _network(
 def parameters_by_part(params: Mapping[str, Any]) -> dict[str, int]:
     """Parameters of the embedding, of each level of encoder and decoder, and of the output.
 
+    Of a network without such levels: of its topmost modules.
+
     Returns:
       Counts by name, such as "enc 32x32", in the order in which an image passes them.
     """
+    sizes = {
+        name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+        for name, tree in params.items()
+    }
+    if not any(name.startswith("enc_") for name in sizes):  # no U-Net: its own parts
+        return sizes
     counts: dict[tuple, int] = collections.Counter()
-    for name, tree in params.items():
-        number = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+    for name, number in sizes.items():
         if level := re.match(r"(enc|dec)_(\d+)x\d+_", name):
             side, r = level[1], int(level[2])
             part = (1, -r) if side == "enc" else (2, r)
@@ -313,13 +303,16 @@ def parameters_by_part(params: Mapping[str, Any]) -> dict[str, int]:
 
 def _arithmetic(
     findings: Findings,
-    config: ml_collections.ConfigDict,
+    experiment: Experiment,
     net: nn.Module,
     shape: costs.DataShape,
 ) -> int:
     """FLOPs; the bytes kept for the backward pass, per image."""
-    forward, training = costs.forward_flops(net), costs.training_costs(config, net, shape)
-    images = build.build_intervals(config).total * config.train.batch_size
+    forward, training = (
+        costs.forward_flops(net, shape),
+        costs.training_costs(experiment, net, shape),
+    )
+    images = experiment.intervals.total * experiment.training.batch_size
     findings.fact(
         "arithmetic",
         f"{forward / 1e9:,.4g} GFLOP per image forward, {training.flops / 1e9:,.4g} in training, "
@@ -336,7 +329,7 @@ def _device_bytes() -> float | None:
 
 def _memory(
     findings: Findings,
-    config: ml_collections.ConfigDict,
+    experiment: Experiment,
     net: nn.Module,
     state: TrainState,
     devices: int,
@@ -344,9 +337,9 @@ def _memory(
     limit: float | None,
 ) -> None:
     """What is known of the memory per device without compiling."""
-    least = costs.state_bytes(config, net, state, devices)
+    least = costs.state_bytes(experiment, net, state, devices)
     findings.fact("memory", f"{size(least)} per device for weights, optimizer and averages")
-    images = (config.train.micro_batch or config.train.batch_size) // devices
+    images = experiment.training.together // devices
     findings.fact(
         "",
         f"{size(kept * images)} to keep for the gradients of {images} images ({size(kept)} each) "
@@ -361,7 +354,7 @@ def _memory(
 
 def _compiled(
     findings: Findings,
-    config: ml_collections.ConfigDict,
+    experiment: Experiment,
     shape: costs.DataShape,
     devices: int,
     limit: float | None,
@@ -374,7 +367,7 @@ def _compiled(
         )
         return
     findings.fact("compiling", f"for {devices} device(s): minutes for a large network ...")
-    memory = costs.compiled_memory(config, shape, devices)
+    memory = costs.compiled_memory(experiment, shape, devices)
     findings.fact(
         "",
         f"{size(memory.total)} per device when compiled for {memory.platform}: "

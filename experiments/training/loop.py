@@ -10,14 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 from edm_jax.data import pipeline
 from edm_jax.train import distributed, sharding
 from edm_jax.train.state import TrainState
 from edm_jax.train.step import all_finite
 from experiments import evaluate, workdir
-from experiments.config import build
+from experiments.config.experiment import Experiment
 from experiments.preflight import costs
 from experiments.training.preemption import Interrupted, Preempted, StopRequest
 from experiments.training.results import finish, is_finished, show, summary
@@ -29,32 +28,32 @@ class TrainingError(RuntimeError):
 
 
 def train(
-    config: ml_collections.ConfigDict, path: pathlib.Path, watch: Watch | None = None
+    experiment: Experiment, path: pathlib.Path, watch: Watch | None = None
 ) -> dict[str, Any] | None:
     """Train, resuming where an earlier run of the same command stopped.
 
     Args:
-      config: resolved and locked.
+      experiment: what to do.
       path: the run directory; created if need be.
       watch: what else to look at.
 
     Returns:
-      The evaluation, if config.evaluation asks for one.
+      The evaluation, if its configuration asks for one.
     """
     watch = watch or Watch()
     with StopRequest() as stop, contextlib.ExitStack() as stack:
-        source, net = check_run(config, watch)
+        source, net = check_run(experiment, watch)
 
         def take_directory() -> None:
             workdir.prepare(path)
             stack.enter_context(workdir.locked(path))
             workdir.check_same_data(path, source)
-            for note in workdir.record_config(path, config.to_dict()):
+            for note in workdir.record_config(path, experiment.config):
                 print(note)
 
         distributed.on_lead(take_directory)
         started = time.perf_counter()
-        run, state, step = open_run(config, path, source, net, watch)
+        run, state, step = open_run(experiment, path, source, net, watch)
         stack.callback(run.close)
         try:
             stop.poll()
@@ -84,13 +83,13 @@ def _batches(run: Run, start: int) -> Generator[pipeline.Batch, None, None]:
         pipeline.host_batches(
             run.source,
             run.batch_size,
-            seed=run.config.seed,
+            seed=run.experiment.seed,
             start_step=start,
-            mirror=run.config.data.mirror,
+            mirror=run.experiment.data.mirror,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
-            num_threads=run.config.data.num_threads,
-            num_workers=run.config.data.num_workers,
+            num_threads=run.experiment.data.num_threads,
+            num_workers=run.experiment.data.num_workers,
         ),
         sharding.batch_sharding(run.mesh),
     )
@@ -155,12 +154,10 @@ def _stopped(run: Run, step: int) -> str:
 
 def _flops_per_image(run: Run, state: TrainState, batch: Any) -> float:
     """Operations of an image in the step that is about to be compiled."""
-    if run.config.model.remat != "none":  # what is computed twice counts once
+    if getattr(run.net, "remat", "none") != "none":  # what is computed twice counts once
         shape = costs.DataShape.of(run.source)
-        config = ml_collections.ConfigDict(run.config.to_dict())
-        config.model.remat = "none"
-        net = build.build_network(build.network_arguments(config, shape))
-        return costs.training_costs(config, net, shape).flops
+        net = run.experiment.build_network(shape, remat="none")
+        return costs.training_costs(run.experiment, net, shape).flops
     # The call that follows uses this trace.
     return costs.flops(run.step_fn.trace(state, batch, run.key).jaxpr) / run.batch_size
 
@@ -197,7 +194,7 @@ def _stop_if_failed(run: Run, failed_step: int) -> None:
     """Stop if the loss or gradient was not finite for too many steps in a row."""
     if failed_step < 0:
         return
-    limit = run.config.train.max_bad_steps
+    limit = run.experiment.training.max_bad_steps
     row = f" and the {limit - 1} after it" if limit > 1 else ""
     step = failed_step + 1  # counted as everywhere: by the steps done
     raise TrainingError(

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 
 from edm_jax.train import metrics as metrics_lib
 from edm_jax.train.metrics import Metrics
 from edm_jax.train.optimizer import learning_rate
 from experiments import workdir
+from experiments.config.experiment import Experiment
+from experiments.config.groups import flatten
 from experiments.training import writers
 from experiments.training.status import StatusLine, memory_gib
 
@@ -52,7 +53,7 @@ class Monitor:
 
     def __init__(
         self,
-        config: ml_collections.ConfigDict,
+        experiment: Experiment,
         path: pathlib.Path,
         step: int,
         status: StatusLine,
@@ -63,7 +64,7 @@ class Monitor:
 
         Only the process that leads opens any; ``log`` and the others do nothing elsewhere.
         """
-        self._train, self._path, self._status = config.train, path, status
+        self._train, self._path, self._status = experiment.training, path, status
         self.flops_per_image = 0
         self._files: list[Any] = []
         self._pictures: writers.WeightsAndBiases | None = None
@@ -71,11 +72,11 @@ class Monitor:
             return
         self._metrics = writers.MetricsFile(path, step)
         self._tensorboard = writers.TensorBoard(path, report=status.say)
-        values = workdir.flatten(workdir.to_json(config.to_dict()))
+        values = flatten(workdir.to_json(experiment.config))
         self._pictures = writers.WeightsAndBiases(path, wandb_project, values, report=status.say)
         self._files = [self._metrics, self._tensorboard, self._pictures]
         self._evaluations: writers.MetricsFile | None = None
-        if config.evaluation.num_images and config.evaluation.every_kimg:
+        if experiment.intervals.evaluation:
             self._evaluations = writers.MetricsFile(path, step, workdir.EVALUATIONS)
             self._files.append(self._evaluations)
 

@@ -12,7 +12,6 @@ import numpy as np
 from edm_jax.train import distributed
 from edm_jax.train.state import TrainState
 from experiments import evaluate, figures, workdir
-from experiments.config import build
 from experiments.training import writers
 from experiments.training.run import Run
 
@@ -54,7 +53,7 @@ def _save_grid(run: Run, state: TrainState, step: int, poll: Poll) -> None:
     """The sample grid of the fixed seeds, a row per class."""
     paused = run.status.pause()
     model = run.model(state, step)
-    arguments = build.sampler_arguments(run.config)
+    arguments = evaluate.sampler_arguments(run.experiment)
     classes = min(model.num_classes, 10)
     count = classes * GRID_COLUMNS if classes else GRID_UNLABELLED
     columns = GRID_COLUMNS if classes else 8
@@ -81,7 +80,7 @@ def _evaluate_now(run: Run, state: TrainState, step: int, poll: Poll) -> None:
     """An evaluation during training: a line of numbers, and their curve so far."""
     paused = run.status.pause()
     model = run.model(state, step)
-    result = evaluate.evaluate(model, run.config, report=run.status.say, poll=poll)
+    result = evaluate.evaluate(model, run.experiment, report=run.status.say, poll=poll)
     if run.leads:
         run.monitor.evaluation(step, result)
         run.status.say("\n" + evaluate.result_table(result) + "\n")
@@ -108,11 +107,11 @@ def is_finished(run: Run, step: int) -> bool:
     """Whether a run that ends at a step, which is behind it, has made everything else too."""
     if not (run.path / "figures" / "loss.png").exists():
         return False
-    if not run.config.evaluation.num_images:
+    if not run.experiment.evaluation.num_images:
         return True
     # Not one of earlier weights, or of another average, that --mode=evaluate left.
     result = evaluate.read_evaluation(run.path) or {}
-    progress, variant = result.get("progress"), build.build_averaging(run.config).names()[0]
+    progress, variant = result.get("progress"), run.experiment.averaging.names()[0]
     whole = isinstance(progress, dict) and progress.get("step") == step
     return whole and result.get("weights") == variant
 
@@ -124,15 +123,15 @@ def finish(run: Run, state: TrainState, started: float, poll: Poll) -> dict[str,
     run.store.wait()
     if run.leads:
         run.status.say("drawing figures ...")
-        evaluate.draw_figures(run.path / "figures", initial, model, run.config, run.source)
+        evaluate.draw_figures(run.path / "figures", initial, model, run.experiment, run.source)
         rows = writers.read_metrics(run.path)
         figures.training_curve(
             run.path / "figures" / "loss.png", [r["kimg"] for r in rows], [r["loss"] for r in rows]
         )
     poll()
-    if not run.config.evaluation.num_images:
+    if not run.experiment.evaluation.num_images:
         return summary(run, None)
-    result = evaluate.evaluate(model, run.config, report=run.status.say, poll=poll)
+    result = evaluate.evaluate(model, run.experiment, report=run.status.say, poll=poll)
     if not run.leads:
         return None
     result["seconds"] = round(time.perf_counter() - started, 1)

@@ -8,7 +8,6 @@ import pathlib
 from typing import Any
 
 import jax
-import ml_collections
 
 from edm_jax import models
 from edm_jax.data.sources.base import ImageSource
@@ -17,7 +16,8 @@ from edm_jax.train import distributed, sharding
 from edm_jax.train.checkpoint import CheckpointStore
 from edm_jax.train.state import TrainState
 from edm_jax.train.step import init_state
-from experiments.config import build, values
+from experiments.config.experiment import Experiment
+from experiments.config.options import Intervals
 from experiments.preflight import report
 from experiments.training.monitor import Monitor, Profiler
 from experiments.training.status import StatusLine
@@ -40,11 +40,10 @@ class Watch:
 class Run:
     """The fixed parts of a training run."""
 
-    config: ml_collections.ConfigDict
+    experiment: Experiment
     path: pathlib.Path
     source: ImageSource
     net: Any
-    intervals: build.Intervals
     mesh: jax.sharding.Mesh
     make_state: Any
     step_fn: Any
@@ -57,7 +56,12 @@ class Run:
     @property
     def batch_size(self) -> int:
         """Global batch size."""
-        return self.config.train.batch_size
+        return self.experiment.training.batch_size
+
+    @property
+    def intervals(self) -> Intervals:
+        """The schedule in steps."""
+        return self.experiment.intervals
 
     @property
     def leads(self) -> bool:
@@ -75,14 +79,14 @@ class Run:
         """What a checkpoint at ``step`` says of itself."""
         nimg = step * self.batch_size
         progress = {"step": step, "nimg": nimg, "kimg": nimg / 1000}
-        return build.build_description(self.config, self.source, progress)
+        return self.experiment.description(self.source, progress)
 
     def model(self, state: TrainState, step: int) -> Model:
         """The first average of the weights as a Model on this process's first device.
 
         Every process must call it: the weights may be split over all of them.
         """
-        variant = build.build_averaging(self.config).names()[0]
+        variant = self.experiment.averaging.names()[0]
         variables = {"params": state.ema[variant]}
         if state.buffers:
             variables["buffers"] = state.buffers
@@ -92,70 +96,62 @@ class Run:
         return from_description(self.description(step), variables, variant)
 
 
-def check_run(config: ml_collections.ConfigDict, watch: Watch) -> tuple[ImageSource, Any]:
+def check_run(experiment: Experiment, watch: Watch) -> tuple[ImageSource, Any]:
     """Everything that can be known to be wrong before any long work; the data and network.
 
     Raises:
       ConfigError: or another ValueError of one line.
     """
-    values.check_config(config)
-    total = build.build_intervals(config).total
+    total = experiment.intervals.total
     if watch.profile_steps and watch.profile_steps[1] > total:
         raise ValueError(f"--profile_steps ends at {watch.profile_steps[1]}, the run at {total}")
-    source = build.build_source(config)
+    source = experiment.data.open()
     say = print if jax.process_index() == 0 else lambda line: None
-    report.before_training(config, source, report=say)
-    net = build.build_network(build.network_arguments(config, source))
-    return source, net
+    report.before_training(experiment, source, report=say)
+    return source, experiment.build_network(source)
 
 
-def state_maker(config: ml_collections.ConfigDict, net: Any, mesh: jax.sharding.Mesh) -> Any:
+def state_maker(experiment: Experiment, net: Any, mesh: jax.sharding.Mesh) -> Any:
     """Makes the state at step 0 in one program, every array where the layout puts it.
 
     Returns:
       A jitted function without arguments, and the shardings of its result.
     """
-    optimizer, averaging = build.build_optimizer(config), build.build_averaging(config)
 
     def make() -> TrainState:
-        key = jax.random.fold_in(run_key(config), 0)
-        return init_state(models.init_variables(net, key), optimizer, averaging)
+        variables = models.init_variables(net, jax.random.fold_in(experiment.key(), 0))
+        return init_state(variables, experiment.optimizer, experiment.averaging)
 
     shardings = sharding.state_shardings(
-        jax.eval_shape(make), models.logical_axes(net), mesh, config.train.sharding
+        jax.eval_shape(make), models.logical_axes(net), mesh, experiment.training.sharding
     )
     return jax.jit(make, out_shardings=shardings), shardings
 
 
-def run_key(config: ml_collections.ConfigDict) -> jax.Array:
-    """The key that everything random in a run follows from."""
-    return jax.random.key(config.seed, impl="threefry2x32")
-
-
 def open_run(
-    config: ml_collections.ConfigDict,
+    experiment: Experiment,
     path: pathlib.Path,
     source: ImageSource,
     net: Any,
     watch: Watch,
 ) -> tuple[Run, TrainState, int]:
     """Everything a run needs, its state (fresh or restored), and the steps it has behind it."""
-    intervals = build.build_intervals(config)
+    training, intervals = experiment.training, experiment.intervals
     mesh = sharding.make_mesh()
     leads = jax.process_index() == 0
-    make_state, shardings = state_maker(config, net, mesh)
+    make_state, shardings = state_maker(experiment, net, mesh)
     step_fn = jax.jit(
-        build.build_train_step(config, net, source),
+        experiment.build_train_step(net, source),
         donate_argnums=0,
         out_shardings=shardings,
     )
-    distributed.on_lead(lambda: report.require_disk(config, path, jax.eval_shape(make_state)))
+    distributed.on_lead(lambda: report.require_disk(experiment, path, jax.eval_shape(make_state)))
     store = CheckpointStore(
         path / "checkpoints",
-        keep_last=config.train.keep_last,
+        keep_last=training.keep_last,
         keep_every=intervals.keep_every or None,
     )
-    status = StatusLine(intervals.total, config.train.batch_size, enabled=leads)
+    status = StatusLine(intervals.total, training.batch_size, enabled=leads)
     status.say(models.parameter_table(models.abstract_variables(net)))
     status.say(
         f"{models.param_count(net):,} parameters, {len(source):,} images of "
@@ -173,7 +169,7 @@ def open_run(
     else:
         step = int(state.step)
         done = " (finished)" if step >= intervals.total else ""
-        status.say(f"resuming at kimg {step * config.train.batch_size / 1000:.1f}{done}")
+        status.say(f"resuming at kimg {step * training.batch_size / 1000:.1f}{done}")
     if watch.profile_steps and watch.profile_steps[1] <= step < intervals.total:
         first, last = watch.profile_steps
         status.say(
@@ -181,18 +177,17 @@ def open_run(
         )
     status.start(step)
     run = Run(
-        config=config,
+        experiment=experiment,
         path=path,
         source=source,
         net=net,
-        intervals=intervals,
         mesh=mesh,
         make_state=make_state,
         step_fn=step_fn,
-        key=jax.random.fold_in(run_key(config), 1),
+        key=jax.random.fold_in(experiment.key(), 1),
         store=store,
         status=status,
-        monitor=Monitor(config, path, step, status, wandb_project=watch.wandb_project),
+        monitor=Monitor(experiment, path, step, status, wandb_project=watch.wandb_project),
         profiler=Profiler(path / "profile", watch.profile_steps, report=status.say),
     )
     return run, state, step

@@ -13,6 +13,7 @@ import pathlib
 import re
 
 import jax
+import numpy as np
 import pytest
 from absl import flags
 from ml_collections import config_flags
@@ -20,7 +21,8 @@ from ml_collections import config_flags
 from configs import base, table2
 from edm_jax import ema, models
 from edm_jax.augment.pipe import EDM_AUGMENT
-from experiments.config import build, values
+from edm_jax.schedules import karras_sigmas
+from experiments.config import build
 
 CONFIGS = pathlib.Path(base.__file__).parent
 
@@ -48,21 +50,22 @@ class StandIn:
 
 @functools.cache
 def _shapes(arguments):
-    net = build.build_network(json.loads(arguments))
+    arguments = json.loads(arguments)
+    net = models.build(arguments.pop("name"), **arguments)
     leaves = jax.tree.leaves(models.variables.abstract_variables(net)["params"])
     return sum(math.prod(leaf.shape) for leaf in leaves), len(leaves)
 
 
 def parameters(config, num_classes=0):
     """Number of parameters and of parameter tensors of the network a configuration builds."""
-    arguments = build.network_arguments(config, StandIn(config, num_classes))
+    arguments = build.experiment(config).network_arguments(StandIn(config, num_classes))
     arguments["dropout"] = 0.0  # has no parameters; more configurations share a network
     return _shapes(json.dumps(arguments, sort_keys=True))
 
 
 def numbers(config):
     """What the published option tables list, as they list it."""
-    train, model = config.train, config.model
+    train, model = config.train, config.model[config.model.name]
     return dict(
         total_mimg=train.total_kimg / 1000,
         batch=train.batch_size,
@@ -78,7 +81,7 @@ def numbers(config):
         label_dropout=model.label_dropout,
         augment=config.augment.probability,
         mirror=config.data.mirror,
-        dtype=model.dtype,
+        dtype=config.model.dtype,
         channels=(model.model_channels, model.channel_mult),
         blocks=model.num_blocks,
         attention=model.attn_resolutions,
@@ -121,7 +124,7 @@ ARCHITECTURE = {
 
 
 def architecture(config):
-    model = config.model
+    model = config.model.SongUNet
     names = "embedding_type encoder_type decoder_type channel_mult_noise resample_filter".split()
     return tuple(model[name] for name in names)
 
@@ -131,7 +134,7 @@ def test_published_configuration(name):
     expected, classes, labels, count, tensors, num_steps, _ = PUBLISHED[name]
     config = load(name)
     assert config.is_locked
-    values.check_config(config)
+    experiment = build.experiment(config)
     assert numbers(config) == expected
     assert config.data.conditional == labels
     assert config.data.resolution == (32 if name.startswith("cifar10") else 64)
@@ -147,11 +150,18 @@ def test_published_configuration(name):
     else:
         assert config.model.name == "DhariwalUNet"
     assert parameters(config, classes) == (count, tensors)
-    sampler = config.sampler
-    assert sampler.num_steps == num_steps
-    assert (sampler.sigma_min, sampler.sigma_max, sampler.rho) == (0.002, 80.0, 7.0)
-    churn = (sampler.s_churn, sampler.s_tmin, sampler.s_tmax, sampler.s_noise)
-    assert churn == ((40, 0.05, 50, 1.003) if num_steps == 256 else (0, 0, math.inf, 1))
+    sampling = experiment.sampling
+    assert sampling.num_steps == num_steps
+    np.testing.assert_array_equal(
+        sampling.grid(),
+        karras_sigmas(num_steps, sigma_min=0.002, sigma_max=80.0, rho=7.0),
+    )
+    if num_steps == 256:
+        assert sampling.sampler == "edm" and sampling.options == dict(
+            s_churn=40, s_tmin=0.05, s_tmax=50, s_noise=1.003
+        )
+    else:
+        assert sampling.sampler == "heun" and not sampling.options
 
 
 # Iterations are the published "about" figures; decay 8 digits; Mimg where the EMA ramp ends.
@@ -167,7 +177,7 @@ def test_published_configuration(name):
 def test_what_follows_from_the_published_numbers(name, iterations, decay, ramp_end_mimg):
     config = load(name)
     train = config.train
-    assert build.build_intervals(config).total == iterations
+    assert build.experiment(config).intervals.total == iterations
     halflife = train.ema_halflife_kimg[0] * 1000
     ramped = ema.ema_beta(2 * ramp_end_mimg * 1e6, train.batch_size, halflife, 0.05)
     assert float(ramped) == pytest.approx(decay, abs=5e-8)  # float32 near 1, printed to 8 digits
@@ -193,7 +203,7 @@ def test_augmentation_is_the_published_preset(name):
     assert group == dict(
         xflip=1e8, yflip=1, scale=1, rotate_frac=1, aniso=1, translate_frac=1
     )  # fmt: skip
-    pipe = build.build_augment(config)
+    pipe = build.experiment(config).augment
     if not probability:
         assert pipe is None
         return
@@ -249,7 +259,6 @@ def of_row(table, row, *key):
 def test_table_2(column, row, data):
     config = load(f"table2.py:{column},{row},{data}")
     assert config.is_locked
-    values.check_config(config)
     size = 32 if data.startswith("cifar10") else 64
     expected = {32: CIFAR10, 64: AFHQV2 if data == "afhqv2" else FFHQ}[size]
     if row != "F":
@@ -313,16 +322,16 @@ FILES = sorted(path.name for path in CONFIGS.glob("*.py"))
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_file_loads_and_takes_overrides(name):
-    config = load(name, "--config.train.lr=0.5", "--config.model.channel_mult=(1, 3)",
+    config = load(name, "--config.train.lr=0.5", "--config.model.SongUNet.channel_mult=(1, 3)",
                   "--config.data.path=a.zip", "--config.train.ema_halflife_kimg=(1.0, 2.0)",
                   "--config.augment.probability=1", "--config.data.mirror")  # fmt: skip
-    assert config.train.lr == 0.5 and config.model.channel_mult == (1, 3)
+    assert config.train.lr == 0.5 and config.model.SongUNet.channel_mult == (1, 3)
     assert config.data.path == "a.zip" and config.data.mirror is True
     assert config.train.ema_halflife_kimg == (1.0, 2.0)
     assert config.augment.probability == 1.0
     with pytest.raises(AttributeError, match="bach_size"):
         load(name, "--config.train.bach_size=1")
-    values.check_config(load(name))
+    build.experiment(load(name))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -369,8 +378,7 @@ def test_imagenet_network_with_iddpm_preconditioning():
 )
 def test_own_images(variant, mult, labels, num_steps):
     config = load(f"own_images.py:{variant}" if variant else "own_images.py")
-    values.check_config(config)
-    assert config.model.channel_mult == mult and config.data.conditional == labels
+    assert config.model.SongUNet.channel_mult == mult and config.data.conditional == labels
     # The levels end at 8x8, as those of every published network of the rows C to F do.
     assert config.data.resolution >> (len(mult) - 1) == 8
     assert config.sampler.num_steps == num_steps

@@ -157,31 +157,34 @@ BAD = {
     "unknown flag": ([TINY, "--wrkdir=w"], "Did you mean: workdir"),
     "unknown mode": ([TINY, "--mode=trian"], "--mode=trian"),
     "stray word": ([TINY, "--workdir=w", "now"], "unexpected argument 'now'"),
-    "zero steps": ([TINY, "--workdir=w", "--config.sampler.num_steps=0"], "at least 1, got 0"),
+    "zero steps": (
+        [TINY, "--workdir=w", "--config.sampler.num_steps=0"],
+        "num_steps must be an integer >= 1",
+    ),
     "range": (
         [TINY, "--workdir=w", "--config.sampler.sigma_min=90."],
-        "config.sampler.sigma_min must be positive and below sampler.sigma_max",
+        "config.sampler: need 0 < sigma_min < sigma_max",
     ),
-    "nan": ([TINY, "--workdir=w", "--config.train.lr=nan"], "config.train.lr must be positive"),
+    "nan": ([TINY, "--workdir=w", "--config.train.lr=nan"], "config.train.lr: lr must be positive"),
     "choice": (
         [TINY, "--workdir=w", "--config.precond.name=edn"],
-        "precond.name='edn' is not known (edm, iddpm, ve, vp); did you mean 'edm'?",
+        "config.precond.name: unknown precond 'edn'; did you mean 'edm'?",
     ),
     "network": (
-        [TINY, "--workdir=w", "--config.model.encoder_type=residul"],
-        "residul",
+        [TINY, "--workdir=w", "--config.model.SongUNet.encoder_type=residul"],
+        "config.model.SongUNet.encoder_type: encoder_type must be one of",
     ),
     "evaluation seed": (
         [TINY, "--workdir=w", "--config.evaluation.first_seed=-5"],
-        "config.evaluation.first_seed must be 0 or more, got -5",
+        "config.evaluation.first_seed: first_seed must be at least 0 and finite, got -5",
     ),
     "noise spread": (
         [TINY, "--workdir=w", "--config.noise.lognormal.p_std=-1.0"],
-        "config.noise.lognormal.p_std must be positive and finite, got -1.0",
+        "config.noise.lognormal.p_std: p_std must be positive and finite, got -1.0",
     ),
     "threads": (
         [TINY, "--workdir=w", "--config.data.num_threads=-1"],
-        "config.data.num_threads must be at least 1, got -1",
+        "config.data.num_threads: num_threads must be at least 1 and finite, got -1",
     ),
     "workdir is a file": ([TINY, f"--workdir={__file__}"], "cannot be written"),
     "sample flag": ([TINY, "--workdir=w", "--seeds=3"], "--seeds belongs to --mode=sample"),
@@ -191,7 +194,7 @@ BAD = {
     ),
     "huge batch": (
         [TINY, "--workdir=w", "--config.train.batch_size=100000000000"],
-        "config.train.batch_size must be <= 1048576",
+        "config.train.batch_size: batch_size must be at least 1 and at most 1.04858e+06",
     ),
     "no run": (["--mode=sample", "--workdir=nowhere"], "no such file or directory: nowhere"),
     "seeds": (["--mode=sample", "--workdir=w", "--seeds=3-x"], "'3-x' is not a number or a range"),

@@ -3,6 +3,7 @@
 import numpy as np
 
 from configs import tiny
+from experiments.config import build
 from experiments.preflight import report
 
 
@@ -30,14 +31,17 @@ class Pictures:
 
 
 def config_with(**options):
-    """The tiny configuration with options such as ``train__lr=1``."""
+    """The tiny configuration with options such as ``train__lr=1``, to be read or changed."""
     config = tiny.get_config()
     config.data.conditional = False
     config.evaluation.num_images = 0
     config.train.lr = 2e-3
     for key, value in options.items():
-        group, name = key.split("__")
-        config[group][name] = value
+        *groups, name = key.split("__")
+        group = config
+        for part in groups:
+            group = group[part]
+        group[name] = value
     return config
 
 
@@ -45,5 +49,6 @@ def run(config, source=None, path=None, **options):
     """Exit code and lines."""
     lines = []
     options = {"mesh_devices": 4, "quick": True} | options
-    code = report.preflight(config, path, report=lines.append, source=source, **options)
+    experiment = build.experiment(config)
+    code = report.preflight(experiment, path, report=lines.append, source=source, **options)
     return code, lines

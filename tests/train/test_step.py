@@ -343,3 +343,23 @@ def test_fsdp_equals_data_parallel_and_saves_memory():
     assert sizes[0] - sizes[1] == kernel_bytes * 7 // 8
     with pytest.raises(ValueError, match="layout must be one of data, fsdp, got 'fspd'"):
         sharding.state_shardings(state, axes, mesh, "fspd")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": -1.0}, "lr must be at least 0"),
+        ({"b1": 1.0}, "b1 must be at least 0 and below 1"),
+        ({"eps": 0.0}, "eps must be positive"),
+        ({"grad_clip_norm": -1.0}, "grad_clip_norm must be at least 0"),
+    ],
+)
+def test_what_is_no_optimizer(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_optimizer(**{"batch_size": 8, "lr": 0.1, "lr_rampup_kimg": 0} | options)
+
+
+@pytest.mark.parametrize("halflives", [(), (1.0, 1.0), (-1.0,), (float("nan"),)])
+def test_what_are_no_averages(halflives):
+    with pytest.raises(ValueError, match="halflives_kimg must be"):
+        Averaging(halflives)

@@ -14,6 +14,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 
+class NoTestSplit(LookupError):
+    """A data set that has no images apart from those trained on."""
+
+
 @runtime_checkable
 class ImageSource(Protocol):
     """Random access to the images of a data set.
@@ -280,3 +284,17 @@ class Mirrored(_Wrapper):
         if index >= length:
             item = item | {"image": np.ascontiguousarray(item["image"][:, ::-1])}
         return item
+
+
+class Unlabelled(_Wrapper):
+    """A source with its labels left out."""
+
+    def __init__(self, source: ImageSource):
+        super().__init__(source)
+        self.num_classes, self.label_names = 0, None
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self.source[index]["image"]}

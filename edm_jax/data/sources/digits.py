@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edm_jax.data.sources.base import ArraySource
+from edm_jax.data.sources.base import ArraySource, ImageSource, Unlabelled
 
 NUM_TRAIN = 1500
 _SPLIT_SEED = 0  # fixed for good: results are compared across runs
@@ -29,3 +29,9 @@ def digits(split: str = "train") -> ArraySource:
     chosen = order[:NUM_TRAIN] if split == "train" else order[NUM_TRAIN:]
     names = tuple(str(name) for name in bundle.target_names)
     return ArraySource(images[chosen], bundle.target[chosen].astype(np.int32), names)
+
+
+def open_split(path: str = "", split: str = "train", *, use_labels: bool = True) -> ImageSource:
+    """The digits as `registry.SOURCES` opens them; they are where scikit-learn is."""
+    del path
+    return digits(split) if use_labels else Unlabelled(digits(split))

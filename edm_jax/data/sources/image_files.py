@@ -322,3 +322,25 @@ def open_images(
         kept = source_lib.max_size_indices(len(images), max_size, seed)
         images = source_lib.Subset(images, kept)
     return source_lib.Mirrored(images) if mirror else images
+
+
+def open_split(
+    path: str, split: str = "train", *, use_labels: bool = True, **options: Any
+) -> ImageSource:
+    """Image files as `registry.SOURCES` opens them.
+
+    Args:
+      path: folder or .zip file.
+      split: there is ``train`` alone.
+      use_labels: whether items carry labels; they must exist.
+      **options: of `open_images`.
+
+    Raises:
+      ValueError: as `open_images`, or without a path.
+      NoTestSplit: for ``test``.
+    """
+    if not path:
+        raise ValueError("path is missing: the folder or .zip file of images")
+    if split != "train":
+        raise source_lib.NoTestSplit("a folder of images has no test split")
+    return open_images(path, use_labels=use_labels, **options)

@@ -208,3 +208,25 @@ def _label_dimension(
         f"{where} is {feature}: neither a class nor a vector of numbers of fixed length; give "
         "num_classes for plain integers, or choose another label_key"
     )
+
+
+def open_split(
+    path: str, split: str = "train", *, use_labels: bool = True, **options: Any
+) -> source_lib.ImageSource:
+    """A TFDS data set as `registry.SOURCES` opens it.
+
+    Args:
+      path: ``name`` or ``name:split``, where the split is what to train on.
+      split: ``train``, or ``test`` for the split of that name.
+      use_labels: whether items carry labels.
+      **options: of `TfdsSource`.
+
+    Raises:
+      ValueError: as `TfdsSource`, or without a path.
+    """
+    if not path:
+        raise ValueError("path is missing: the name of the TFDS data set")
+    name, _, own = path.partition(":")
+    return TfdsSource(
+        name, own if own and split == "train" else split, use_labels=use_labels, **options
+    )

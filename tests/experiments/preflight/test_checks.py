@@ -14,8 +14,8 @@ from configs import afhqv2_64, cifar10, digits, ffhq64, imagenet64, own_images, 
 from edm_jax.data.sources.base import ArraySource
 from edm_jax.store import checkpoints
 from experiments import workdir
-from experiments.config import build
-from experiments.config.build import ConfigError
+from experiments.config import build, options
+from experiments.config.groups import ConfigError
 from experiments.preflight import checks, costs, report
 from tests.support.preflight_data import Pictures, config_with, run
 
@@ -27,21 +27,18 @@ from tests.support.preflight_data import Pictures, config_with, run
     [
         ({"train__batch_size": 18}, "batch size 18 must be .* number of devices .4"),
         ({"train__micro_batch": 6}, "micro batch 6 must divide"),
-        ({"train__lr": -1.0}, "config.train.lr must be positive"),
-        ({"train__total_kimg": 1e308}, "config.train.total_kimg must be at most 3.43597e.07"),
-        ({"evaluation__every_kimg": 1e300}, "config.evaluation.every_kimg must be at most"),
-        ({"noise__name": "normal"}, "did you mean 'lognormal'"),
         ({"evaluation__metrics": ("frechet",)}, "did you mean 'frechet_pixels'"),
-        ({"sampler__sigma_min": 90.0}, "below sampler.sigma_max"),
         ({"precond__name": "ve", "sampler__sigma_max": 0.01}, "outside that of the ve network"),
-        ({"model__channel_mult": (1, 1, 1, 1, 1)}, "img_resolution must be divisible by 16"),
-        ({"model__model_channels": 2}, "a norm of 2 channels"),
-        ({"data__source": "image"}, "did you mean 'images'"),
+        (
+            {"model__SongUNet__channel_mult": (1, 1, 1, 1, 1)},
+            "img_resolution must be divisible by 16",
+        ),
+        ({"model__SongUNet__model_channels": 2}, "config.model.SongUNet: .*a norm of 2 channels"),
+        ({"model__SongUNet__dropout": 2.0}, "config.model.SongUNet.dropout: dropout must be"),
     ],
 )
 def test_settings_that_cannot_work(options, message):
-    source = None if "data__source" in options else Pictures()
-    code, lines = run(config_with(**options), source)
+    code, lines = run(config_with(**options), Pictures())
     assert code == 1
     errors = [line for line in lines if line.startswith("error: ")]
     assert len(errors) == 1 and "\n" not in errors[0]
@@ -74,7 +71,7 @@ def test_pixels_of_large_images_are_no_features():
 
 def test_all_that_is_wrong_is_said_at_once():
     config = config_with(
-        train__batch_size=18, evaluation__metrics=("frechet",), model__model_channels=2
+        train__batch_size=18, evaluation__metrics=("frechet",), model__SongUNet__model_channels=2
     )
     assert len([line for line in run(config, Pictures())[1] if line.startswith("error: ")]) == 3
 
@@ -222,9 +219,10 @@ def test_nothing_looks_wrong_with_the_configurations():
     for config in PUBLISHED:
         size = config.data.resolution
         shape = costs.DataShape((size, size, 3) if size else (8, 8, 1))
-        net = build.build_network(build.network_arguments(config, shape))
+        experiment = build.experiment(config)
+        net = experiment.build_network(shape)
         findings = checks.Findings()
-        checks.check_settings(findings, config, 8)
+        checks.check_settings(findings, experiment, 8)
         findings.warnings += checks.doubtful_network(net)
         assert findings.errors == findings.warnings == []
 
@@ -235,9 +233,17 @@ def test_nothing_looks_wrong_with_the_configurations():
         ({"augment__probability": 0.1, "data__mirror": True}, "set config.data.mirror=False"),
         ({"model__dtype": "float16"}, "loss_scaling=1: small gradients vanish"),
         ({"train__lr_rampup_kimg": 1.0}, "longer than the whole run (0.48)"),
-        ({"model__attn_resolutions": (16,)}, "no level of the network has such a resolution"),
         (
-            {"model__name": "DhariwalUNet", "model__attn_resolutions": (8,)},
+            {"model__SongUNet__attn_resolutions": (16,)},
+            "no level of the network has such a resolution",
+        ),
+        (
+            {
+                "model__name": "DhariwalUNet",
+                "model__DhariwalUNet": dict(
+                    model_channels=8, channel_mult=(1,), num_blocks=1, attn_resolutions=(8,)
+                ),
+            },
             "dec.8x8_in0, were to have attention but have 8 channels, less than the 64",
         ),
     ],
@@ -279,11 +285,7 @@ def test_sigma_data_is_nothing_to_other_parameterisations():
 
 def test_a_preset_of_another_resolution():
     config = cifar10.get_config("uncond")
-    net = build.build_network(
-        build.network_arguments(
-            config, types.SimpleNamespace(image_shape=(64, 64, 3), num_classes=0)
-        )
-    )
+    net = build.experiment(config).build_network(costs.DataShape((64, 64, 3)))
     (line,) = checks.doubtful_network(net)
     assert "the lowest level of the network is 16x16" in line and "(1, 2, 2, 2)" in line
 
@@ -292,7 +294,7 @@ def test_a_rate_too_high_for_the_batch():
     config = cifar10.get_config()
     config.train.update(batch_size=64)
     findings = checks.Findings()
-    checks.check_settings(findings, config, 1)
+    checks.check_settings(findings, build.experiment(config), 1)
     assert "config.train.lr=0.001 is high for a batch of 64" in findings.warnings[0]
 
 
@@ -362,7 +364,7 @@ def test_checkpoints_at_once(total, interval, keep_every, keep_last):
             s for i, s in enumerate(there)
             if i >= len(there) - keep_last or (keep_every and s % keep_every == 0)
         ]  # fmt: skip
-    intervals = build.Intervals(total, 1, 0, interval, 0, keep_every)
+    intervals = options.Intervals(total, 1, 0, interval, 0, keep_every)
     count = checks.checkpoints_at_once(intervals, keep_last)
     assert most <= count <= most + 1  # the one being written may be one to keep
 
@@ -375,11 +377,11 @@ def test_a_disk_that_is_too_small(tmp_path, monkeypatch):
     state = jax.ShapeDtypeStruct((2**18,), np.float32)  # 1 MiB
     # 30 steps, a checkpoint every 5, three are kept and one is being written.
     with pytest.raises(ConfigError, match="has 3 MiB free, but 4 checkpoints need 4 MiB"):
-        report.require_disk(config, tmp_path / "new", state)
+        report.require_disk(build.experiment(config), tmp_path / "new", state)
     # What lies there already counts as room.
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "data").write_bytes(bytes(2**20))
-    report.require_disk(config, tmp_path, state)
+    report.require_disk(build.experiment(config), tmp_path, state)
     free = 2**10
     code, lines = run(config, Pictures(), tmp_path / "a", quick=False, mesh_devices=None)
     assert code == 1 and "has 1 KiB free" in "\n".join(lines)

@@ -108,24 +108,32 @@ def closed_form(net):
 
 
 def test_forward_flops_of_ddpmpp_in_closed_form():
-    config = cifar10.get_config("uncond")
-    net = build.build_network(build.network_arguments(config, costs.DataShape((32, 32, 3))))
-    assert costs.forward_flops(net) == closed_form(net)
+    shape = costs.DataShape((32, 32, 3))
+    net = build.experiment(cifar10.get_config("uncond")).build_network(shape)
+    assert costs.forward_flops(net, shape) == closed_form(net)
     # 21.2 billion multiplications.
-    assert costs.forward_flops(net) == pytest.approx(2 * 21.2e9, rel=0.01)
+    assert costs.forward_flops(net, shape) == pytest.approx(2 * 21.2e9, rel=0.01)
 
 
 @pytest.fixture(scope="module")
 def network():
-    """Configuration and network of the tiny run, wide enough that FSDP splits some of it."""
+    """Experiment and network of the tiny run, wide enough that FSDP splits some of it."""
+    experiment = made_with()
+    return experiment, experiment.build_network(DIGITS)
+
+
+def made_with(**training):
+    """The tiny run, 16 channels wide, with some options of ``config.train``."""
     config = tiny.get_config()
-    config.model.model_channels = 16
-    return config, build.build_network(build.network_arguments(config, DIGITS))
+    config.model.SongUNet.model_channels = 16
+    config.train.update(training)
+    return build.experiment(config)
 
 
 def test_training_costs(network):
-    config, net = network
-    forward, training = costs.forward_flops(net), costs.training_costs(config, net, DIGITS)
+    experiment, net = network
+    forward = costs.forward_flops(net, DIGITS)
+    training = costs.training_costs(experiment, net, DIGITS)
     # Two more products for every product, but those whose input has no gradient.
     assert 2.9 * forward < training.flops <= 3 * forward
     # The input of every convolution is needed for the gradient of its kernel; nothing here
@@ -140,20 +148,18 @@ def test_training_costs(network):
 def test_training_costs_are_those_of_other_devices(monkeypatch):
     """What only CPUs compute otherwise does not count, wherever the question is asked."""
     config = tiny.get_config()
-    config.model.update(model_channels=192, channel_mult=(1,), num_blocks=1)
-    shape = costs.DataShape((16, 16, 1), 10)
-    net = build.build_network(build.network_arguments(config, shape))
-    here = costs.training_costs(config, net, shape)
+    config.model.SongUNet.update(model_channels=192, channel_mult=(1,), num_blocks=1)
+    experiment, shape = build.experiment(config), costs.DataShape((16, 16, 1), 10)
+    net = experiment.build_network(shape)
+    here = costs.training_costs(experiment, net, shape)
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert here == costs.training_costs(config, net, shape)
+    assert here == costs.training_costs(experiment, net, shape)
 
 
 def test_recomputation_keeps_less_and_computes_more(network):
-    config, _ = network
-    config = config.copy_and_resolve_references().unlock()
+    experiment, _ = network
     plain, recomputed = (
-        costs.training_costs(config, build.build_network(arguments | {"remat": remat}), DIGITS)
-        for arguments in [build.network_arguments(config, DIGITS)]
+        costs.training_costs(experiment, experiment.build_network(DIGITS, remat=remat), DIGITS)
         for remat in ("none", "blocks")
     )
     assert recomputed.kept_bytes < plain.kept_bytes / 2
@@ -161,14 +167,13 @@ def test_recomputation_keeps_less_and_computes_more(network):
 
 
 def test_state_bytes(network):
-    config, net = network
-    state = costs.abstract_state(config, net)
+    experiment, net = network
+    state = costs.abstract_state(experiment, net)
     params = costs.tree_bytes(state.params)
     # Weights, two moments and two averages in float32; counters and metrics beside them.
     assert 5 * params < costs.tree_bytes(state) < 5 * params + 1024
-    assert costs.state_bytes(config, net, state, 8) == costs.tree_bytes(state)
-    split = config.copy_and_resolve_references()
-    split.train.sharding = "fsdp"
+    assert costs.state_bytes(experiment, net, state, 8) == costs.tree_bytes(state)
+    split = made_with(sharding="fsdp")
     assert costs.state_bytes(split, net, state, 1) == costs.tree_bytes(state)
     eighth = costs.state_bytes(split, net, state, 8)
     assert costs.tree_bytes(state) / 8 < eighth < costs.tree_bytes(state)
@@ -191,17 +196,15 @@ def test_shape_of_a_data_set():
 @pytest.mark.slow
 def test_memory_of_the_compiled_step(network):
     """Its arguments are the state, split as the layout says, a share of the batch and a key."""
-    config, net = network
-    config = config.copy_and_resolve_references()
-    config.train.sharding = "fsdp"
-    memory = costs.compiled_memory(config, DIGITS, 4)
-    state = costs.state_bytes(config, net, costs.abstract_state(config, net), 4)
+    experiment, net = made_with(sharding="fsdp"), network[1]
+    memory = costs.compiled_memory(experiment, DIGITS, 4)
+    state = costs.state_bytes(experiment, net, costs.abstract_state(experiment, net), 4)
     batch = costs.tree_bytes(DIGITS.batch(16)) // 4
     assert memory.platform == "cpu"
     assert memory.state == state + batch + 8
     # At least the gradients of a quarter of the parameters; the images' share is less than
     # what the gradient keeps of them, and twice that is room for it and its gradients.
-    kept = 4 * costs.training_costs(config, net, DIGITS).kept_bytes
+    kept = 4 * costs.training_costs(experiment, net, DIGITS).kept_bytes
     params = costs.tree_bytes(abstract_variables(net)["params"])
     assert params / 4 < memory.temporary < 2 * (kept + params)
     assert memory.total == memory.state + memory.temporary

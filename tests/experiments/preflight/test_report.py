@@ -1,6 +1,5 @@
 """The report on a run before it starts, on stand-in data and small configurations."""
 
-import pathlib
 import time
 
 import jax
@@ -8,10 +7,10 @@ import numpy as np
 import pytest
 from jax import monitoring
 
-from configs import digits, imagenet64, table2
+from configs import digits, imagenet64
 from edm_jax.data.sources.base import ArraySource
 from experiments.config import build
-from experiments.config.build import ConfigError
+from experiments.config.groups import ConfigError
 from experiments.preflight import costs, report
 from tests.support.preflight_data import Pictures, config_with, run
 
@@ -35,13 +34,13 @@ def compilations():
 
 def test_a_run_that_works_is_quick_and_quiet(compilations):
     # The largest network, which would take seconds to trace.
-    config = imagenet64.get_config().unlock()
+    config = imagenet64.get_config()
     source = ArraySource(
         np.random.default_rng(0).integers(0, 256, (1000, 64, 64, 3), np.uint8), np.arange(1000)
     )
     config.precond.edm.sigma_data = config.weight.edm.sigma_data = 0.58  # of uniform pixels
     jax.device_count()  # starts the backend
-    report.preflight(config, None, mesh_devices=8, quick=True, source=source)
+    report.preflight(build.experiment(config), None, mesh_devices=8, quick=True, source=source)
     compilations.clear()
     start = time.process_time()
     assert run(config, source, mesh_devices=8) == (0, [])
@@ -62,7 +61,7 @@ def full(tmp_path_factory):
     config.data.mirror = True
     path = tmp_path_factory.mktemp("runs") / "digits"
     report = run(
-        config, path=path, quick=False, mesh_devices=None, preset=preset,
+        config, path=path, quick=False, mesh_devices=None, preset=preset.to_dict(),
         images_per_second=500.0,
     )  # fmt: skip
     assert not path.exists()
@@ -87,8 +86,7 @@ def test_the_whole_report(full):
 
 
 def test_the_report_counts_every_parameter(full):
-    config = digits.get_config()
-    net = build.build_network(build.network_arguments(config, build.build_source(config)))
+    net = build.experiment(digits.get_config()).build_network(costs.DataShape((8, 8, 1), 10))
     params = costs.abstract_variables(net)["params"]
     total = sum(leaf.size for leaf in jax.tree.leaves(params))
     parts = report.parameters_by_part(params)
@@ -142,25 +140,18 @@ def test_without_the_data_set_the_rest_is_still_said(tmp_path):
 
 def test_before_training():
     lines = []
-    report.before_training(config_with(), Pictures(), report=lines.append)
+    report.before_training(build.experiment(config_with()), Pictures(), report=lines.append)
     assert lines == []
-    report.before_training(config_with(), Pictures(spread=0.3), report=lines.append)
+    report.before_training(
+        build.experiment(config_with()), Pictures(spread=0.3), report=lines.append
+    )
     assert len(lines) == 1 and lines[0].startswith("warning: the standard deviation")
     # Eight devices in these tests.
     config = config_with(train__batch_size=12, evaluation__metrics=("frechet",))
     with pytest.raises(ConfigError) as caught:
-        report.before_training(config, Pictures())
+        report.before_training(build.experiment(config), Pictures())
     first, second = str(caught.value).splitlines()
     assert "batch size 12" in first and "frechet_pixels" in second
-    with pytest.raises(ConfigError, match="keep_last must be at least 2"):
-        report.before_training(config_with(train__keep_last=1), Pictures())
-
-
-def test_presets_are_read_from_their_file():
-    file = pathlib.Path(table2.__file__)
-    preset = report.read_preset(f"{file}:ve,D,ffhq")
-    assert preset.to_dict() == table2.get_config("ve,D,ffhq").to_dict()
-    assert report.read_preset(str(file)).to_dict() == table2.get_config().to_dict()
 
 
 def test_mesh_of_no_devices():

@@ -12,6 +12,7 @@ from configs import tiny
 from edm_jax.train import metrics as metrics_lib
 from edm_jax.train.metrics import NUM_SIGMA_BINS
 from experiments import figures, workdir
+from experiments.config import build
 from experiments.training import monitor, writers
 from experiments.training.status import StatusLine
 
@@ -42,9 +43,9 @@ def fake_wandb(monkeypatch):
 
 
 def test_a_window_is_told_everywhere(tmp_path, fake_wandb, capsys):
-    config = tiny.get_config()
+    experiment = build.experiment(tiny.get_config())
     status = StatusLine(30, 16)
-    watch = monitor.Monitor(config, tmp_path, 0, status, wandb_project="edm")
+    watch = monitor.Monitor(experiment, tmp_path, 0, status, wandb_project="edm")
     watch.flops_per_image = 1e6
     bins = np.zeros(NUM_SIGMA_BINS, np.float32)
     bins[3] = 2.0
@@ -77,7 +78,7 @@ def test_a_window_is_told_everywhere(tmp_path, fake_wandb, capsys):
 def test_no_rate_where_no_step_was_taken(tmp_path, capsys):
     """The line of the step that rates count from: right after compiling, or after a profile."""
     status = StatusLine(30, 16)
-    watch = monitor.Monitor(tiny.get_config(), tmp_path, 0, status)
+    watch = monitor.Monitor(build.experiment(tiny.get_config()), tmp_path, 0, status)
     watch.flops_per_image = 1e6
     status.start(5)
     watch.log(5, make_metrics())
@@ -166,7 +167,7 @@ def test_peak_of_known_devices(kind, peak):
 def test_utilisation_is_the_share_of_the_peak(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(monitor, "peak_tflops", lambda kind: 2.0)
     status = StatusLine(30, 16)
-    watch = monitor.Monitor(tiny.get_config(), tmp_path, 0, status)
+    watch = monitor.Monitor(build.experiment(tiny.get_config()), tmp_path, 0, status)
     watch.flops_per_image = 1e9
     watch.log(5, make_metrics(loss=np.float32([0, 5])))
     watch.close()

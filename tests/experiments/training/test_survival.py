@@ -236,7 +236,7 @@ def test_full_disk_is_one_line_and_loses_nothing(command, environment, tmp_path)
     arguments = [
         *LONGER,
         f"--workdir={path}",
-        "--config.model.model_channels=32",
+        "--config.model.SongUNet.model_channels=32",
         "--config.train.total_kimg=0.8",
         "--config.train.sample_kimg=0",
     ]

@@ -1,0 +1,199 @@
+"""An experiment: everything that a configuration says, as objects."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import optax
+
+from edm_jax import models
+from edm_jax.augment.pipe import AugmentPipe, augment
+from edm_jax.data.sources.base import ImageSource
+from edm_jax.model import describe
+from edm_jax.noise import NoiseDistribution, WeightFn
+from edm_jax.precond import Preconditioning
+from edm_jax.train.averaging import Averaging
+from edm_jax.train.objectives import OBJECTIVES, Parts
+from edm_jax.train.step import make_train_step
+from experiments.config.groups import ConfigError, construct, named
+from experiments.config.options import Data, Evaluation, Intervals, Training
+from experiments.config.request import Sampling
+
+# How a network is computed, and what that is of one that leaves no choice.
+SHARED = {"dtype": "float32", "remat": "none"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network whose sizes are those of the data.
+
+    Attributes:
+      name: a key of `models.NETWORKS`.
+      options: its arguments, but for the sizes.
+      shared: of SHARED, given to those that have them.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+    shared: Mapping[str, Any]
+
+    def arguments(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
+        """``{"name": ..., **arguments}`` with those of the sizes that it has as fields.
+
+        Args:
+          sizes: ``image_shape`` ``(H, W, C)``, ``in_channels`` and so on.
+
+        Raises:
+          ConfigError: for images that are not square and a network with one resolution.
+        """
+        fields = {field.name for field in dataclasses.fields(models.NETWORKS[self.name])}
+        for key, value in self.shared.items():
+            if key not in fields and value != SHARED[key]:
+                raise ConfigError(f"config.model.{key}={value}: {self.name} has no {key}")
+        height, width, _ = sizes["image_shape"]
+        if "img_resolution" in fields and height != width:
+            raise ConfigError(f"{self.name} takes square images, got {height}x{width}")
+        given = self.shared | sizes | {"img_resolution": height}
+        return {"name": self.name, **self.options} | {
+            key: value for key, value in given.items() if key in fields
+        }
+
+    def build(self, arguments: Mapping[str, Any]) -> nn.Module:
+        """The network of `arguments`.
+
+        Raises:
+          ConfigError: for a value it does not take.
+        """
+        arguments = dict(arguments)
+        keys = {key: f"config.model.{key}" for key in self.shared}
+        with named(f"config.model.{self.name}", self.options, keys):
+            return models.build(arguments.pop("name"), **arguments)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Experiment:
+    """A configuration, read.
+
+    What depends on the data (network, objective, description) is made for a data set, or for
+    anything else that has its ``image_shape``, ``num_classes`` and ``label_names``.
+
+    Attributes:
+      config: what it was read from, as plain values; for the record alone.
+      seed: everything random follows from it.
+      data: the images; `Data.open` opens them.
+      network: before it has its sizes.
+      preconditioning: of the network.
+      precond: ``{"name": ..., **constants}`` that say the same in a description.
+      objective: its name and options, as a group.
+      distribution, weight: p(sigma) and lambda(sigma), for the objectives that have them.
+      augment: the augmentation, or None.
+      optimizer: of the weights.
+      averaging: the averages of the weights.
+      training: how it is carried out.
+      intervals: its schedule.
+      sampling: how images are drawn from the model.
+      sample_batch: how many at a time.
+      evaluation: what is measured.
+    """
+
+    config: Mapping[str, Any]
+    seed: int
+    data: Data
+    network: Network
+    preconditioning: Preconditioning
+    precond: Mapping[str, Any]
+    objective: Mapping[str, Any]
+    distribution: NoiseDistribution
+    weight: WeightFn
+    augment: AugmentPipe | None
+    optimizer: optax.GradientTransformation
+    averaging: Averaging
+    training: Training
+    intervals: Intervals
+    sampling: Sampling
+    sample_batch: int
+    evaluation: Evaluation
+
+    def key(self) -> jax.Array:
+        """The key that everything random in a run follows from."""
+        return jax.random.key(self.seed, impl="threefry2x32")
+
+    def network_arguments(self, source: ImageSource) -> dict[str, Any]:
+        """``{"name": ..., **arguments}`` of the network, sizes taken from the data."""
+        channels = source.image_shape[-1]
+        return self.network.arguments(
+            {
+                "image_shape": tuple(source.image_shape),
+                "in_channels": channels,
+                "out_channels": channels * self.preconditioning.channel_multiplier,
+                "label_dim": source.num_classes,
+                "augment_dim": self.augment.label_dim if self.augment else 0,
+            }
+        )
+
+    def build_network(self, source: ImageSource, **changes: Any) -> nn.Module:
+        """The network for a data set, with some arguments changed."""
+        return self.network.build(self.network_arguments(source) | changes)
+
+    def build_objective(self, net: nn.Module, source: ImageSource) -> Any:
+        """The training loss."""
+        pipe = self.augment
+        parts = Parts(
+            apply=net.apply,
+            image_shape=tuple(source.image_shape),
+            num_classes=source.num_classes,
+            preconditioning=self.preconditioning,
+            distribution=self.distribution,
+            weight=self.weight,
+            augment=pipe and (lambda keys, images: augment(keys, images, pipe)),
+        )
+        return construct(OBJECTIVES, self.objective, "config.objective", parts)
+
+    def build_train_step(self, net: nn.Module, source: ImageSource) -> Any:
+        """The training step, to be jitted with the state donated."""
+        return make_train_step(
+            self.build_objective(net, source),
+            self.optimizer,
+            self.averaging,
+            batch_size=self.training.batch_size,
+            log_every=self.intervals.log,
+            loss_scaling=self.training.loss_scaling,
+            micro_batch=self.training.micro_batch,
+            max_bad_steps=self.training.max_bad_steps,
+        )
+
+    def description(
+        self, source: ImageSource, progress: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """What makes a checkpoint of this run self-describing."""
+        return describe(
+            network=self.network_arguments(source),
+            precond=self.precond,
+            image_shape=source.image_shape,
+            num_classes=source.num_classes,
+            label_names=source.label_names,
+            progress=progress,
+            variants=[*self.averaging.names(), "raw"],
+            data={"num_images": len(source)},
+        )
+
+
+def data_difference(description: Mapping[str, Any], source: ImageSource) -> str:
+    """How the images that a model is described for differ from those of a data set; or "".
+
+    Args:
+      description: with ``image_shape`` ``[H, W, C]`` and ``num_classes``, see
+        `edm_jax.store.description`.
+      source: the data set.
+    """
+    for what, of_model, of_data in (
+        ("images of shape", description.get("image_shape"), list(source.image_shape)),
+        ("classes:", description.get("num_classes"), source.num_classes),
+    ):
+        if of_model != of_data:
+            return f"{what} {of_model}, the data set of this configuration has {of_data}"
+    return ""

@@ -1,0 +1,74 @@
+"""``config.sampler`` as the one request that everything which draws images takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from edm_jax import samplers
+from experiments.config.groups import ConfigError, named
+from experiments.config.request import Sampling
+
+CHURN = ("s_churn", "s_tmin", "s_tmax", "s_noise")
+
+
+def parse_options(text: str) -> dict[str, Any]:
+    """Options of a sampler: ``eta=0.5,solver=euler``, or a JSON object.
+
+    Raises:
+      ValueError: for anything else.
+    """
+    if text.lstrip().startswith("{"):
+        try:
+            return dict(json.loads(text))
+        except ValueError as error:
+            raise ValueError(f"options {text!r} is no JSON object: {error}") from None
+    options = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = (word.strip() for word in part.partition("="))
+        if not (name and equals and value):
+            raise ValueError(
+                f"options {text!r}: {part!r} is not name=value; write them like eta=0.5,order=3"
+            )
+        try:
+            options[name] = json.loads(value.lower() if value in ("True", "False") else value)
+        except ValueError:
+            options[name] = value
+    return options
+
+
+def read_sampling(group: Mapping[str, Any]) -> Sampling:
+    """The request of a ``config.sampler`` group.
+
+    With churn, the sampler called ``heun`` is ``edm``, its stochastic form (EDM Algorithm 2);
+    without, the three other numbers of churn mean nothing.
+
+    Raises:
+      ConfigError: for an unknown sampler or option, or a grid that is none.
+    """
+    name, churn = group["name"], {key: group[key] for key in CHURN}
+    known = ("name", "discretization", "num_steps", "sigma_min", "sigma_max", "rho", "sigmas")
+    with named("config.sampler", (*known, "options", *CHURN), {"sampler": "config.sampler.name"}):
+        options = parse_options(group["options"])
+        samplers.Churn(**churn)
+        if churn["s_churn"]:
+            name = "edm" if name == "heun" else name
+            if "churn" not in samplers.get(name).options:
+                raise ConfigError(
+                    f"config.sampler.s_churn is {churn['s_churn']:g}, but the sampler {name!r} has "
+                    "no churn; set it to 0"
+                )
+            options |= churn
+        sampling = Sampling(
+            sampler=name,
+            discretization=group["discretization"],
+            num_steps=group["num_steps"],
+            sigma_min=group["sigma_min"],
+            sigma_max=group["sigma_max"],
+            rho=group["rho"],
+            sigmas=tuple(group["sigmas"]) or None,
+            options=options,
+        )
+        sampling.check()
+    return sampling
