@@ -87,7 +87,7 @@ def raise_level(
       sigma_hat and sqrt(sigma_hat^2 - sigma^2), both of the shape of sigma.
     """
     if round_sigma is not None:
-        sigma_hat = round_sigma(sigma + gamma * sigma).astype(sigma.dtype)
+        sigma_hat = round_sigma(sigma + gamma * sigma).astype(jnp.asarray(sigma).dtype)
         return sigma_hat, jnp.sqrt(jnp.maximum((sigma_hat - sigma) * (sigma_hat + sigma), 0))
     # The difference of squares, factored: it cancels, and fused into one kernel it can be
     # negative at gamma = 0.

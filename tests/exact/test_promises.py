@@ -177,8 +177,8 @@ def test_a_right_sampler_passes():
         ("one_image", "returns shape (1, 2, 2, 1) for x of shape (6, 2, 2, 1)"),
         ("single_precision", "returns float32 for x of float64"),
         ("not_a_number", "not finite"),
-        ("fails_for_many_steps", "it raises ValueError (test_validate.py:"),
-        ("breaks", "it raises RuntimeError (test_validate.py:"),
+        ("fails_for_many_steps", "it raises ValueError (test_promises.py:"),
+        ("breaks", "it raises RuntimeError (test_promises.py:"),
     ],
 )
 def test_a_wrong_sampler_fails_with_its_reason(name, reason, few_samples):
