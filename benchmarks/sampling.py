@@ -3,8 +3,10 @@ r"""Speed of sampling, and what the sampling loop costs over bare network calls.
     python benchmarks/sampling.py [--nets=digits,cifar10] [--num_steps=18]
 
 For each network: images per second, compile time, number of traces over several calls with
-different settings (1 + 1: Heun and churn once each), and the time of jitted N-step sampling
-over 2N - 1 single denoiser calls measured in turns in the same run (1.0 means the loop is free).
+different settings (1 + 1: Heun and churn once each), and two ratios: the time of jitted N-step
+sampling over 2N - 1 single denoiser calls measured in turns in the same run (1.0 means the loop
+is free), and the compile time of Heun and of Algorithm 2 over that of one denoiser call (near 1:
+the program holds the network once).
 """
 
 from __future__ import annotations
@@ -48,6 +50,9 @@ def measure(name: str, num_steps: int, repeats: int) -> list:
     sigmas = jnp.asarray(karras_sigmas(num_steps), jnp.float32)
     x = latents(keys, (batch, *model.image_shape)) * sigmas[0]
     _, compile_seconds = common.compile_timed(heun, model.variables, x, sigmas)
+    _, churn_seconds = common.compile_timed(churned, model.variables, x, sigmas, keys, Churn(40.0))
+    _, call_seconds = common.compile_timed(single, model.variables, x, sigmas[0])
+    traces |= {"heun": 0, "churn": 0}
     levels = [jnp.float32(s) for s in [*np.asarray(sigmas[:-1])] + [*np.asarray(sigmas[1:-1])]]
 
     def calls():
@@ -72,6 +77,7 @@ def measure(name: str, num_steps: int, repeats: int) -> list:
         f"{compile_seconds:.1f}",
         f"{traces['heun']} + {traces['churn']}",
         f"{loop / bare:.3f}",
+        f"{compile_seconds / call_seconds:.2f}, {churn_seconds / call_seconds:.2f}",
     ]
 
 
@@ -87,6 +93,7 @@ def main() -> None:
     device = jax.devices()[0]
     print(f"{device.platform} {device.device_kind}, jax {jax.__version__}, float32")
     header = ["network", "batch", "N", "NFE", "img/s", "compile s", "traces", "loop / calls"]
+    header.append("compile / call's (heun, edm)")
     names = args.nets.split(",")
     for name in names:
         if name not in CASES:

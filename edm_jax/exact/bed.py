@@ -22,14 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edm_jax import exact, grids, samplers, seeds
+from edm_jax import exact, grids, seeds
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, Key
 
 # sampler(denoise, x, sigmas, key, **options) -> sample
 SamplerFn = Callable[..., Array]
 
-# Below the cap gamma <= sqrt(2) - 1 from N = 32, so that the order shows.
-CHURN = samplers.Churn(10.0, 0.05, 50.0, 1.0)
 # Whatever is measured is a batch of images, as samplers may expect; every element is a
 # data point of its own.
 SAMPLED_SHAPE = (4096, 16, 16, 1)  # where a distribution must be sampled

@@ -24,8 +24,8 @@ import numpy as np
 
 from edm_jax import grids, samplers, seeds
 from edm_jax.exact import bed
-from edm_jax.exact.bed import CHURN, Measurement, Subject
-from edm_jax.samplers import SamplerInfo
+from edm_jax.exact.bed import Measurement, Subject
+from edm_jax.samplers import Measured, SamplerInfo
 from edm_jax.typing import Array, DenoiseFn, Key
 
 NFE_BUDGET = 64
@@ -82,8 +82,9 @@ class Report:
 # ------------------------------------------------------------------------ subjects
 
 
-def subject_of(info: SamplerInfo, *, order: float | None = None, **options: Any) -> Subject:
-    """The subject of a sampler of the registry, with its order or that of the options."""
+def subject_of(info: SamplerInfo, measured: Measured = Measured(), **options: Any) -> Subject:
+    """The subject of a sampler of the registry, with what it promises in a setting."""
+    options = {**measured.options, **options}
 
     def run(denoise: DenoiseFn, x: Array, sigmas: Array, key: Key | None = None, **more) -> Array:
         return info(denoise, x, sigmas, key, **options, **more)
@@ -91,11 +92,12 @@ def subject_of(info: SamplerInfo, *, order: float | None = None, **options: Any)
     adaptive = info.nfe_fn is None
     sampled = info.stochastic and not info.linear
     fine = BIASED_STEPS if info.bias else FINE_STEPS
+    order = info.order if measured.order is None else measured.order
     return Subject(
-        name=info.name,
+        name=f"{info.name} ({measured.label})" if measured.label else info.name,
         run=run,
         # Of an adaptive sampler the error follows the tolerance in proportion.
-        order=1 if adaptive else info.order if order is None else order,
+        order=1 if adaptive else order,
         stochastic=info.stochastic,
         bias=info.bias,
         grid=info.grid,
@@ -104,25 +106,17 @@ def subject_of(info: SamplerInfo, *, order: float | None = None, **options: Any)
         tolerances=TOLERANCES if adaptive else (),
         steps=Subject.steps if sampled else fine,
         tight=True,
-        # Linear multistep methods integrate the step to 0 like any other.
-        ends="flow" if info.fn is samplers.sample_lms else "denoised",
+        ends=info.ends,
     )
 
 
 def builtin_subjects() -> list[Subject]:
-    """Every sampler of the registry, and options whose order differs."""
+    """Every sampler of the registry in the settings in which it makes its promises."""
     subjects = []
     for info in samplers.SAMPLERS.values():
         if info.name == "adaptive" and importlib.util.find_spec("diffrax") is None:
             continue
-        if info.name == "edm":
-            churned = subject_of(info, churn=CHURN)
-            subjects.append(dataclasses.replace(churned, name="edm (churn 10)"))
-            continue
-        subjects.append(subject_of(info))
-        if info.name == "dpmpp_3m":
-            third = subject_of(info, order=3, kappa=2.0)
-            subjects.append(dataclasses.replace(third, name="dpmpp_3m (kappa 2)"))
+        subjects += [subject_of(info, setting) for setting in info.measured]
     return subjects
 
 

@@ -19,10 +19,12 @@ from edm_jax.samplers.general import (
     table1,
 )
 from edm_jax.samplers.heun import euler_step, heun_step, sample_heun
+from edm_jax.samplers.info import SAMPLERS, Measured, SamplerInfo
 from edm_jax.samplers.lms import sample_lms
-from edm_jax.samplers.loop import Trajectory
+from edm_jax.samplers.loop import LoopOptions, Trajectory
 from edm_jax.samplers.predictor_corrector import langevin_step, sample_predictor_corrector
-from edm_jax.samplers.registry import SAMPLERS, SamplerInfo, get
+from edm_jax.samplers.registry import get
+from edm_jax.samplers.request import Request, accepted, request
 from edm_jax.samplers.stochastic import Churn, sample_stochastic, stochastic_step
 from edm_jax.samplers.unipc import sample_unipc
 
@@ -30,9 +32,13 @@ __all__ = [
     "SAMPLERS",
     "AdaptiveStats",
     "Churn",
+    "LoopOptions",
+    "Measured",
+    "Request",
     "SamplerInfo",
     "Setting",
     "Trajectory",
+    "accepted",
     "ddpm_step",
     "dpmpp_2s_step",
     "euler_step",
@@ -41,6 +47,7 @@ __all__ = [
     "get",
     "heun_step",
     "langevin_step",
+    "request",
     "sample_adaptive",
     "sample_ddim",
     "sample_ddpm",

@@ -8,8 +8,9 @@ give alone; the error norm over a whole batch, as SciPy's RK45 has it, would not
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from types import ModuleType
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from edm_jax import names
 from edm_jax.arguments import check_number
 from edm_jax.progress import ReportFn, report, reporter
 from edm_jax.samplers import loop
+from edm_jax.samplers.info import SamplerInfo
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, PyTree
 
 # Network calls per attempted step; the last stage of each pair is the next one's first.
@@ -126,9 +128,7 @@ def sample_adaptive(
     atol: ArrayLike = 1e-5,
     max_steps: int = 4096,
     stats: bool = False,
-    trajectory: bool = False,
-    progress: bool | ReportFn = False,
-    remat: bool = False,
+    **options: Unpack[loop.LoopOptions],
 ) -> Array | loop.Trajectory | tuple[Array, AdaptiveStats]:
     """Adaptive Runge-Kutta sampling from sigmas[0] to sigmas[-2], then one denoising.
 
@@ -145,17 +145,18 @@ def sample_adaptive(
         May be traced.
       max_steps: bound on the steps of an image.
       stats: also return AdaptiveStats.
-      trajectory: return the states at sigmas (interpolated) instead of the last, at
-        the price of one more network call each.
-      progress: as in `loop.scan`, in percent of ln sigma travelled by the slowest image.
-      remat: recompute the network within a step too in the backward pass.
+      **options: of the loop, `loop.LoopOptions`.  A trajectory has the states at sigmas
+        (interpolated), at the price of one more network call each; progress is told in
+        percent of ln sigma travelled by the slowest image; remat recomputes the network
+        within a step too.
 
     Returns:
       The sample, of the shape of x, or a Trajectory; with ``stats`` a pair of it and
       AdaptiveStats.
     """
     nfe_per_step = names.lookup(SOLVERS, solver, "adaptive solver")
-    diffrax = _diffrax()
+    _diffrax()
+    trajectory, progress, remat = loop.resolve(options)
     loop.check_sigmas(sigmas)
     for name, value in (("rtol", rtol), ("atol", atol), ("max_steps", max_steps)):
         check_number(name, value, above=0)
@@ -163,38 +164,20 @@ def sample_adaptive(
     if x.ndim == 0:
         raise ValueError("x must have a leading batch axis, got a scalar")
     levels = jnp.asarray(sigmas, x.dtype)[:-1]
-    taus = jnp.log(levels)
-    denoise_one = _per_image(denoise, x)
-
-    def slope(tau: Array, x: Array, _: None) -> Array:
-        return x - loop.evaluate(denoise_one, x, jnp.exp(tau).astype(x.dtype))
-
-    slope = jax.checkpoint(slope) if remat else slope
-    report_fn = reporter(progress)
-    meter = diffrax.NoProgressMeter() if report_fn is None else _meter_class()(report_fn)
-    report(report_fn, 0, PERCENT)
-    save = {"ts": taus} if trajectory else {"t1": True}
-
-    def solve(x: Array) -> tuple[Array, dict[str, Array], Array]:
-        solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(slope),
-            getattr(diffrax, _CLASSES[solver])(),
-            taus[0],
-            taus[-1],
-            -FIRST_STEP,
-            x,
-            saveat=diffrax.SaveAt(**save),
-            stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
-            max_steps=max_steps,
-            progress_meter=meter,
-            throw=False,
-        )
-        finished = solution.result == diffrax.RESULTS.successful
-        return solution.ys, solution.stats, finished
-
     if levels.shape[0] == 1:
         states, counts, finished = x[:, None], None, jnp.ones(x.shape[0], bool)
     else:
+        solve = _solver(
+            _per_image(denoise, x),
+            jnp.log(levels),
+            solver=solver,
+            rtol=rtol,
+            atol=atol,
+            max_steps=max_steps,
+            dense=trajectory,
+            report_fn=reporter(progress),
+            remat=remat,
+        )
         states, counts, finished = jax.vmap(solve)(x)
     states = jnp.where(finished.reshape((-1,) + (1,) * (states.ndim - 1)), states, jnp.nan)
     states = jnp.moveaxis(states, 1, 0)
@@ -217,3 +200,50 @@ def sample_adaptive(
     final = levels.shape[0] if trajectory else 1
     nfe = nfe_per_step * (accepted + rejected) + (counts is not None) + final
     return result, AdaptiveStats(nfe, accepted, rejected, finished)
+
+
+def _solver(
+    denoise_one: DenoiseFn,
+    taus: Array,
+    *,
+    solver: str,
+    rtol: ArrayLike,
+    atol: ArrayLike,
+    max_steps: int,
+    dense: bool,
+    report_fn: ReportFn | None,
+    remat: bool,
+) -> Callable[[Array], tuple[Array, dict[str, Array], Array]]:
+    """x of one image at taus[0] -> states (at taus if dense), counts, whether it is done."""
+    diffrax = _diffrax()
+
+    def slope(tau: Array, x: Array, _: None) -> Array:
+        return x - loop.evaluate(denoise_one, x, jnp.exp(tau).astype(x.dtype))
+
+    slope = jax.checkpoint(slope) if remat else slope
+    meter = diffrax.NoProgressMeter() if report_fn is None else _meter_class()(report_fn)
+    report(report_fn, 0, PERCENT)
+    save = {"ts": taus} if dense else {"t1": True}
+
+    def solve(x: Array) -> tuple[Array, dict[str, Array], Array]:
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(slope),
+            getattr(diffrax, _CLASSES[solver])(),
+            taus[0],
+            taus[-1],
+            -FIRST_STEP,
+            x,
+            saveat=diffrax.SaveAt(**save),
+            stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
+            max_steps=max_steps,
+            progress_meter=meter,
+            throw=False,
+        )
+        finished = solution.result == diffrax.RESULTS.successful
+        return solution.ys, solution.stats, finished
+
+    return solve
+
+
+# Its tolerances decide what it costs and how far it is off.
+PROMISES = (SamplerInfo("adaptive", sample_adaptive, order=0, nfe_fn=None),)

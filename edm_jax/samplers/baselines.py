@@ -9,14 +9,16 @@ EDM's own re-implementation of them is `sample_general` with the settings of `ta
 
 from __future__ import annotations
 
+from typing import Any, Unpack
+
 import jax.numpy as jnp
 import numpy as np
 
 from edm_jax import names, schedules
 from edm_jax.arguments import check_number, is_known
-from edm_jax.progress import ReportFn
 from edm_jax.samplers import loop
 from edm_jax.samplers import rows as rows_lib
+from edm_jax.samplers.info import SamplerInfo
 from edm_jax.samplers.rows import Rows
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, Key
 
@@ -32,10 +34,12 @@ def vp_rows(
     method: str = "euler_maruyama",
     *,
     ode: bool = False,
-    beta_d: float = schedules.VP_BETA_D,
-    beta_min: float = schedules.VP_BETA_MIN,
+    beta_d: ArrayLike = schedules.VP_BETA_D,
+    beta_min: ArrayLike = schedules.VP_BETA_MIN,
 ) -> tuple[Rows, ArrayLike]:
-    """Rows of the VP predictors in z = s x, and the scaling s of every step.
+    """Rows of the VP predictors, and the scaling s of every state.
+
+    They are published for z = s x, and the last state is z itself.
 
     With b the noise a step adds, score = (D - x) / (s sigma^2) and f = 1 (1/2 for the ODE):
 
@@ -53,11 +57,11 @@ def vp_rows(
       beta_d, beta_min: constants of the VP schedule.
 
     Returns:
-      Rows with K = 1, and s ``(N,)``.
+      Rows with K = 1 on x = z / s, and s ``(N+1,)``, the last one 1.
     """
     names.lookup(VP_METHODS, method, "VP method")
     num_steps = np.shape(sigmas)[0] - 1
-    xp, (sigmas,) = rows_lib.concrete(sigmas)
+    xp, (sigmas, beta_d, beta_min) = rows_lib.concrete(sigmas, beta_d, beta_min)
     square = xp.square(sigmas[:-1])
     scales = 1 / xp.sqrt(1 + square)
     if method == "euler_maruyama":
@@ -71,16 +75,18 @@ def vp_rows(
         ancestral = method == "ancestral"
         keep, gain = (1 / root, b / root) if ancestral else (2 - root, b)
     gain = gain / 2 if ode else gain
-    a = keep - gain * (1 + 1 / square)
-    rows = Rows(a, (gain / (scales * square))[:, None])
+    scales = xp.concatenate([scales, xp.ones_like(scales[:1])])
+    now, after = scales[:-1], scales[1:]
+    a = (keep - gain * (1 + 1 / square)) * now / after
+    rows = Rows(a, (gain / (now * square * after))[:, None])
     if ode:
         return rows, scales
     last = np.arange(num_steps) == num_steps - 1
-    return rows._replace(c=xp.where(last, 0.0, xp.sqrt(b))), scales
+    return rows._replace(c=xp.where(last, 0.0, xp.sqrt(b) / after)), scales
 
 
-def _check_even_times(sigmas: ArrayLike, beta_d: float, beta_min: float) -> None:
-    if not is_known(sigmas) or np.shape(sigmas)[0] < 4:
+def _check_even_times(sigmas: ArrayLike, beta_d: ArrayLike, beta_min: ArrayLike) -> None:
+    if not is_known(sigmas, beta_d, beta_min) or np.shape(sigmas)[0] < 4:
         return
     log_term = 2 * np.log1p(np.square(np.asarray(sigmas, np.float64)[:-1]))
     times = (np.sqrt(beta_min**2 + beta_d * log_term) - beta_min) / beta_d
@@ -102,12 +108,10 @@ def sample_vp(
     *,
     method: str = "euler_maruyama",
     ode: bool = False,
-    beta_d: float = schedules.VP_BETA_D,
-    beta_min: float = schedules.VP_BETA_MIN,
+    beta_d: ArrayLike = schedules.VP_BETA_D,
+    beta_min: ArrayLike = schedules.VP_BETA_MIN,
     noise_fn: loop.NoiseFn | None = None,
-    trajectory: bool = False,
-    progress: bool | ReportFn = False,
-    remat: bool = False,
+    **options: Unpack[loop.LoopOptions],
 ) -> Array | loop.Trajectory:
     """The original VP samplers (Song et al. 2021); N network calls.
 
@@ -124,26 +128,25 @@ def sample_vp(
       ode: probability flow instead of the SDE.
       beta_d, beta_min: constants of the VP schedule.
       noise_fn: step index -> standard normal noise, to replay recorded draws.
-      trajectory: return every state; these are z = s x.
-      progress, remat: as in sample_heun.
+      **options: of the loop, `loop.LoopOptions`.
 
     Returns:
-      The sample, of the shape of x, or a Trajectory.
+      The sample, of the shape of x, or a Trajectory of states z = s x.
     """
     names.lookup(VP_METHODS, method, "VP method")
     check_number("beta_d", beta_d, above=0)
     check_number("beta_min", beta_min, least=0)
     if ode and method == "ancestral":
         raise ValueError("the ancestral predictor has no ODE form; use reverse_diffusion")
-    min_steps = 1 if method == "euler_maruyama" else int(beta_d + beta_min) + 1
+    known = method != "euler_maruyama" and is_known(beta_d, beta_min)
+    min_steps = int(beta_d + beta_min) + 1 if known else 1
     loop.check_sigmas(sigmas, min_steps=min_steps)
     _check_even_times(sigmas, beta_d, beta_min)
     x = jnp.asarray(x, loop.state_dtype(x))
     draw = None if ode else loop.noise_source(key, noise_fn, x)
     rows, scales = vp_rows(sigmas, method, ode=ode, beta_d=beta_d, beta_min=beta_min)
-    x = x * jnp.asarray(scales[0], x.dtype)
-    options = {"trajectory": trajectory, "progress": progress, "remat": remat}
-    return rows_lib.sample_rows(denoise, x, sigmas, rows, draw=draw, scales=scales, **options)
+    result = rows_lib.sample_rows(denoise, x, sigmas, rows, draw=draw, **options)
+    return result.scaled(scales) if isinstance(result, loop.Trajectory) else result
 
 
 def ve_rows(sigmas: ArrayLike, *, ode: bool = False) -> Rows:
@@ -171,9 +174,7 @@ def sample_ve(
     *,
     ode: bool = False,
     noise_fn: loop.NoiseFn | None = None,
-    trajectory: bool = False,
-    progress: bool | ReportFn = False,
-    remat: bool = False,
+    **options: Unpack[loop.LoopOptions],
 ) -> Array | loop.Trajectory:
     """The reverse-diffusion predictor for VE (Song et al. 2021); N network calls.
 
@@ -184,7 +185,7 @@ def sample_ve(
       key: ``(B,)`` keys, one per image, or one key; not needed for the ODE.
       ode: probability flow instead of the SDE; the last step then goes half way.
       noise_fn: step index -> standard normal noise, to replay recorded draws.
-      trajectory, progress, remat: as in sample_heun.
+      **options: of the loop, `loop.LoopOptions`.
 
     Returns:
       The sample, of the shape of x, or a Trajectory.
@@ -192,7 +193,6 @@ def sample_ve(
     loop.check_sigmas(sigmas)
     x = jnp.asarray(x, loop.state_dtype(x))
     draw = None if ode else loop.noise_source(key, noise_fn, x)
-    options = {"trajectory": trajectory, "progress": progress, "remat": remat}
     rows = ve_rows(sigmas, ode=ode)
     return rows_lib.sample_rows(denoise, x, sigmas, rows, draw=draw, **options)
 
@@ -222,9 +222,7 @@ def sample_ddim(
     eta: ArrayLike = 0.0,
     s_noise: ArrayLike = 1.0,
     noise_fn: loop.NoiseFn | None = None,
-    trajectory: bool = False,
-    progress: bool | ReportFn = False,
-    remat: bool = False,
+    **options: Unpack[loop.LoopOptions],
 ) -> Array | loop.Trajectory:
     """DDIM (Song et al. 2020) with noise eta; N network calls.
 
@@ -238,7 +236,7 @@ def sample_ddim(
       eta: 0 is deterministic, 1 is ancestral sampling; may be traced.
       s_noise: scale of the added noise.
       noise_fn: step index -> standard normal noise, to replay recorded draws.
-      trajectory, progress, remat: as in sample_heun.
+      **options: of the loop, `loop.LoopOptions`.
 
     Returns:
       The sample, of the shape of x, or a Trajectory.
@@ -252,5 +250,25 @@ def sample_ddim(
         rows = rows._replace(c=None)
     else:
         draw = loop.noise_source(key, noise_fn, x)
-    options = {"trajectory": trajectory, "progress": progress, "remat": remat}
     return rows_lib.sample_rows(denoise, x, sigmas, rows, draw=draw, **options)
+
+
+def _vp(name: str, **promises: Any) -> SamplerInfo:
+    return SamplerInfo(f"vp_{name}", sample_vp, order=1, grid="vp", **promises)
+
+
+def _vp_predictor(method: str, min_steps: int) -> SamplerInfo:
+    presets = {"method": method}
+    return _vp(method, stochastic=True, bias=0.015, min_steps=min_steps, presets=presets)
+
+
+PROMISES = (
+    SamplerInfo("ddim", sample_ddim, order=1),
+    SamplerInfo("ve_reverse_diffusion", sample_ve, order=1, stochastic=True, grid="ve"),
+    SamplerInfo("ve_ode", sample_ve, order=1, grid="ve", presets={"ode": True}),
+    _vp_predictor("euler_maruyama", 1),
+    # The discrete rates of the other two exceed 1 with fewer steps.
+    _vp_predictor("reverse_diffusion", 21),
+    _vp_predictor("ancestral", 21),
+    _vp("ode", presets={"ode": True}),
+)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import jax.numpy as jnp
+import numpy as np
 
 from edm_jax import names
 from edm_jax.arguments import check_number
-from edm_jax.progress import ReportFn
 from edm_jax.samplers import loop
+from edm_jax.samplers.info import SamplerInfo
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, Key
 
 VARIANCES = {"small": 0.0, "large": 1.0, "learned": None}
@@ -79,9 +82,7 @@ def sample_ddpm(
     *,
     variance: str | ArrayLike = "small",
     noise_fn: loop.NoiseFn | None = None,
-    trajectory: bool = False,
-    progress: bool | ReportFn = False,
-    remat: bool = False,
+    **options: Unpack[loop.LoopOptions],
 ) -> Array | loop.Trajectory:
     """DDPM ancestral sampling; N network calls, the last step returns D.
 
@@ -97,7 +98,7 @@ def sample_ddpm(
       key: ``(B,)`` keys, one per image, or one key.
       variance: "small", "large", "learned", or a number between small (0) and large (1).
       noise_fn: step index -> standard normal noise, to replay recorded draws.
-      trajectory, progress, remat: as in sample_heun.
+      **options: of the loop, `loop.LoopOptions`.
 
     Returns:
       The sample, of the shape of x, or a Trajectory.
@@ -110,16 +111,17 @@ def sample_ddpm(
     sigmas = jnp.asarray(sigmas, x.dtype)
     draw = loop.noise_source(key, noise_fn, x)
 
-    def step(x: Array, i: Array, sigma: Array, sigma_next: Array) -> tuple[Array, Array]:
-        return ddpm_step(denoise, x, sigma, sigma_next, draw(i), v)
+    last = np.arange(sigmas.shape[0] - 1) == sigmas.shape[0] - 2
+    # The variance of a step to 0 is not a number: any level will do, as D is returned.
+    after = jnp.where(last, sigmas[:-1] / 2, sigmas[1:])
 
-    def last_step(x: Array, sigma: Array) -> tuple[Array, Array]:
-        if v is None:
-            denoised, _ = _with_variance(denoise, x, sigma)
-        else:
-            denoised = loop.evaluate(denoise, x, sigma)
-        return denoised, denoised
+    def step(state: tuple, i: Array, last: Array, sigma: Array, sigma_next: Array) -> tuple:
+        (x,) = state
+        x_next, denoised = ddpm_step(denoise, x, sigma, sigma_next, draw(i), v)
+        return (jnp.where(last, denoised, x_next),), (x, denoised)
 
-    inputs = (jnp.arange(sigmas.shape[0] - 2), sigmas[:-2], sigmas[1:-1])
-    options = {"trajectory": trajectory, "progress": progress, "remat": remat}
-    return loop.scan_steps(step, last_step, x, inputs, (sigmas[-2],), **options)
+    inputs = (np.arange(len(last)), last, sigmas[:-1], after)
+    return loop.run(step, (x,), inputs, **options)
+
+
+PROMISES = (SamplerInfo("ddpm", sample_ddpm, order=1, stochastic=True, grid="iddpm"),)

@@ -7,15 +7,17 @@ or from earlier steps (M).  Networks of any scaling fit, as x = z / alpha.
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import jax.numpy as jnp
 import numpy as np
 
 from edm_jax import names
 from edm_jax.arguments import check_number
-from edm_jax.progress import ReportFn
-from edm_jax.samplers import heun, loop
+from edm_jax.samplers import loop
 from edm_jax.samplers import rows as rows_lib
-from edm_jax.samplers.rows import Rows, earlier, phi
+from edm_jax.samplers.info import Measured, SamplerInfo, two_calls
+from edm_jax.samplers.rows import Rows, Stage, earlier, phi
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, Key
 
 VARIANTS = {"midpoint": "midpoint", "taylor": "taylor"}
@@ -139,15 +141,23 @@ def dpmpp_2s_step(
     return x_next.astype(x.dtype), denoised
 
 
+def dpmpp_2s_rows(sigmas: ArrayLike, r: ArrayLike = 0.5) -> Rows:
+    """`dpmpp_2s_step` as coefficients; 2N - 1 Rows for a grid ``(N+1,)``."""
+    xp, (sigmas, r) = rows_lib.concrete(sigmas, r)
+    now, h = sigmas[:-2], rows_lib.log_steps(xp, sigmas)
+    part, q, w = xp.exp(-r * h), -xp.expm1(-h), -xp.expm1(-h) / (2 * r)
+    inner = Stage(now, part, [-xp.expm1(-r * h)])
+    outer = Stage(now * part, xp.exp(-h), [q - w, w])
+    return rows_lib.staged(xp, [inner, outer], sigmas[-2])
+
+
 def sample_dpmpp_2s(
     denoise: DenoiseFn,
     x: Array,
     sigmas: ArrayLike,
     *,
     r: ArrayLike = 0.5,
-    trajectory: bool = False,
-    progress: bool | ReportFn = False,
-    remat: bool = False,
+    **options: Unpack[loop.LoopOptions],
 ) -> Array | loop.Trajectory:
     """DPM-Solver++(2S): order 2, 2N - 1 network calls.
 
@@ -156,7 +166,7 @@ def sample_dpmpp_2s(
       x: state at noise level sigmas[0], any shape.
       sigmas: ``(N+1,)`` strictly decreasing levels ending in 0; may be traced.
       r: place of the second evaluation within a step, in ln sigma; above 0, at most 1.
-      trajectory, progress, remat: as in sample_heun.
+      **options: of the loop, `loop.LoopOptions`.
 
     Returns:
       The sample, of the shape of x, or a Trajectory.
@@ -164,18 +174,8 @@ def sample_dpmpp_2s(
     check_number("r", r, above=0, most=1)
     loop.check_sigmas(sigmas)
     x = jnp.asarray(x, loop.state_dtype(x))
-    sigmas, r = jnp.asarray(sigmas, x.dtype), jnp.asarray(r, x.dtype)
-
-    def step(x: Array, sigma: Array, sigma_next: Array) -> tuple[Array, Array]:
-        return dpmpp_2s_step(denoise, x, sigma, sigma_next, r)
-
-    def last_step(x: Array, sigma: Array) -> tuple[Array, Array]:
-        return heun.euler_step(denoise, x, sigma, jnp.zeros_like(sigma))
-
-    pairs, options = (sigmas[:-2], sigmas[1:-1]), {"progress": progress, "remat": remat}
-    return loop.scan_steps(
-        step, last_step, x, pairs, (sigmas[-2],), trajectory=trajectory, **options
-    )
+    rows = dpmpp_2s_rows(sigmas, r)
+    return rows_lib.sample_rows(denoise, x, sigmas, rows, **options)
 
 
 def sample_dpmpp_2m(
@@ -185,9 +185,7 @@ def sample_dpmpp_2m(
     *,
     variant: str = "midpoint",
     lower_order_final: bool = False,
-    trajectory: bool = False,
-    progress: bool | ReportFn = False,
-    remat: bool = False,
+    **options: Unpack[loop.LoopOptions],
 ) -> Array | loop.Trajectory:
     """DPM-Solver++(2M): order 2, N network calls.
 
@@ -197,7 +195,7 @@ def sample_dpmpp_2m(
       sigmas: ``(N+1,)`` strictly decreasing levels ending in 0, N >= 2; may be traced.
       variant: "midpoint" (released) or "taylor".
       lower_order_final: Euler for the step before the last; steadier for N < 10.
-      trajectory, progress, remat: as in sample_heun.
+      **options: of the loop, `loop.LoopOptions`.
 
     Returns:
       The sample, of the shape of x, or a Trajectory.
@@ -205,7 +203,6 @@ def sample_dpmpp_2m(
     loop.check_sigmas(sigmas, min_steps=2)
     x = jnp.asarray(x, loop.state_dtype(x))
     rows = dpmpp_2m_rows(sigmas, variant=variant, lower_order_final=lower_order_final)
-    options = {"trajectory": trajectory, "progress": progress, "remat": remat}
     return rows_lib.sample_rows(denoise, x, sigmas, rows, **options)
 
 
@@ -217,9 +214,7 @@ def sample_dpmpp_3m(
     kappa: ArrayLike = 1.0,
     variant: str = "midpoint",
     lower_order_final: bool = False,
-    trajectory: bool = False,
-    progress: bool | ReportFn = False,
-    remat: bool = False,
+    **options: Unpack[loop.LoopOptions],
 ) -> Array | loop.Trajectory:
     """DPM-Solver++(3M): N network calls.
 
@@ -235,7 +230,7 @@ def sample_dpmpp_3m(
       kappa: weight of the second difference; 1 or 2.
       variant: of the second step, "midpoint" or "taylor".
       lower_order_final: lower the order again over the last steps.
-      trajectory, progress, remat: as in sample_heun.
+      **options: of the loop, `loop.LoopOptions`.
 
     Returns:
       The sample, of the shape of x, or a Trajectory.
@@ -243,7 +238,6 @@ def sample_dpmpp_3m(
     loop.check_sigmas(sigmas, min_steps=3)
     x = jnp.asarray(x, loop.state_dtype(x))
     rows = dpmpp_3m_rows(sigmas, kappa=kappa, variant=variant, lower_order_final=lower_order_final)
-    options = {"trajectory": trajectory, "progress": progress, "remat": remat}
     return rows_lib.sample_rows(denoise, x, sigmas, rows, **options)
 
 
@@ -257,9 +251,7 @@ def sample_dpmpp_2m_sde(
     s_noise: ArrayLike = 1.0,
     variant: str = "midpoint",
     noise_fn: loop.NoiseFn | None = None,
-    trajectory: bool = False,
-    progress: bool | ReportFn = False,
-    remat: bool = False,
+    **options: Unpack[loop.LoopOptions],
 ) -> Array | loop.Trajectory:
     """DPM-Solver++(2M) for the reverse SDE; N network calls.
 
@@ -272,7 +264,7 @@ def sample_dpmpp_2m_sde(
       s_noise: scale of the added noise.
       variant: "midpoint" or "taylor" (k-diffusion's "heun").
       noise_fn: step index -> standard normal noise, to replay recorded draws.
-      trajectory, progress, remat: as in sample_heun.
+      **options: of the loop, `loop.LoopOptions`.
 
     Returns:
       The sample, of the shape of x, or a Trajectory.
@@ -281,7 +273,6 @@ def sample_dpmpp_2m_sde(
     x = jnp.asarray(x, loop.state_dtype(x))
     draw = loop.noise_source(key, noise_fn, x)
     rows = dpmpp_2m_rows(sigmas, eta=eta, s_noise=s_noise, variant=variant, noisy=True)
-    options = {"trajectory": trajectory, "progress": progress, "remat": remat}
     return rows_lib.sample_rows(denoise, x, sigmas, rows, draw=draw, **options)
 
 
@@ -294,9 +285,7 @@ def sample_dpmpp_3m_sde(
     eta: ArrayLike = 1.0,
     s_noise: ArrayLike = 1.0,
     noise_fn: loop.NoiseFn | None = None,
-    trajectory: bool = False,
-    progress: bool | ReportFn = False,
-    remat: bool = False,
+    **options: Unpack[loop.LoopOptions],
 ) -> Array | loop.Trajectory:
     """DPM-Solver++(3M) for the reverse SDE, as k-diffusion releases it; N network calls.
 
@@ -308,7 +297,7 @@ def sample_dpmpp_3m_sde(
       eta: noise of the SDE; 0 is sample_dpmpp_3m with variant="taylor".
       s_noise: scale of the added noise.
       noise_fn: step index -> standard normal noise, to replay recorded draws.
-      trajectory, progress, remat: as in sample_heun.
+      **options: of the loop, `loop.LoopOptions`.
 
     Returns:
       The sample, of the shape of x, or a Trajectory.
@@ -317,5 +306,19 @@ def sample_dpmpp_3m_sde(
     x = jnp.asarray(x, loop.state_dtype(x))
     draw = loop.noise_source(key, noise_fn, x)
     rows = dpmpp_3m_rows(sigmas, eta=eta, s_noise=s_noise, variant="taylor", noisy=True)
-    options = {"trajectory": trajectory, "progress": progress, "remat": remat}
     return rows_lib.sample_rows(denoise, x, sigmas, rows, draw=draw, **options)
+
+
+PROMISES = (
+    SamplerInfo("dpmpp_2s", sample_dpmpp_2s, order=2, nfe_fn=two_calls),
+    SamplerInfo("dpmpp_2m", sample_dpmpp_2m, order=2, min_steps=2),
+    SamplerInfo(
+        "dpmpp_3m",
+        sample_dpmpp_3m,
+        order=2,
+        min_steps=3,
+        measured=(Measured(), Measured("kappa 2", {"kappa": 2.0}, order=3)),
+    ),
+    SamplerInfo("dpmpp_2m_sde", sample_dpmpp_2m_sde, order=2, stochastic=True, min_steps=2),
+    SamplerInfo("dpmpp_3m_sde", sample_dpmpp_3m_sde, order=2, stochastic=True, min_steps=3),
+)

@@ -7,8 +7,8 @@ EDM Algorithm 2.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,11 @@ import numpy as np
 from edm_jax import grids, names, schedules
 from edm_jax.arguments import check_number, check_protocol, check_range, is_known
 from edm_jax.precond import Preconditioning
-from edm_jax.progress import ReportFn
 from edm_jax.samplers import loop
-from edm_jax.samplers.stochastic import Churn, add_noise
+from edm_jax.samplers import rows as rows_lib
+from edm_jax.samplers.info import SamplerInfo, stages
+from edm_jax.samplers.rows import Rows, Stage
+from edm_jax.samplers.stochastic import Churn, raise_level
 from edm_jax.schedules import LinearSchedule, NoScaling, Scaling, Schedule, VPSchedule
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, Key
 
@@ -187,6 +189,57 @@ def general_step(
     return (x + h * ((1 - weight) * d + weight * d_prime)).astype(x.dtype), denoised
 
 
+def general_rows(
+    sigma: Array,
+    sigma_next: Array,
+    schedule: Schedule,
+    scaling: Scaling,
+    alpha: ArrayLike | None = 1.0,
+) -> Rows:
+    """`general_step`, or `general_euler_step`, as coefficients on the unscaled state.
+
+    With z = s x the slope is f = p z - q D, p = sigma'/sigma + s'/s and q = sigma' s / sigma
+    (EDM Eq. 4, dots as primes).
+
+    Args:
+      sigma: ``(N,)`` level at the start of each step.
+      sigma_next: ``(N,)`` level at its end, the last one 0.
+      schedule, scaling: sigma(t) and s.
+      alpha: place of the second stage; None for Euler's method.
+
+    Returns:
+      2N - 1 Rows, or N without a second stage.
+    """
+    t = schedule.inverse(sigma)
+    t_next = jnp.append(schedule.inverse(sigma_next[:-1]), jnp.zeros_like(t[:1]))
+    h, scale = t_next - t, scaling.scale(sigma)
+    scale_next = jnp.append(scaling.scale(sigma_next[:-1]), jnp.ones_like(scale[:1]))
+
+    def slope(t: Array, sigma: Array) -> tuple[Array, Array]:
+        sigma_dot, scale = schedule.sigma_dot(t), scaling.scale(sigma)
+        scale_dot = scaling.scale_dot(sigma, sigma_dot)
+        return sigma_dot / sigma + scale_dot / scale, sigma_dot / sigma * scale
+
+    p, q = slope(t, sigma)
+    keep, pull = (1 + h * p) * scale / scale_next, -h * q / scale_next
+    if alpha is None:
+        return Rows(keep, pull[:, None], levels=sigma)
+    h, p, q, scale, t, scale_next = (v[:-1] for v in (h, p, q, scale, t, scale_next))
+    # At alpha = 1 the stage is at t_next itself, whose noise level is known exactly.
+    t_stage = jnp.where(alpha == 1, t_next[:-1], t + alpha * h)
+    level = jnp.where(alpha == 1, sigma_next[:-1], schedule.sigma(t_stage))
+    stage_scale, part = scaling.scale(level), alpha * h
+    inner = Stage(sigma[:-1], (1 + part * p) * scale / stage_scale, [-part * q / stage_scale])
+    p_prime, q_prime = slope(t_stage, level)
+    weight = 0.5 / alpha
+    a = 1 + h * ((1 - weight) * p + weight * p_prime * (1 + part * p))
+    b_0 = -h * ((1 - weight) * q + weight * p_prime * part * q)
+    outer = Stage(
+        level, a * scale / scale_next, [b_0 / scale_next, -h * weight * q_prime / scale_next]
+    )
+    return rows_lib.staged(jnp, [inner, outer], sigma[-1], last=(keep[-1], pull[-1]))
+
+
 def _check_alpha(
     sigmas: ArrayLike, alpha: ArrayLike, schedule: Schedule, gammas: Array | None
 ) -> None:
@@ -221,9 +274,7 @@ def sample_general(
     churn: Churn | None = None,
     noise_fn: loop.NoiseFn | None = None,
     round_sigma: Callable[[Array], Array] | None = None,
-    trajectory: bool = False,
-    progress: bool | ReportFn = False,
-    remat: bool = False,
+    **options: Unpack[loop.LoopOptions],
 ) -> Array | loop.Trajectory:
     """Sampling with any solver, time steps, schedule, scaling and churn (EDM Table 1).
 
@@ -250,12 +301,11 @@ def sample_general(
       noise_fn: step index -> standard normal noise, to replay recorded draws.
       round_sigma: rounding of raised levels to those the network knows; with it the
         grid may repeat levels.
-      trajectory: return every state; these are scaled by s(t_i).
-      progress: show progress from inside the compiled loop (`loop.scan`).
-      remat: recompute the network in the backward pass (`loop.scan`).
+      **options: of the loop, `loop.LoopOptions`.
 
     Returns:
-      The sample, of the shape of x (at t = 0 the scale is 1), or a Trajectory.
+      The sample, of the shape of x (at t = 0 the scale is 1), or a Trajectory of states
+      scaled by s(t_i).
 
     Raises:
       ValueError: for an unknown solver, a schedule, scaling or churn of the wrong
@@ -271,35 +321,29 @@ def sample_general(
     loop.check_sigmas(sigmas, repeats=round_sigma is not None)
     x = jnp.asarray(x, loop.state_dtype(x))
     levels = jnp.asarray(sigmas, x.dtype)
-    num_steps = levels.shape[0] - 1
-    gammas, draw = jnp.zeros_like(levels[:-1]), None
+    now, std, draw = levels[:-1], None, None
     if churn is not None:
-        gammas, draw = churn.gamma(levels[:-1], num_steps), loop.noise_source(key, noise_fn, x)
+        gamma, draw = churn.gamma(now, now.shape[0]), loop.noise_source(key, noise_fn, x)
+        now, std = raise_level(jnp, now, gamma, round_sigma)
     if solver == "heun":
-        _check_alpha(sigmas, alpha, schedule, None if churn is None else gammas)
-    alpha = jnp.asarray(alpha, x.dtype)
+        _check_alpha(sigmas, alpha, schedule, None if churn is None else gamma)
+    alpha = jnp.asarray(alpha, x.dtype) if solver == "heun" else None
+    rows = general_rows(now, levels[1:], schedule, scaling, alpha)
+    if std is not None:
+        rows = rows_lib.raised(rows, churn.s_noise * std)
+    result = rows_lib.sample_rows(denoise, x, sigmas, rows, draw=draw, **options)
+    if isinstance(result, loop.Trajectory):
+        return result.scaled(scaling.scale(levels))
+    return result
 
-    def raised(x: Array, i: Array, sigma: Array, gamma: Array) -> tuple[Array, Array]:
-        if draw is None:
-            return x, sigma
-        x = x / scaling.scale(sigma)
-        x, sigma = add_noise(x, sigma, gamma, churn.s_noise, draw(i), round_sigma)
-        return (scaling.scale(sigma) * x).astype(x.dtype), sigma
 
-    def step(x: Array, i: Array, sigma: Array, sigma_next: Array, gamma: Array) -> tuple:
-        x, sigma = raised(x, i, sigma, gamma)
-        if solver == "heun":
-            return general_step(denoise, x, sigma, sigma_next, schedule, scaling, alpha)
-        t_next = schedule.inverse(sigma_next)
-        return general_euler_step(denoise, x, sigma, t_next, schedule, scaling)
+def _calls(num_steps: int, options: Mapping[str, Any]) -> int:
+    return stages(1 if options.get("solver") == "euler" else 2)(num_steps, options)
 
-    def last_step(x: Array, i: Array, sigma: Array, gamma: Array) -> tuple[Array, Array]:
-        x, sigma = raised(x, i, sigma, gamma)
-        return general_euler_step(denoise, x, sigma, 0.0, schedule, scaling)
 
-    steps = jnp.arange(num_steps)
-    x = (x * scaling.scale(levels[0])).astype(x.dtype)
-    inputs = (steps[:-1], levels[:-2], levels[1:-1], gammas[:-1])
-    last_inputs = (steps[-1], levels[-2], gammas[-1])
-    options = {"trajectory": trajectory, "progress": progress, "remat": remat}
-    return loop.scan_steps(step, last_step, x, inputs, last_inputs, **options)
+PROMISES = (
+    SamplerInfo("general", sample_general, order=2, nfe_fn=_calls),
+    SamplerInfo("euler", sample_general, order=1, presets={"solver": "euler"}, nfe_fn=_calls),
+    SamplerInfo("midpoint", sample_general, order=2, presets={"alpha": 0.5}, nfe_fn=_calls),
+    SamplerInfo("ralston", sample_general, order=2, presets={"alpha": 2 / 3}, nfe_fn=_calls),
+)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+from typing import Unpack
+
 import jax.numpy as jnp
 
-from edm_jax.progress import ReportFn
 from edm_jax.samplers import loop
+from edm_jax.samplers import rows as rows_lib
+from edm_jax.samplers.info import SamplerInfo, two_calls
+from edm_jax.samplers.rows import Rows, Stage
 from edm_jax.typing import Array, ArrayLike, DenoiseFn
 
 
@@ -50,14 +55,29 @@ def heun_step(
     return x + (sigma_next - sigma) * (d + d_prime) / 2, denoised
 
 
+def heun_rows(xp: ModuleType, sigma: ArrayLike, sigma_next: ArrayLike) -> Rows:
+    """`heun_step` as coefficients, for every step; the last goes to 0 and is Euler's.
+
+        u = (sigma'/sigma) x + (1 - sigma'/sigma) D_0,              D_1 = D(u; sigma')
+        result = u + w (D_0 - D_1),    w = (sigma' - sigma) / (2 sigma')
+
+    Args:
+      xp: array module of the coefficients.
+      sigma: ``(N,)`` level at the start of each step.
+      sigma_next: ``(N,)`` level at its end, the last one 0.
+
+    Returns:
+      2N - 1 Rows.
+    """
+    now, after = sigma[:-1], sigma_next[:-1]
+    keep, w = after / now, (after - now) / (2 * after)
+    predict = Stage(now, keep, [1 - keep])
+    correct = Stage(after, keep, [1 - keep + w, -w])
+    return rows_lib.staged(xp, [predict, correct], sigma[-1])
+
+
 def sample_heun(
-    denoise: DenoiseFn,
-    x: Array,
-    sigmas: ArrayLike,
-    *,
-    trajectory: bool = False,
-    progress: bool | ReportFn = False,
-    remat: bool = False,
+    denoise: DenoiseFn, x: Array, sigmas: ArrayLike, **options: Unpack[loop.LoopOptions]
 ) -> Array | loop.Trajectory:
     """Deterministic sampling (EDM Algorithm 1); 2N - 1 network calls.
 
@@ -67,9 +87,7 @@ def sample_heun(
         noise; any shape.  Its dtype (at least float32) is the precision of the state.
       sigmas: ``(N+1,)`` strictly decreasing levels ending in 0, as karras_sigmas
         makes them.  May be traced: new values never recompile.
-      trajectory: return every state instead of the last.
-      progress: show progress from inside the compiled loop (`loop.scan`).
-      remat: recompute the network in the backward pass (`loop.scan`).
+      **options: of the loop, `loop.LoopOptions`.
 
     Returns:
       The sample, of the shape of x, or a Trajectory.
@@ -80,22 +98,9 @@ def sample_heun(
     """
     loop.check_sigmas(sigmas)
     x = jnp.asarray(x, loop.state_dtype(x))
-    sigmas = jnp.asarray(sigmas, x.dtype)
+    xp, (levels,) = rows_lib.concrete(sigmas)
+    rows = heun_rows(xp, levels[:-1], levels[1:])
+    return rows_lib.sample_rows(denoise, x, sigmas, rows, **options)
 
-    def step(x: Array, sigma: Array, sigma_next: Array) -> tuple[Array, Array]:
-        return heun_step(denoise, x, sigma, sigma_next)
 
-    def last_step(x: Array, sigma: Array) -> tuple[Array, Array]:
-        return euler_step(denoise, x, sigma, jnp.zeros_like(sigma))
-
-    pairs = (sigmas[:-2], sigmas[1:-1])
-    return loop.scan_steps(
-        step,
-        last_step,
-        x,
-        pairs,
-        (sigmas[-2],),
-        trajectory=trajectory,
-        progress=progress,
-        remat=remat,
-    )
+PROMISES = (SamplerInfo("heun", sample_heun, order=2, nfe_fn=two_calls),)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import jax.numpy as jnp
 import numpy as np
 
-from edm_jax.progress import ReportFn
 from edm_jax.samplers import loop
 from edm_jax.samplers import rows as rows_lib
+from edm_jax.samplers.info import SamplerInfo
 from edm_jax.samplers.rows import Rows
 from edm_jax.typing import Array, ArrayLike, DenoiseFn
 
@@ -58,9 +60,7 @@ def sample_lms(
     sigmas: ArrayLike,
     *,
     order: int = 4,
-    trajectory: bool = False,
-    progress: bool | ReportFn = False,
-    remat: bool = False,
+    **options: Unpack[loop.LoopOptions],
 ) -> Array | loop.Trajectory:
     """Linear multistep sampling; N network calls.
 
@@ -73,7 +73,7 @@ def sample_lms(
       sigmas: ``(N+1,)`` strictly decreasing levels ending in 0, N >= order; may be
         traced.
       order: 1 (Euler) to 4.
-      trajectory, progress, remat: as in sample_heun.
+      **options: of the loop, `loop.LoopOptions`.
 
     Returns:
       The sample, of the shape of x, or a Trajectory.
@@ -82,6 +82,11 @@ def sample_lms(
         raise ValueError(f"order must be 1, 2, 3 or 4, got {order}")
     loop.check_sigmas(sigmas, min_steps=order)
     x = jnp.asarray(x, loop.state_dtype(x))
-    options = {"trajectory": trajectory, "progress": progress, "remat": remat}
     rows = lms_rows(sigmas, order)
     return rows_lib.sample_rows(denoise, x, sigmas, rows, slopes=True, **options)
+
+
+PROMISES = tuple(
+    SamplerInfo(f"lms_{p}", sample_lms, order=p, min_steps=p, presets={"order": p}, ends="flow")
+    for p in (2, 3, 4)
+)

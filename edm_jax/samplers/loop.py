@@ -1,13 +1,14 @@
-"""What every fixed-step sampler shares: a scan over steps, then one last step.
+"""What every fixed-step sampler shares: one scan over network evaluations.
 
-A sampler is a step function; this module turns it into a loop that compiles once
-for each (shape, N), whatever the noise levels are.
+A step may evaluate the network several times, and the last step of most methods evaluates
+it once only.  The loop therefore runs over evaluations, not over steps: its body, and so
+the compiled program, holds the network once, whatever the method and the number of steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,37 @@ from edm_jax.arguments import check_grid, is_known
 from edm_jax.progress import ReportFn, report, reporter
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, Key, PyTree
 
-Step = Callable[..., tuple[Array, Array]]
 NoiseFn = Callable[[Array], Array]
+
+
+class LoopOptions(TypedDict, total=False):
+    """Options of every sampler, passed on by each to `run`.
+
+    Attributes:
+      trajectory: return a Trajectory instead of the last state.
+      progress: False; True for a bar on the terminal (rate and time left); or a function
+        ``(done, total)`` called on the host after every step.  Off, it adds nothing to the
+        compiled program.
+      remat: keep only the state of every evaluation for the backward pass and recompute
+        the network (`jax.checkpoint`), so memory for gradients does not grow with the
+        activations of all network calls.
+    """
+
+    trajectory: bool
+    progress: bool | ReportFn
+    remat: bool
+
+
+def resolve(options: LoopOptions) -> tuple[bool, bool | ReportFn, bool]:
+    """(trajectory, progress, remat), with their defaults; TypeError for any other option."""
+    known = tuple(LoopOptions.__annotations__)
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise TypeError(
+            f"unexpected option {unknown[0]!r}; every sampler takes {', '.join(known)} beside "
+            "its own"
+        )
+    return tuple(options.get(name, False) for name in known)
 
 
 class Trajectory(NamedTuple):
@@ -32,6 +62,11 @@ class Trajectory(NamedTuple):
 
     x: Array
     denoised: Array
+
+    def scaled(self, scales: Array) -> Trajectory:
+        """The same with states s_i x_i, scales ``(N+1,)``."""
+        shape = (-1,) + (1,) * (self.x.ndim - 1)
+        return self._replace(x=self.x * scales.reshape(shape).astype(self.x.dtype))
 
 
 def check_sigmas(sigmas: ArrayLike, *, repeats: bool = False, min_steps: int = 1) -> None:
@@ -100,90 +135,64 @@ def noise_source(key: Key | None, noise_fn: NoiseFn | None, x: Array) -> NoiseFn
     return lambda index: seeds.churn_noise(key, index, shape, dtype)
 
 
-def scan(
-    step: Callable[..., tuple[PyTree, PyTree]],
-    state: PyTree,
-    inputs: tuple[Array, ...],
+def starts_of(ends: np.ndarray) -> np.ndarray:
+    """Which evaluations begin a step, from those that end one; both ``(M,)`` bools."""
+    return np.append(True, ends[:-1])
+
+
+def run(
+    step: Callable[..., tuple[tuple[Array, ...], tuple[Array, Array]]],
+    state: tuple[Any, ...],
+    inputs: PyTree,
     *,
-    total: int | None = None,
-    progress: bool | ReportFn = False,
-    remat: bool = False,
-) -> tuple[PyTree, PyTree]:
-    """``state, out = step(state, *inputs_i)`` over the leading axis of ``inputs``.
+    ends: np.ndarray | None = None,
+    denoised_last: bool = False,
+    **options: Unpack[LoopOptions],
+) -> Array | Trajectory:
+    """``step`` over M network evaluations: the loop of every fixed-step sampler.
 
     Args:
-      step: one step of a sampler.
-      state: pytree of arrays of fixed shapes.
-      inputs: arrays with leading axis N.
-      total: number of steps to show, if more follow the scan.
-      progress: False; True for a bar on the terminal (rate and time left); or a
-        function ``(done, total)`` called on the host.  Off, it adds nothing to the
-        compiled program.
-      remat: keep only the state of every step for the backward pass and recompute
-        the network (`jax.checkpoint`), so memory for gradients does not grow with
-        the activations of N network calls.
+      step: ``(state, *inputs_k) -> (state, (x, denoised))`` with one network call; x is the
+        state of the sampler before it, denoised what the network said.
+      state: arrays of fixed shapes; at the end the first of them is the sample.
+      inputs: tuple of arrays with leading axis M.
+      ends: ``(M,)`` bool, known: which evaluations complete a step, the last among them.
+        None: all of them.
+      denoised_last: whether a trajectory shows what the network said last in a step, not
+        first.
+      **options: LoopOptions.
 
     Returns:
-      The final state, and ``out`` of every step stacked.
+      The sample, or a Trajectory over the N steps.
+
+    Raises:
+      TypeError: for an option that no sampler has.
     """
-    num_steps = jax.tree.leaves(inputs)[0].shape[0]
-    report_fn, total = reporter(progress), total or num_steps
+    trajectory, progress, remat = resolve(options)
+    num_calls = jax.tree.leaves(inputs)[0].shape[0]
+    ends = np.ones(num_calls, bool) if ends is None else ends
     if remat:
         # The scan already keeps XLA from merging the recomputation with the original.
         step = jax.checkpoint(step, prevent_cse=False)
+    report_fn, total = reporter(progress), int(np.sum(ends))
     report(report_fn, 0, total)
-    if report_fn is None:
-        return jax.lax.scan(lambda state, xs: step(state, *xs), state, inputs)
 
-    def body(state: PyTree, xs: tuple) -> tuple[PyTree, PyTree]:
-        done, inputs_i = xs
-        state, out = step(state, *inputs_i)
-        report(report_fn, done, total, after=state)
-        return state, out
+    def body(state: tuple, xs: tuple) -> tuple[tuple, Any]:
+        (end, done), inputs_k = xs
+        state, visited = step(state, *inputs_k)
+        if ends.all():
+            report(report_fn, done, total, after=state)
+        elif report_fn is not None:
+            tell = lambda: report(report_fn, done, total, after=state)  # noqa: E731
+            jax.lax.cond(end, tell, lambda: None)
+        return state, (visited if trajectory else None)
 
-    return jax.lax.scan(body, state, (jnp.arange(1, num_steps + 1), inputs))
-
-
-def scan_steps(
-    step: Step,
-    last_step: Step,
-    x: Array,
-    inputs: Any,
-    last_inputs: Any,
-    *,
-    trajectory: bool = False,
-    progress: bool | ReportFn = False,
-    remat: bool = False,
-) -> Array | Trajectory:
-    """``step`` over the leading axis of ``inputs``, then ``last_step`` once.
-
-    Args:
-      step, last_step: ``(x, *inputs_i) -> (x_next, denoised)``.
-      x: initial state.
-      inputs: tuple of arrays with leading axis N - 1; may be 0 long.
-      last_inputs: tuple of arrays for the last step.
-      trajectory: whether to return every state.
-      progress, remat: as in `scan`.
-
-    Returns:
-      The final state, or a Trajectory.
-    """
-    report_fn = reporter(progress)
-    total = jax.tree.leaves(inputs)[0].shape[0] + 1
-
-    def body(x: Array, *inputs_i: Array) -> tuple[Array, Any]:
-        x_next, denoised = step(x, *inputs_i)
-        return x_next, ((x, denoised) if trajectory else None)
-
-    x, visited = scan(body, x, inputs, total=total, progress=report_fn or False, remat=remat)
-    if remat:
-        last_step = jax.checkpoint(last_step)
-    x_final, denoised = last_step(x, *last_inputs)
-    report(report_fn, total, total, after=x_final)
+    steps_done = (jnp.asarray(ends), jnp.cumsum(ends))
+    state, visited = jax.lax.scan(body, state, (steps_done, inputs))
     if not trajectory:
-        return x_final
-    xs, ds = visited
-    return Trajectory(
-        x=jnp.concatenate([xs, x[None], x_final[None]]),
-        denoised=jnp.concatenate([ds, denoised[None]]),
-    )
+        return state[0]
+    xs, denoised = visited
+    if not ends.all():
+        starts = starts_of(ends)
+        xs, denoised = xs[starts], denoised[ends if denoised_last else starts]
+    return Trajectory(jnp.concatenate([xs, state[0][None]]), denoised)

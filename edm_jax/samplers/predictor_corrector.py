@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, Unpack
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from edm_jax.arguments import check_number
-from edm_jax.progress import ReportFn
 from edm_jax.samplers import loop
+from edm_jax.samplers.info import SamplerInfo
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, Key
 
 
@@ -37,6 +40,11 @@ def langevin_step(
       The new state and D(x; sigma), both of the shape of x.
     """
     denoised = loop.evaluate(denoise, x, sigma)
+    return _langevin(x, denoised, sigma, noise, snr), denoised
+
+
+def _langevin(x: Array, denoised: Array, sigma: ArrayLike, noise: Array, snr: ArrayLike) -> Array:
+    """The step once D is known."""
     score = (denoised - x) / jnp.square(sigma)
     # Norms per image.  Averaged over the batch, as released, they would let one
     # image set the step of another.
@@ -44,7 +52,7 @@ def langevin_step(
     zero = size == 0
     eps = 2 * jnp.square(snr * _image_norm(noise) / jnp.where(zero, 1, size))
     eps = jnp.where(zero, 0, eps)
-    return (x + eps * score + jnp.sqrt(2 * eps) * noise).astype(x.dtype), denoised
+    return (x + eps * score + jnp.sqrt(2 * eps) * noise).astype(x.dtype)
 
 
 def sample_predictor_corrector(
@@ -56,9 +64,7 @@ def sample_predictor_corrector(
     snr: ArrayLike = 0.16,
     corrector_steps: int = 1,
     noise_fn: loop.NoiseFn | None = None,
-    trajectory: bool = False,
-    progress: bool | ReportFn = False,
-    remat: bool = False,
+    **options: Unpack[loop.LoopOptions],
 ) -> Array | loop.Trajectory:
     """VE predictor-corrector sampling; N (1 + corrector_steps) network calls.
 
@@ -81,7 +87,7 @@ def sample_predictor_corrector(
       corrector_steps: Langevin steps per level, at least 0.
       noise_fn: index -> standard normal noise, to replay recorded draws; level i uses
         indices from i (corrector_steps + 1), the predictor's last.
-      trajectory, progress, remat: as in sample_heun.
+      **options: of the loop, `loop.LoopOptions`.
 
     Returns:
       The sample, of the shape of x, or a Trajectory whose denoised images are those
@@ -97,27 +103,43 @@ def sample_predictor_corrector(
     sigmas = jnp.asarray(sigmas, x.dtype)
     snr = jnp.asarray(snr, x.dtype)
     draw = loop.noise_source(key, noise_fn, x)
-    num_steps, draws = sigmas.shape[0] - 1, corrector_steps + 1
+    num_steps, calls = sigmas.shape[0] - 1, corrector_steps + 1
+    ends = np.tile(np.arange(calls) == corrector_steps, num_steps)
 
-    def step(x: Array, i: Array, sigma: Array, sigma_next: Array, std: Array) -> tuple:
-        before = x
+    def predict(x: Array, denoised: Array, noise: Array, sigma: Array, after: Array, std: Array):
+        return denoised + jnp.square(after / sigma) * (x - denoised) + std * noise
 
-        def correct(x: Array, k: Array) -> tuple[Array, None]:
-            return langevin_step(denoise, x, sigma, draw(draws * i + k), snr)[0], None
+    def correct(x: Array, denoised: Array, noise: Array, sigma: Array, *_: Array) -> Array:
+        return _langevin(x, denoised, sigma, noise, snr)
 
-        if corrector_steps:
-            x, _ = jax.lax.scan(correct, x, jnp.arange(corrector_steps))
-        denoised = loop.evaluate(denoise, x, sigma)
-        mean = denoised + jnp.square(sigma_next / sigma) * (x - denoised)
-        x = mean + std * draw(draws * i + corrector_steps)
-        return x, ((before, denoised) if trajectory else None)
+    def step(state: tuple, k: Array, end: Array, levels: tuple) -> tuple:
+        (x,) = state
+        denoised = loop.evaluate(denoise, x, levels[0])
+        terms = (x, denoised, draw(k), *levels)
+        moved = jax.lax.cond(end, predict, correct, *terms) if corrector_steps else predict(*terms)
+        return (moved,), (x, denoised)
 
     now, after = sigmas[:-1], sigmas[1:]
     std = jnp.sqrt((now - after) * (now + after))
     std = jnp.where(np.arange(num_steps) == num_steps - 1, 0, std)
-    inputs = (jnp.arange(num_steps), now, after, std)
-    x, visited = loop.scan(step, x, inputs, progress=progress, remat=remat)
-    if not trajectory:
-        return x
-    xs, denoised = visited
-    return loop.Trajectory(jnp.concatenate([xs, x[None]]), denoised)
+    levels = tuple(jnp.repeat(value, calls) for value in (now, after, std))
+    inputs = (np.arange(ends.size), ends, levels)
+    return loop.run(step, (x,), inputs, ends=ends, denoised_last=True, **options)
+
+
+def _calls(num_steps: int, options: Mapping[str, Any]) -> int:
+    return num_steps * (1 + options.get("corrector_steps", 1))
+
+
+PROMISES = (
+    SamplerInfo(
+        "ve_predictor_corrector",
+        sample_predictor_corrector,
+        order=0,
+        stochastic=True,
+        bias=0.02,
+        linear=False,
+        grid="ve",
+        nfe_fn=_calls,
+    ),
+)

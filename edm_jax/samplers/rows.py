@@ -1,40 +1,68 @@
-"""One scan for every sampler that calls the network once a step.
+"""Samplers as tables of coefficients, one row for every network evaluation.
 
-    x_{i+1} = a_i x_i + sum_j b_ij m_{i-j} + c_i noise_i
+    u = a_k x + sum_j b_kj m_{k-j} + sum_j c_kj noise_{k-j}
 
-m is the denoised image D, or the slope d = (x - D) / sigma.  A method is a table of
-such rows, computed from the grid: in float64 NumPy where the grid is known, with
-jax.numpy where it is traced, so that a jitted sampler takes any grid without
+x is the state at the start of the step and m the denoised image D, or the slope
+d = (x - D) / sigma.  The network sees u next; where a row ends a step, u is the next x.
+A method is a table of such rows, computed from the grid: in float64 NumPy where the grid is
+known, with jax.numpy where it is traced, so that a jitted sampler takes any grid without
 recompiling.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from edm_jax.arguments import is_known
-from edm_jax.progress import ReportFn
 from edm_jax.samplers import loop
 from edm_jax.typing import Array, ArrayLike, DenoiseFn
 
 
 class Rows(NamedTuple):
-    """Coefficients of a method on one grid of N steps.
+    """Coefficients of a method on one grid; M rows for N steps.
 
     Attributes:
-      a: ``(N,)`` on the state.
-      b: ``(N, K)`` on m_i, m_{i-1}, ...; zero where the history does not reach.
-      c: ``(N,)`` on the noise; None for a deterministic method.
+      a: ``(M,)`` on the state at the start of the step.
+      b: ``(M, K)`` on m_k, m_{k-1}, ...; zero where the history does not reach.
+      c: ``(M,)`` on the noise of the row, or ``(M, J)`` on that of the last J rows; None
+        for a deterministic method.
+      levels: ``(M,)`` noise levels that the network sees; None for those of the grid.
+      ends: ``(M,)`` bool, known: which rows end a step; None for all.
+      raises: ``(M,)`` deviation of noise that is added to the state before a step, zero in
+        other rows; None for none.
+      draws: ``(M,)`` bool, known: which rows draw noise; None for all.
     """
 
     a: ArrayLike
     b: ArrayLike
     c: ArrayLike | None = None
+    levels: ArrayLike | None = None
+    ends: np.ndarray | None = None
+    raises: ArrayLike | None = None
+    draws: np.ndarray | None = None
+
+
+class Stage(NamedTuple):
+    """One evaluation in each of the N - 1 steps between positive levels.
+
+    Attributes:
+      level: ``(N-1,)`` that the network sees.
+      a: ``(N-1,)`` on the state at the start of the step.
+      b: ``(N-1,)`` each, on D_0, D_1, ... of the stages so far, in this order.
+      c: ``(N-1,)`` each, on the noise of the stages so far, in this order.
+    """
+
+    level: ArrayLike
+    a: ArrayLike
+    b: Sequence[ArrayLike]
+    c: Sequence[ArrayLike] = ()
 
 
 def concrete(*values: ArrayLike) -> tuple[ModuleType, list[Any]]:
@@ -94,6 +122,64 @@ def to_zero(xp: ModuleType, a: ArrayLike, b: list[ArrayLike], c: ArrayLike | Non
     return Rows(xp.concatenate([a, zero]), xp.stack(columns, axis=1), noise)
 
 
+def staged(
+    xp: ModuleType,
+    stages: Sequence[Stage],
+    last_level: ArrayLike,
+    last: tuple[ArrayLike, ArrayLike] = (0.0, 1.0),
+) -> Rows:
+    """Rows of a method of S stages, whose last step has one: ``S (N - 1) + 1`` of them.
+
+    Args:
+      xp: array module of the coefficients.
+      stages: of the N - 1 steps between positive levels.
+      last_level: level of the last step.
+      last: its coefficients on the state and on D; by default it returns D.
+    """
+    zeros = xp.zeros_like(stages[0].a)
+
+    def weave(columns: Sequence[ArrayLike], end: ArrayLike) -> ArrayLike:
+        """A column of each stage -> the stages of every step in turn, then the last step."""
+        woven = xp.stack(columns, axis=1).reshape(-1)
+        return xp.concatenate([woven, xp.reshape(xp.asarray(end, woven.dtype), (1,))])
+
+    def lag(
+        per_stage: Sequence[Sequence[ArrayLike | None]], back: int, end: ArrayLike
+    ) -> ArrayLike:
+        """What every stage j says of stage j - back."""
+        columns = []
+        for j, row in enumerate(per_stage):
+            value = row[j - back] if 0 <= j - back < len(row) else None
+            columns.append(zeros if value is None else value)
+        return weave(columns, end)
+
+    count = len(stages)
+    slopes = [stage.b for stage in stages]
+    b = [lag(slopes, back, 0.0 if back else last[1]) for back in range(count)]
+    noises = [stage.c for stage in stages]
+    uses = [(j, i) for j, row in enumerate(noises) for i, c in enumerate(row) if c is not None]
+    drawn = np.isin(np.arange(count), [i for _, i in uses])
+    reach = 1 + max((j - i for j, i in uses), default=0)
+    steps = stages[0].a.shape[0]
+    return Rows(
+        a=weave([stage.a for stage in stages], last[0]),
+        b=xp.stack(b, axis=1),
+        c=xp.stack([lag(noises, back, 0.0) for back in range(reach)], axis=1) if uses else None,
+        levels=weave([stage.level for stage in stages], last_level),
+        ends=np.append(np.tile(np.arange(count) == count - 1, steps), True),
+        draws=np.append(np.tile(drawn, steps), False) if uses else None,
+    )
+
+
+def raised(rows: Rows, std: ArrayLike) -> Rows:
+    """The rows, with noise of deviation ``std`` ``(N,)`` added to the state before each step."""
+    ends = np.ones(np.shape(rows.a)[0], bool) if rows.ends is None else rows.ends
+    starts = loop.starts_of(ends)
+    xp = np if is_known(std) else jnp
+    raises = xp.where(starts, std[np.cumsum(starts) - 1], 0.0)
+    return rows._replace(raises=raises, draws=starts)
+
+
 def sample_rows(
     denoise: DenoiseFn,
     x: Array,
@@ -101,49 +187,67 @@ def sample_rows(
     rows: Rows,
     *,
     draw: loop.NoiseFn | None = None,
-    scales: ArrayLike | None = None,
     slopes: bool = False,
-    trajectory: bool = False,
-    progress: bool | ReportFn = False,
-    remat: bool = False,
+    **options: Unpack[loop.LoopOptions],
 ) -> Array | loop.Trajectory:
-    """Run a table of rows; N network calls, in a program that holds the network once.
+    """Run a table of rows; M network calls, in a program that holds the network once.
 
     Args:
       denoise: D(x; sigma).
       x: state at noise level sigmas[0], any shape, of the precision to compute in.
-      sigmas: ``(N+1,)`` grid; the network sees sigmas[:-1].
-      rows: coefficients, N of each.
-      draw: step index -> noise; needed if rows.c is given.
-      scales: ``(N,)`` signal scaling s of the state; the network sees x / s.
+      sigmas: ``(N+1,)`` grid; the network sees sigmas[:-1], unless the rows say otherwise.
+      rows: coefficients.
+      draw: index -> noise; needed if the rows have noise.  The index counts the rows that
+        draw.
       slopes: whether m is (x - D) / sigma instead of D.
-      trajectory, progress, remat: as in `loop.scan_steps`.
+      **options: `loop.LoopOptions`.
 
     Returns:
       The last state, or a Trajectory.
     """
     cast = lambda value: jnp.asarray(value, x.dtype)  # noqa: E731
-    levels = cast(sigmas)[:-1]
     a, b = cast(rows.a), cast(rows.b)
-    c = jnp.zeros_like(a) if rows.c is None else cast(rows.c)
-    noisy, scaled = rows.c is not None, scales is not None
-    scales = cast(scales) if scaled else jnp.ones_like(a)
+    levels = cast(sigmas)[:-1] if rows.levels is None else cast(rows.levels)
+    ends = np.ones(a.shape[0], bool) if rows.ends is None else rows.ends
+    noisy, raised, held = rows.c is not None, rows.raises is not None, not ends.all()
+    c = cast(rows.c) if noisy else jnp.zeros_like(a)
+    c = c[:, None] if c.ndim == 1 else c
+    raises = cast(rows.raises) if raised else jnp.zeros_like(a)
+    draws = np.ones(a.shape[0], bool) if rows.draws is None else rows.draws
 
-    def step(state: tuple, i: Array, sigma: Array, a: Array, b: Array, c: Array, s: Array) -> tuple:
-        x, history = state
-        denoised = loop.evaluate(denoise, x / s if scaled else x, sigma)
-        terms = ((x - denoised) / sigma if slopes else denoised, *history)
-        x_next = a * x
+    def noise_of(index: Array, drawn: Array) -> Array:
+        if draws.all():
+            return draw(index)
+        return jax.lax.cond(drawn, draw, lambda _: jnp.zeros_like(x), index)
+
+    def step(state: tuple, row: tuple, drawn: tuple, end: Array) -> tuple:
+        seen, start, history, noises = state
+        sigma, a, b, c, std = row
+        before = start if held else seen
+        if noisy or raised:
+            noise = noise_of(*drawn)
+        if raised:
+            seen = seen + std * noise
+            start = start + std * noise if held else None
+        denoised = loop.evaluate(denoise, seen, sigma)
+        terms = ((seen - denoised) / sigma if slopes else denoised, *history)
+        result = a * (start if held else seen)
         for j, term in enumerate(terms):
-            x_next = x_next + b[j] * term
+            result = result + b[j] * term
         if noisy:
-            x_next = x_next + c * draw(i)
-        return (x_next, terms[:-1]), ((x, denoised) if trajectory else None)
+            noises = (noise, *noises)
+            for j, term in enumerate(noises):
+                result = result + c[j] * term
+        # A row within a step only moves what the network sees.
+        start = jnp.where(end, result, start) if held else None
+        return (result, start, terms[:-1], noises[:-1]), (before, denoised)
 
-    history = (jnp.zeros_like(x),) * (b.shape[1] - 1)
-    inputs = (jnp.arange(a.shape[0]), levels, a, b, c, scales)
-    (x, _), visited = loop.scan(step, (x, history), inputs, progress=progress, remat=remat)
-    if not trajectory:
-        return x
-    xs, denoised = visited
-    return loop.Trajectory(jnp.concatenate([xs, x[None]]), denoised)
+    zeros = jnp.zeros_like(x)
+    past = (zeros,) * (b.shape[1] - 1), (zeros,) * (c.shape[1] - 1)
+    state = (x, x if held else None, *past)
+    inputs = (
+        (levels, a, b, c, raises),
+        (jnp.cumsum(draws) - 1, jnp.asarray(draws)),
+        jnp.asarray(ends),
+    )
+    return loop.run(step, state, inputs, ends=ends, **options)

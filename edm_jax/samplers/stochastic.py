@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from types import ModuleType
+from typing import Unpack
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from edm_jax.arguments import check_number, check_protocol, is_known
-from edm_jax.progress import ReportFn
 from edm_jax.pytree import pytree_dataclass
 from edm_jax.samplers import heun, loop
+from edm_jax.samplers import rows as rows_lib
+from edm_jax.samplers.info import Measured, SamplerInfo, two_calls
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, Key
 
 MAX_GAMMA = math.sqrt(2) - 1  # EDM Algorithm 2, line 2: never more new noise than old
@@ -54,11 +58,43 @@ class Churn:
             )
 
     def gamma(self, sigma: ArrayLike, num_steps: int) -> Array:
-        """Relative increase of the noise level, of the shape of sigma."""
-        sigma = jnp.asarray(sigma)
+        """Relative increase of the noise level, of the shape of sigma.
+
+        In NumPy where sigma is of NumPy and the constants are known.
+        """
+        known = is_known(self) and not isinstance(sigma, jax.Array)
+        xp = np if known else jnp
+        sigma = xp.asarray(sigma)
         active = (self.s_tmin <= sigma) & (sigma <= self.s_tmax)
-        gamma = jnp.minimum(jnp.asarray(self.s_churn, sigma.dtype) / num_steps, MAX_GAMMA)
-        return jnp.where(active, gamma, 0).astype(sigma.dtype)
+        gamma = xp.minimum(xp.asarray(self.s_churn, sigma.dtype) / num_steps, MAX_GAMMA)
+        return xp.where(active, gamma, 0).astype(sigma.dtype)
+
+
+def raise_level(
+    xp: ModuleType,
+    sigma: ArrayLike,
+    gamma: ArrayLike,
+    round_sigma: Callable[[Array], Array] | None = None,
+) -> tuple[Array, Array]:
+    """sigma_hat = (1 + gamma) sigma, and the deviation of the noise that leads there.
+
+    Args:
+      xp: array module to compute with.
+      sigma, gamma: any equal shapes.
+      round_sigma: rounding to levels the network knows; None for none.
+
+    Returns:
+      sigma_hat and sqrt(sigma_hat^2 - sigma^2), both of the shape of sigma.
+    """
+    if round_sigma is not None:
+        sigma_hat = round_sigma(sigma + gamma * sigma).astype(jnp.asarray(sigma).dtype)
+        return sigma_hat, jnp.sqrt(jnp.maximum((sigma_hat - sigma) * (sigma_hat + sigma), 0))
+    # The difference of squares, factored: it cancels, and fused into one kernel it can be
+    # negative at gamma = 0.
+    square = gamma * (gamma + 2)
+    # The root has no derivative at 0: keep it away from there for the sake of gradients.
+    root = xp.sqrt(xp.where(square > 0, square, 1))
+    return sigma + gamma * sigma, sigma * xp.where(square > 0, root, 0)
 
 
 def add_noise(
@@ -80,17 +116,7 @@ def add_noise(
     Returns:
       The noisier state and its noise level sigma_hat.
     """
-    # sqrt(sigma_hat^2 - sigma^2), factored: the difference of squares cancels, and
-    # fused into one kernel it can be negative at gamma = 0.
-    if round_sigma is None:
-        sigma_hat = sigma + gamma * sigma
-        square = gamma * (gamma + 2)
-        # The root has no derivative at 0: keep it away from there for the sake of gradients.
-        root = jnp.sqrt(jnp.where(square > 0, square, 1))
-        std = sigma * jnp.where(square > 0, root, 0)
-    else:
-        sigma_hat = round_sigma(sigma + gamma * sigma).astype(x.dtype)
-        std = jnp.sqrt(jnp.maximum((sigma_hat - sigma) * (sigma_hat + sigma), 0))
+    sigma_hat, std = raise_level(jnp, jnp.asarray(sigma, x.dtype), gamma, round_sigma)
     return x + std * s_noise * noise, sigma_hat
 
 
@@ -132,9 +158,7 @@ def sample_stochastic(
     *,
     noise_fn: loop.NoiseFn | None = None,
     round_sigma: Callable[[Array], Array] | None = None,
-    trajectory: bool = False,
-    progress: bool | ReportFn = False,
-    remat: bool = False,
+    **options: Unpack[loop.LoopOptions],
 ) -> Array | loop.Trajectory:
     """Stochastic sampling (EDM Algorithm 2); 2N - 1 network calls, churn or not.
 
@@ -152,9 +176,7 @@ def sample_stochastic(
       round_sigma: rounding of raised levels to those the network knows
         (`Preconditioning.round_sigma`); None for none.  With it the grid, rounded
         too (`grids.round_grid`), may repeat levels.
-      trajectory: return every state instead of the last.
-      progress: show progress from inside the compiled loop (`loop.scan`).
-      remat: recompute the network in the backward pass (`loop.scan`).
+      **options: of the loop, `loop.LoopOptions`.
 
     Returns:
       The sample, of the shape of x, or a Trajectory whose ``denoised`` is
@@ -166,31 +188,25 @@ def sample_stochastic(
     check_protocol("churn", churn, ("gamma",), "use Churn(s_churn)")
     loop.check_sigmas(sigmas, repeats=round_sigma is not None)
     x = jnp.asarray(x, loop.state_dtype(x))
-    sigmas = jnp.asarray(sigmas, x.dtype)
-    num_steps = sigmas.shape[0] - 1
     draw = loop.noise_source(key, noise_fn, x)
-    gammas = churn.gamma(sigmas[:-1], num_steps)
-    s_noise = jnp.asarray(churn.s_noise, x.dtype)
-    steps = jnp.arange(num_steps)
+    _, (levels,) = rows_lib.concrete(sigmas)
+    gamma = churn.gamma(levels[:-1], levels.shape[0] - 1)
+    xp, (levels, gamma, s_noise) = rows_lib.concrete(levels, gamma, churn.s_noise)
+    raised, std = raise_level(xp, levels[:-1], gamma, round_sigma)
+    xp, (raised, after, std) = rows_lib.concrete(raised, levels[1:], s_noise * std)
+    rows = rows_lib.raised(heun.heun_rows(xp, raised, after), std)
+    return rows_lib.sample_rows(denoise, x, sigmas, rows, draw=draw, **options)
 
-    def step(x: Array, i: Array, sigma: Array, sigma_next: Array, gamma: Array) -> tuple:
-        return stochastic_step(
-            denoise, x, sigma, sigma_next, gamma, s_noise, draw(i), round_sigma=round_sigma
-        )
 
-    def last_step(x: Array, i: Array, sigma: Array, gamma: Array) -> tuple[Array, Array]:
-        x_hat, sigma_hat = add_noise(x, sigma, gamma, s_noise, draw(i), round_sigma)
-        return heun.euler_step(denoise, x_hat, sigma_hat, jnp.zeros_like(sigma))
-
-    inputs = (steps[:-1], sigmas[:-2], sigmas[1:-1], gammas[:-1])
-    last_inputs = (steps[-1], sigmas[-2], gammas[-1])
-    return loop.scan_steps(
-        step,
-        last_step,
-        x,
-        inputs,
-        last_inputs,
-        trajectory=trajectory,
-        progress=progress,
-        remat=remat,
-    )
+# Below the cap gamma <= sqrt(2) - 1 from N = 32, so that the order shows.
+MEASURED_CHURN = Churn(10.0, 0.05, 50.0, 1.0)
+PROMISES = (
+    SamplerInfo(
+        "edm",
+        sample_stochastic,
+        order=2,
+        stochastic=True,
+        nfe_fn=two_calls,
+        measured=(Measured("churn 10", {"churn": MEASURED_CHURN}),),
+    ),
+)

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from types import ModuleType
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import jax.numpy as jnp
 import numpy as np
 
 from edm_jax import names
-from edm_jax.progress import ReportFn
 from edm_jax.samplers import loop
 from edm_jax.samplers import rows as rows_lib
+from edm_jax.samplers.info import SamplerInfo
 from edm_jax.samplers.rows import Rows, earlier, phi
 from edm_jax.typing import Array, ArrayLike, DenoiseFn
 
@@ -122,9 +122,7 @@ def sample_unipc(
     variant: str = "bh2",
     lower_order_final: bool = True,
     corrector: bool = True,
-    trajectory: bool = False,
-    progress: bool | ReportFn = False,
-    remat: bool = False,
+    **options: Unpack[loop.LoopOptions],
 ) -> Array | loop.Trajectory:
     """UniPC of order p; N network calls, measured order p + 1 (p without corrector).
 
@@ -137,8 +135,8 @@ def sample_unipc(
       variant: "bh1" (advised below 10 unguided steps) or "bh2".
       lower_order_final: lower the order again over the last steps.
       corrector: False leaves the predictor alone (UniP).
-      trajectory, progress, remat: as in sample_heun; states are the corrected ones,
-        denoised images those of the predicted states.
+      **options: of the loop, `loop.LoopOptions`; states of a Trajectory are the corrected
+        ones, denoised images those of the predicted states.
 
     Returns:
       The sample, of the shape of x, or a Trajectory.
@@ -163,7 +161,7 @@ def sample_unipc(
     )
 
     def step(state: tuple, sigma: Array, predict: tuple, correct: tuple) -> tuple:
-        x_before, predicted, history = state
+        predicted, x_before, history = state
         denoised = loop.evaluate(denoise, predicted, sigma)
         a, b, new = correct
         x_now = a * x_before + new * denoised
@@ -174,11 +172,13 @@ def sample_unipc(
         x_next = a * x_now
         for j, term in enumerate(terms):
             x_next = x_next + b[j] * term
-        return (x_now, x_next, terms), ((x_now, denoised) if trajectory else None)
+        return (x_next, x_now, terms), (x_now, denoised)
 
     state = (x, x, (jnp.zeros_like(x),) * order)
-    (_, x, _), visited = loop.scan(step, state, inputs, progress=progress, remat=remat)
-    if not trajectory:
-        return x
-    xs, denoised = visited
-    return loop.Trajectory(jnp.concatenate([xs, x[None]]), denoised)
+    return loop.run(step, state, inputs, **options)
+
+
+PROMISES = tuple(
+    SamplerInfo(f"unipc_{p}", sample_unipc, order=p + 1, min_steps=p, presets={"order": p})
+    for p in (1, 2, 3)
+)

@@ -177,8 +177,8 @@ def test_a_right_sampler_passes():
         ("one_image", "returns shape (1, 2, 2, 1) for x of shape (6, 2, 2, 1)"),
         ("single_precision", "returns float32 for x of float64"),
         ("not_a_number", "not finite"),
-        ("fails_for_many_steps", "it raises ValueError (test_validate.py:"),
-        ("breaks", "it raises RuntimeError (test_validate.py:"),
+        ("fails_for_many_steps", "it raises ValueError (test_promises.py:"),
+        ("breaks", "it raises RuntimeError (test_promises.py:"),
     ],
 )
 def test_a_wrong_sampler_fails_with_its_reason(name, reason, few_samples):
@@ -212,7 +212,7 @@ def test_calls_other_than_stated_fail():
 
 
 def test_an_order_better_than_documented_fails_for_the_library_only():
-    heun = promises.subject_of(samplers.SAMPLERS["heun"], order=1)
+    heun = promises.subject_of(samplers.SAMPLERS["heun"], samplers.Measured(order=1))
     (failure,) = promises.validate(heun).failures
     assert "stated as 1 only" in failure
     assert promises.validate(dataclasses.replace(heun, tight=False, steps=(32, 64))).passed
@@ -293,8 +293,8 @@ def test_deterministic_samplers_of_the_registry_keep_their_promises(name):
 
 @pytest.mark.parametrize("name", ["edm", "dpmpp_2m_sde", "vp_ancestral"])
 def test_stochastic_samplers_of_the_registry_keep_their_promises(name):
-    options = {"churn": promises.CHURN} if name == "edm" else {}
-    report = promises.validate(promises.subject_of(samplers.SAMPLERS[name], **options))
+    info = samplers.SAMPLERS[name]
+    report = promises.validate(promises.subject_of(info, info.measured[0]))
     assert report.passed, report.failures
 
 
