@@ -14,8 +14,8 @@ from edm_jax.augment.pipe import AugmentPipe
 from edm_jax.data.sources.registry import SOURCES
 from edm_jax.noise import DISTRIBUTIONS, WEIGHTS
 from edm_jax.precond import PRECONDITIONINGS
-from edm_jax.train.objectives import OBJECTIVES
 from edm_jax.train.averaging import Averaging
+from edm_jax.train.objectives import OBJECTIVES
 from edm_jax.train.optimizer import make_optimizer
 from experiments.config.experiment import SHARED, Experiment, Network
 from experiments.config.groups import ConfigError, choice, construct, named, pick, plain

@@ -13,6 +13,7 @@ import optax
 from edm_jax import models
 from edm_jax.augment.pipe import AugmentPipe, augment
 from edm_jax.data.sources.base import ImageSource
+from edm_jax.generate import Sampling
 from edm_jax.model import describe
 from edm_jax.noise import NoiseDistribution, WeightFn
 from edm_jax.precond import Preconditioning
@@ -21,7 +22,6 @@ from edm_jax.train.objectives import OBJECTIVES, Parts
 from edm_jax.train.step import make_train_step
 from experiments.config.groups import ConfigError, construct, named
 from experiments.config.options import Data, Evaluation, Intervals, Training
-from experiments.config.request import Sampling
 
 # How a network is computed, and what that is of one that leaves no choice.
 SHARED = {"dtype": "float32", "remat": "none"}

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from edm_jax import samplers
+from edm_jax.generate import Sampling
 from experiments.config.groups import ConfigError, named
-from experiments.config.request import Sampling
 
 CHURN = ("s_churn", "s_tmin", "s_tmax", "s_noise")
 
