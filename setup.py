@@ -8,6 +8,7 @@ TRAIN = [
     "absl-py>=2.1",
     "clu>=0.0.12",
     "grain>=0.2.14",
+    "importlib-resources>=6.0",  # tensorflow-datasets 4.9 uses it and does not say so
     "matplotlib>=3.9",
     "ml-collections>=1.0",
     "optax>=0.2.5",

@@ -1,19 +1,23 @@
 """Runs of earlier revisions load, sample and go on."""
 
+import dataclasses
+
 import jax
 import numpy as np
 
 import edm_jax
 from edm_jax.train.checkpoint import CheckpointStore
 from tests.support.old_run import expected
+from tests.train.test_checkpoint import make_state
 
 
 def test_loads_and_samples_as_before(old_run):
     model = edm_jax.load(old_run)
     assert model.kind == "denoiser" and model.variant == "ema_0.1kimg"
     images = edm_jax.sample(model, range(3), [1, 2, 3], num_steps=3)
-    # Three float32 evaluations of another program of the same arithmetic.
-    np.testing.assert_allclose(images, expected("images")[""], atol=1e-4)
+    # Of two programs of the same arithmetic: states begin at 240, whose float32 rounding of
+    # 1.5e-5 the network amplifies.
+    np.testing.assert_allclose(images, expected("images")[""], atol=1e-3)
 
 
 def test_goes_on_to_the_weights_it_would_have_reached(old_run, command):
@@ -33,8 +37,6 @@ def test_goes_on_to_the_weights_it_would_have_reached(old_run, command):
 
 def test_a_metric_more_or_less_does_not_matter(old_run):
     """What a checkpoint lacks begins anew; what is no longer kept is left there."""
-    from tests.train.test_checkpoint import make_state
-
     directory = old_run.parent / "checkpoints"
     state = make_state(3)
     store = CheckpointStore(directory)
@@ -43,8 +45,6 @@ def test_a_metric_more_or_less_does_not_matter(old_run):
     changed = dict(state.metrics)
     changed["new"] = changed.pop("grad_norm")
     changed["loss"] = {"sum": changed["loss"]["sum"] + 1, "count": changed["loss"]["count"]}
-    import dataclasses
-
     abstract = jax.eval_shape(lambda: dataclasses.replace(state, metrics=changed))
     store = CheckpointStore(directory)
     restored = store.restore_latest(abstract)
