@@ -8,7 +8,11 @@ The functions beneath accept any callable ``denoise(x, sigma)`` and arrays of an
 `sample_heun` and `sample_stochastic` draw samples.
 """
 
-from edm_jax.generate import sample, to_uint8
+import importlib
+import pkgutil
+from types import ModuleType
+
+from edm_jax.generate import Sampling, sample, to_uint8
 from edm_jax.loading import load
 from edm_jax.losses import denoising_loss
 from edm_jax.model import Model
@@ -27,6 +31,7 @@ __all__ = [
     "LogNormal",
     "Model",
     "Preconditioning",
+    "Sampling",
     "SongUNet",
     "Trajectory",
     "denoising_loss",
@@ -43,3 +48,16 @@ __all__ = [
     "sample_stochastic",
     "to_uint8",
 ]
+
+_MODULES = frozenset(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Modules and rooms of the package, imported when they are first used."""
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

@@ -30,6 +30,11 @@ def ddpm_levels(name: str = "cosine", num_levels: int = 1000) -> np.ndarray:
     if not isinstance(num_levels, int | np.integer) or num_levels < 2:
         raise ValueError(f"num_levels must be an integer >= 2, got {num_levels!r}")
     if name == "linear":
+        if num_levels <= 20:  # the last b_j, 20 / M, must stay below 1
+            raise ValueError(
+                f"num_levels must be at least 21 for the linear schedule, got {num_levels}; "
+                "the cosine schedule takes fewer"
+            )
         betas = np.linspace(1e-4, 0.02, num_levels) * (1000 / num_levels)
     elif name == "cosine":
         f = np.cos((np.arange(num_levels + 1) / num_levels + 0.008) / 1.008 * np.pi / 2) ** 2

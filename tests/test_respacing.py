@@ -70,3 +70,12 @@ def test_bad_respacings_are_named():
         respacing.ddpm_levels("cosin")
     with pytest.raises(ValueError, match="indices must lie"):
         respacing.respaced_sigmas(respacing.ddpm_levels(), [1000])
+
+
+def test_a_linear_schedule_of_too_few_levels_is_refused():
+    """b_M = 20 / M must be below 1: 20 levels would end in abar = 0."""
+    for num_levels in (2, 19, 20):
+        with pytest.raises(ValueError, match="at least 21 for the linear schedule"):
+            respacing.ddpm_levels("linear", num_levels)
+    assert np.all(np.isfinite(respacing.ddpm_levels("linear", 21)))
+    assert np.all(np.isfinite(respacing.ddpm_levels("cosine", 2)))

@@ -30,6 +30,7 @@ _DTYPES = {
     "I8": "int8",
     "U8": "uint8",
     "BOOL": "bool",
+    "C64": "complex64",
 }
 _CODES = {name: code for code, name in _DTYPES.items()}
 

@@ -30,6 +30,9 @@ _STORAGES = {
     "CharStorage": "int8",
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
+    # No network here has any, but a file may hold some beside what is needed.
+    "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
 }
 STORAGE_NAMES = frozenset(("torch", name) for name in _STORAGES)
 

@@ -292,3 +292,25 @@ def test_messages_name_no_class_of_this_package(tmp_path):
     path.write_bytes(ww.torch_zip(ww.ordered(tensors), {"0": b"\0" * 4}))
     with pytest.raises(WeightsError, match=r"'module.a' is in the naming of no known network"):
         importer.read_model_file(path)
+
+
+@pytest.mark.parametrize("needed", [False, True])
+def test_complex_numbers_are_refused_only_where_they_are_needed(needed, tmp_path):
+    """An optimizer or a frequency table may hold them beside the network."""
+    arrays, _, _ = small()
+    last = list(arrays)[-1]
+    storages, root = {}, {}
+    for number, (name, a) in enumerate(arrays.items()):
+        dtype = "complex64" if needed and name == last else "float32"
+        storages[str(number)] = np.ascontiguousarray(a, dtype).tobytes()
+        root[name] = ww.tensor(ww.pid(str(number), a.size, dtype), a.shape)
+    storages["table"] = np.ones(3, np.complex64).tobytes()
+    table = ww.tensor(ww.pid("table", 3, "complex64"), (3,))
+    path = tmp_path / "model.pt"
+    path.write_bytes(ww.torch_zip({"ema": root, "optimizer": {"table": table}}, storages))
+    if needed:
+        with pytest.raises(WeightsError, match="of complex64, expected floating point"):
+            importer.read_model_file(path)
+    else:
+        variables = importer.read_model_file(path).variables["ema"]
+        assert variables["params"]["map_layer0"]["kernel"].dtype == np.float32

@@ -75,7 +75,7 @@ def globals_corpus():
         "Torch.FloatStorage": Global("Torch", "FloatStorage"),
         "torch.FloatStorage ": Global("torch", "FloatStorage "),
         "torch.UntypedStorage": Global("torch", "UntypedStorage"),
-        "torch.ComplexFloatStorage": Global("torch", "ComplexFloatStorage"),
+        "torch.ComplexHalfStorage": Global("torch", "ComplexHalfStorage"),
         "torch._utils._rebuild_sparse_tensor": Call(
             Global("torch._utils", "_rebuild_sparse_tensor"), ()
         ),

@@ -151,6 +151,7 @@ _TYPES = {
     "int64": "LongStorage",
     "int32": "IntStorage",
     "bool": "BoolStorage",
+    "complex64": "ComplexFloatStorage",
 }
 MAGIC = 0x1950A86A20F9469CFC6C
 SYSTEM = {
