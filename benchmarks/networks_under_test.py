@@ -50,9 +50,9 @@ def _digits() -> Case:
     from configs import digits
     from experiments.config import build
 
-    config = digits.get_config()
-    network = build.network_arguments(config, build.build_source(config))
-    return Case(network, (128, 1024), config.precond.edm.sigma_data)
+    experiment = build.experiment(digits.get_config())
+    network = experiment.network_arguments(experiment.data.open())
+    return Case(network, (128, 1024), experiment.precond["sigma_data"])
 
 
 def _cifar10() -> Case:

@@ -11,14 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edm_jax import generate, losses
+from edm_jax import generate, losses, samplers
 from edm_jax.data.sources.base import ImageSource
-from edm_jax.grids import make_sigmas
 from edm_jax.model import Model
 from edm_jax.noise import sample_sigma
-from edm_jax.samplers import Churn, euler_step, heun_step
-from edm_jax.samplers.stochastic import add_noise
-from edm_jax.seeds import churn_noise, image_keys, latents
 from edm_jax.train import distributed
 from edm_jax.train.sharding import batch_sharding, make_mesh, replicated
 from experiments import figures
@@ -104,12 +100,7 @@ def draw_samples(
 
 def sampler_arguments(experiment: Experiment) -> dict[str, Any]:
     """Keyword arguments for `edm_jax.sample`."""
-    return experiment.sampling.arguments() | {"batch_size": experiment.sample_batch}
-
-
-def nfe(num_steps: int) -> int:
-    """Network calls per image of the Heun samplers: 2N - 1."""
-    return 2 * num_steps - 1
+    return {"sampling": experiment.sampling, "batch_size": experiment.sample_batch}
 
 
 def evaluate(
@@ -139,7 +130,8 @@ def evaluate(
         raise ValueError(f"the model makes {difference}; give the --config of its data")
     seeds = group.first_seed + np.arange(group.num_images)
     labels = np.arange(group.num_images) % model.num_classes if model.num_classes else None
-    report(f"drawing {group.num_images} images, {nfe(arguments['num_steps'])} network calls each")
+    nfe = experiment.sampling.nfe(model.preconditioning)
+    report(f"drawing {group.num_images} images, {nfe} network calls each")
     samples = draw_samples(model, seeds, labels, arguments, "evaluation", poll)
     if jax.process_index():
         return {}
@@ -147,8 +139,9 @@ def evaluate(
     samples = as_floats(generate.to_uint8(samples))
     result: dict[str, Any] = {
         "num_images": int(group.num_images),
-        "nfe": nfe(arguments["num_steps"]),
-        "num_steps": int(arguments["num_steps"]),
+        "nfe": nfe,
+        "num_steps": experiment.sampling.num_steps,
+        "sampling": experiment.sampling.to_json(),
         "weights": model.variant,
         "progress": model.description.get("progress"),
     }
@@ -278,41 +271,6 @@ def loss_at_levels(
     return np.stack(levels)
 
 
-def trajectory(
-    denoise: Callable[..., Any], model: Model, seeds: np.ndarray, rows: Any, arguments: dict
-) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
-    """Sampling one step at a time, keeping what every step saw.
-
-    Returns:
-      N+1 states, N denoiser outputs, each ``(n, H, W, C)``, and the ``(N+1,)`` noise levels.
-    """
-    sigmas = make_sigmas(
-        "edm",
-        **{key: arguments[key] for key in ("num_steps", "sigma_min", "sigma_max", "rho")},
-        preconditioning=model.preconditioning,
-    )
-    levels = jnp.asarray(sigmas, jnp.float32)
-    churn, steps = arguments["churn"] or Churn(), len(sigmas) - 1
-    keys = image_keys(seeds)
-    shape = (len(seeds), *model.image_shape)
-    x = latents(keys, shape) * levels[0]
-
-    def of_state(x: Any, sigma: Any) -> Any:
-        return denoise(model.variables, x, sigma, rows)
-
-    rounding = model.preconditioning.round_sigma if model.preconditioning.rounds else None
-    states, outputs = [np.asarray(x)], []
-    for i in range(steps):
-        gamma = churn.gamma(levels[i], steps)
-        noise = churn_noise(keys, i, shape)
-        x, sigma = add_noise(x, levels[i], gamma, churn.s_noise, noise, rounding)
-        step = heun_step if i < steps - 1 else euler_step
-        x, denoised = step(of_state, x, sigma, levels[i + 1])
-        states.append(np.asarray(x))
-        outputs.append(np.asarray(denoised))
-    return states, outputs, sigmas
-
-
 def draw_figures(
     directory: pathlib.Path,
     initial: Model,
@@ -339,17 +297,16 @@ def draw_figures(
         loss_at_levels(denoise, trained.variables, *fixed),
         np.asarray(draws),
     )
+    sampling = experiment.sampling
     shown = min(experiment.evaluation.trajectory_seeds, count)
-    if shown:
-        # As many seeds as there were images above, so that no program is compiled for them.
-        seeds = np.arange(count)
-        classes = seeds % max(trained.num_classes, 1)
-        arguments = sampler_arguments(experiment)
-        states, outputs, levels = trajectory(denoise, trained, seeds, rows(classes), arguments)
+    if shown and "trajectory" in samplers.get(sampling.sampler).options:
+        seeds = np.arange(shown)
+        classes = seeds % trained.num_classes if trained.num_classes else None
+        visited = generate.sample(trained, seeds, classes, sampling=sampling, trajectory=True)
         figures.denoising_trajectories(
             directory / "trajectories.png",
-            np.stack([x[:shown] for x in states]),
-            np.stack([d[:shown] for d in outputs]),
-            levels,
-            seeds[:shown].tolist(),
+            visited.x,
+            visited.denoised,
+            sampling.grid(trained.preconditioning),
+            seeds.tolist(),
         )

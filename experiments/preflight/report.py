@@ -52,7 +52,8 @@ def preflight(
       workdir: the run directory, if it is known; nothing is written there.
       mesh_devices: devices of the run.  If given, the training step is compiled for them to
         learn its memory; None: the devices of this machine, and nothing is compiled.
-      quick: check without tracing or compiling anything, and report problems only.
+      quick: check without tracing the network or compiling anything, and report problems
+        only.
       report: called with each line.
       source: the data set, if it is open already.
       preset: the configuration before options were set on the command line; differences

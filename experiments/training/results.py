@@ -65,12 +65,13 @@ def _save_grid(run: Run, state: TrainState, step: int, poll: Poll) -> None:
     if classes:
         names = (model.label_names or [str(i) for i in range(classes)])[:classes]
     path, kimg = grid_path(run, step), step * run.batch_size / 1000
+    calls = run.experiment.sampling.nfe(model.preconditioning)
     figures.sample_grid(
         path,
         samples,
         columns,
         row_names=names,
-        title=f"{kimg:g} kimg, {evaluate.nfe(arguments['num_steps'])} network calls",
+        title=f"{kimg:g} kimg, {calls} network calls",
     )
     run.monitor.picture(step, "samples", path)
     run.status.resume(paused)

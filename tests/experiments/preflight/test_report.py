@@ -21,7 +21,7 @@ def compilations():
     events = []
 
     def listen(event, duration, **_):
-        if "compile" in event:
+        if "backend_compile" in event:
             events.append(event)
 
     monitoring.register_event_duration_secs_listener(listen)
