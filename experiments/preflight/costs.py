@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from edm_jax import models
 from edm_jax.data.sources.base import ImageSource
 from edm_jax.models.ops import winograd
-from edm_jax.models.variables import abstract_variables
+from edm_jax.models.variables import abstract_variables, inputs
 from edm_jax.train import sharding
 from edm_jax.train.state import TrainState
 from edm_jax.train.step import init_state
@@ -118,10 +118,9 @@ def _programs(params: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def forward_flops(net: nn.Module, shape: DataShape) -> int:
-    """Operations of one call of the network on one image."""
-    x = jax.ShapeDtypeStruct((1, *shape.image_shape), jnp.float32)
-    c_noise = jax.ShapeDtypeStruct((1,), jnp.float32)
-    return flops(jax.make_jaxpr(net.apply)(abstract_variables(net), x, c_noise))
+    """Operations of one call of the network on one image, as sampling calls it."""
+    x, c_noise, class_labels, _ = inputs(net, shape.image_shape)
+    return flops(jax.make_jaxpr(net.apply)(abstract_variables(net), x, c_noise, class_labels))
 
 
 @dataclasses.dataclass(frozen=True)
