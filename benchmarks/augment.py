@@ -13,14 +13,10 @@ from __future__ import annotations
 
 import argparse
 import functools
-import pathlib
-import sys
 import time
 from collections.abc import Callable
 
 import jax
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from edm_jax.augment import pipe
 

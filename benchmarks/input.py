@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import io
 import os
-import pathlib
 import sys
 import tempfile
 import threading
@@ -24,8 +23,6 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from edm_jax.data.sources import decode
 from edm_jax.data.sources.base import ImageSource

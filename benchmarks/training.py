@@ -1,17 +1,26 @@
 r"""Speed of training: the step alone, and the step fed by the input pipeline.
 
-    python benchmarks/training.py [--nets=digits,cifar10] [--fuse]
+    python benchmarks/training.py [--nets=digits,cifar10] [--fuse] [--startup=digits]
 
 For each network: images per second of the jitted step on resident data, the same when fed by
 the pipeline (their ratio tells whether the device ever waits for the host), the step over one
 denoiser call on the same batch, compile time and number of traces.  With --fuse also the
 time of the steps dispatched one by one over that of one program that scans over them.
+
+Then, of the configurations of --startup, the seconds from the command to its first step:
+cold, with nothing compiled before, and warm, when the same command has run once
+(experiments/compilation_cache.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
 
 import common
 import jax
@@ -100,6 +109,34 @@ def measure(name: str, repeats: int, steps: int, fuse: bool) -> list:
     ]
 
 
+def startup_seconds(config: str) -> tuple[float, float]:
+    """From the command to its first step, cold and warm."""
+    with tempfile.TemporaryDirectory() as folder:
+        return (
+            _seconds_to_first_step(config, folder, "cold"),
+            _seconds_to_first_step(config, folder, "warm"),
+        )
+
+
+def _seconds_to_first_step(config: str, folder: str, name: str) -> float:
+    """One training run, stopped when it has told of its first step."""
+    command = [
+        sys.executable,
+        str(common.ROOT / "experiments" / "main.py"),
+        f"--config=configs/{config}.py",
+        f"--workdir={folder}/{name}",
+        f"--compilation_cache={folder}/compiled",
+        "--config.train.log_kimg=1e-6",  # each step
+    ]
+    start = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith("kimg"):
+                process.kill()
+                return time.perf_counter() - start
+    raise RuntimeError(f"{shlex.join(command)} ended before its first step")
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(
@@ -109,6 +146,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="timings taken, median shown")
     parser.add_argument("--steps", type=int, default=3, help="steps per timing")
     parser.add_argument("--fuse", action="store_true", help="compare with a scan over the steps")
+    parser.add_argument("--startup", default="digits", help="configurations to start, or none")
     args = parser.parse_args()
     names = args.nets.split(",")
     for name in names:
@@ -130,6 +168,11 @@ def main() -> None:
         print(f"measuring {name} ...", flush=True)
         rows.append(measure(name, args.repeats, args.steps, args.fuse))
     common.print_table(header, rows)
+    configs = [] if args.startup == "none" else args.startup.split(",")
+    starts = [[name, *(f"{s:.1f}" for s in startup_seconds(name))] for name in configs]
+    if starts:
+        print()
+        common.print_table(["configuration", "start-up s, cold", "warm"], starts)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import importlib
 import pkgutil
 from types import ModuleType
 
+from edm_jax.figures.sheets import image_grid
 from edm_jax.generate import Sampling, sample, to_uint8
 from edm_jax.loading import load
 from edm_jax.losses import denoising_loss
@@ -38,6 +39,7 @@ __all__ = [
     "edm_coefs",
     "edm_preconditioning",
     "edm_weight",
+    "image_grid",
     "image_keys",
     "karras_sigmas",
     "latents",

@@ -15,7 +15,12 @@ import jax
 import numpy as np
 import pytest
 
-from tests.support.command_line import command, environment, run_dir  # noqa: F401  (fixtures)
+from tests.support.command_line import (  # noqa: F401  (fixtures)
+    call,
+    command,
+    environment,
+    run_dir,
+)
 from tests.support.old_run import old_run  # noqa: F401  (fixture)
 from tests.support.paths import GOLDEN
 

@@ -13,7 +13,7 @@ from edm_jax.store import checkpoints
 from edm_jax.store.checkpoints import CheckpointError
 from edm_jax.store.errors import NewerFormatError
 from edm_jax.train.checkpoint import CheckpointStore
-from experiments.commands.convert_weights import import_model
+from experiments.commands.import_ import import_model
 from tests.support import weights_golden as wg
 
 

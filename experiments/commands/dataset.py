@@ -1,29 +1,56 @@
-"""Converts folders, archives and original downloads to data sets for training.
+r"""Convert images of any kind to the EDM zip format.
 
-    python experiments/commands/dataset.py --source=DIR --dest=imagenet-64x64.zip \\
+    python experiments/main.py --mode=dataset --source=images/ --dest=images-64x64.zip \
         --resolution=64x64 --transform=center-crop
 
-Interrupted, it goes on where it stopped when the same command is repeated.
+The source is a folder (also an LSUN one ending in _lmdb), a .zip, cifar-10-python.tar.gz or
+train-images-idx3-ubyte.gz.  Interrupted, it goes on where it stopped when the same command
+is repeated.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import pathlib
-import sys
-from collections.abc import Sequence
+import types
+from typing import TYPE_CHECKING
 
-# Run as a script, Python sees this folder, not the one above it.
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+from experiments import flags
 
-from edm_jax.data.conversion import convert
+if TYPE_CHECKING:
+    from edm_jax.data.conversion.convert import Report
+
+FLAGS = (
+    flags.path("source", "Folder, archive or original download.", example="images/", required=True),
+    flags.path(
+        "dest",
+        "A .zip file, or a folder that is empty or absent.",
+        example="images-64x64.zip",
+        required=True,
+    ),
+    flags.text("resolution", "Size of the images written; by default theirs.", example="64x64"),
+    flags.choice(
+        "transform",
+        ("center-crop", "center-crop-wide"),
+        "How images become square; by default they are resized as they are.",
+        example="center-crop",
+    ),
+    flags.integer("max_images", "Stop after this many.", least=1, example="1000"),
+    flags.integer("num_workers", "Threads; by default one per core.", least=1, example="8"),
+    flags.switch("strict", "End with an error at the first unusable image."),
+)
 
 # More than that is no longer read on a screen; the rest goes to a file.
 _LISTED = 50
 
 
-def run(
+def run(values: types.SimpleNamespace) -> None:
+    """Convert and report."""
+    options = ("resolution", "transform", "max_images", "num_workers", "strict")
+    convert_images(values.source, values.dest, **{name: getattr(values, name) for name in options})
+
+
+def convert_images(
     source: str | os.PathLike,
     dest: str | os.PathLike,
     *,
@@ -33,7 +60,7 @@ def run(
     num_workers: int | None = None,
     strict: bool = False,
     progress: bool = True,
-) -> int:
+) -> None:
     """Convert ``source`` and print what came out, odd images by name.
 
     Args:
@@ -44,12 +71,11 @@ def run(
       transform, max_images, num_workers, strict, progress: see
         `edm_jax.data.conversion.convert.convert`.
 
-    Returns:
-      The exit code of the program: 0.
-
     Raises:
       ValueError, OSError: as `edm_jax.data.conversion.convert.convert`.
     """
+    from edm_jax.data.conversion import convert
+
     if isinstance(resolution, str):
         resolution = convert.parse_resolution(resolution)
     report = convert.convert(
@@ -63,10 +89,9 @@ def run(
         progress=progress,
     )
     _print_report(report)
-    return 0
 
 
-def _print_report(report: convert.Report) -> None:
+def _print_report(report: Report) -> None:
     for note in report.notes:
         print(f"Note: {note}.")
     lines = [
@@ -87,28 +112,3 @@ def _print_report(report: convert.Report) -> None:
     )
     if report.skipped > report.written:
         print("Most images were skipped: check the first one, which all others must resemble.")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--source", required=True, help="folder, archive or original download")
-    parser.add_argument("--dest", required=True, help=".zip file, or an empty or absent folder")
-    parser.add_argument("--resolution", help="WxH of the result, such as 64x64")
-    parser.add_argument("--transform", choices=convert.TRANSFORMS, help="default: resize only")
-    parser.add_argument("--max_images", "--max-images", type=int, help="only the first so many")
-    parser.add_argument("--num_workers", type=int, help="threads (default: one per processor)")
-    parser.add_argument("--strict", action="store_true", help="fail at the first odd image")
-    options = vars(parser.parse_args(argv))
-    try:
-        return run(options.pop("source"), options.pop("dest"), **options)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-
-
-if __name__ == "__main__":
-    sys.exit(main())

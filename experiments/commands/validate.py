@@ -1,37 +1,51 @@
-r"""Checks every sampler, or your own, against exact answers and prints a table.
+r"""Check every sampler, or your own, against exact answers.
 
-python experiments/main.py --mode=validate --workdir=runs/validate
-python experiments/commands/validate.py --workdir=runs/validate
-python experiments/commands/validate.py --sampler=my_package.my_module:my_sampler
+    python experiments/main.py --mode=validate --workdir=runs/validate
+    python experiments/main.py --mode=validate --sampler=my_package.my_module:my_sampler
 
 Your sampler is called as ``my_sampler(denoise, x, sigmas, key)`` (or without key); if it
 is stochastic, let it accept ``noise_fn`` too, and its distribution is measured exactly.
 Expected: every line passes, in about a minute and a half on two cores.  Network calls
 are counted while the samplers run.  Exit codes: 0 every promise was kept, 1 one was
 broken, 2 the command was wrong.  With --workdir the results are also written to
-promises.json and promises.png.
+validate.json and validate.png.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import pathlib
-import sys
 import time
+import types
+from typing import TYPE_CHECKING
 
-if __package__ in (None, ""):  # run as a script: make the repository importable
-    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+from experiments import compilation_cache, flags
 
-from edm_jax import samplers
-from edm_jax.exact import promises
+if TYPE_CHECKING:
+    from edm_jax.exact import promises
+
+FLAGS = (
+    flags.text(
+        "sampler", "A sampler of the library or module:function; by default all.", example="heun"
+    ),
+    flags.path("workdir", "Directory for validate.json and validate.png.", example="runs/validate"),
+    compilation_cache.FLAG,
+)
+
+
+def run(values: types.SimpleNamespace) -> int:
+    """Validate and report."""
+    compilation_cache.enable(values.compilation_cache)
+    return validate(values.workdir, values.sampler)
 
 
 def _subjects(user_sampler: str | None) -> list[promises.Subject]:
+    from edm_jax import samplers
+    from edm_jax.exact import promises
+
     if user_sampler is None:
         return promises.builtin_subjects()
     if ":" in user_sampler:
-        sys.path.insert(0, "")  # the user's module may lie in the working directory
         return [promises.load_subject(user_sampler)]
     return [promises.subject_of(samplers.get(user_sampler))]
 
@@ -61,16 +75,21 @@ def plot(reports: list[promises.Report], path: pathlib.Path) -> None:
     plt.close(figure)
 
 
-def run(workdir: str | None = None, user_sampler: str | None = None) -> int:
+def validate(workdir: pathlib.Path | None = None, user_sampler: str | None = None) -> int:
     """Validate, print the table, write the files; the exit code of the program.
 
     Args:
-      workdir: where promises.json and promises.png go; None writes nothing.
+      workdir: where validate.json and validate.png go; None writes nothing.
       user_sampler: "module:function", or a name of the registry; None for all.
 
     Returns:
       0 if every promise was kept, 1 otherwise.
     """
+    from edm_jax.exact import promises
+    from experiments.workdir import prepare
+
+    if workdir is not None:
+        prepare(workdir)
     start, reports = time.perf_counter(), []
     for subject in _subjects(user_sampler):
         reports.append(promises.validate(subject))
@@ -81,26 +100,7 @@ def run(workdir: str | None = None, user_sampler: str | None = None) -> int:
     print(f"{len(reports) - len(failed)} of {len(reports)} samplers keep their promises; "
           f"{seconds:.0f} s")  # fmt: skip
     if workdir is not None:
-        directory = pathlib.Path(workdir)
-        directory.mkdir(parents=True, exist_ok=True)
         results = {"seconds": seconds, "samplers": promises.to_json(reports)}
-        (directory / "validate.json").write_text(json.dumps(results, indent=1))
-        plot(reports, directory / "validate.png")
+        (workdir / "validate.json").write_text(json.dumps(results, indent=1))
+        plot(reports, workdir / "validate.png")
     return 1 if failed else 0
-
-
-def main() -> int:
-    """Command line; see the head of the file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", help="directory for promises.json and promises.png")
-    parser.add_argument("--sampler", help="module:function, or a name of the registry")
-    arguments = parser.parse_args()
-    try:
-        return run(arguments.workdir, arguments.sampler)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())

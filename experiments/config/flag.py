@@ -8,10 +8,11 @@ import pathlib
 import re
 import runpy
 import traceback
+from collections.abc import Sequence
+from typing import Any
 
 import ml_collections
-
-from experiments.config.groups import flatten
+from absl import flags as absl_flags
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STORED = pathlib.Path(__file__).resolve().with_name("stored.py")
@@ -27,11 +28,12 @@ def find_config(value: str) -> str:
     A ``config.json``, which every run directory has, becomes the file that reads one.
     """
     name, separator, variant = value.partition(":")
+    name = str(pathlib.Path(name).expanduser())
     for base in (pathlib.Path.cwd(), ROOT):
         if (base / name).is_file():
             if name.endswith(".json"):
-                return f"{STORED}:{base / name}"
-            return f"{base / name}{separator}{variant}"
+                return f"{STORED}:{(base / name).absolute()}"
+            return f"{(base / name).absolute()}{separator}{variant}"
     known = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").glob("*.py"))
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
@@ -74,7 +76,7 @@ def _explained(error: Exception, path: str) -> str:
         text = text.args[0]
     text = " ".join(str(text).split()) or type(error).__name__
     if locked := re.search(r'Key "(\w+)" does not exist and cannot be added', str(error)):
-        known = list(flatten(default_config(str(ROOT / "configs" / "base.py")).to_dict()))
+        known = list(_options(str(ROOT / "configs" / "base.py")))
         text = (
             f"there is no option {locked[1]!r}, {_nearest(locked[1], known)} (one of your own is "
             "added inside `with config.unlocked():`)"
@@ -86,41 +88,96 @@ def _explained(error: Exception, path: str) -> str:
     return text if isinstance(error, ValueError) or not lines else f"line {lines[-1]}: {text}"
 
 
-def _checked(value: str) -> str:
-    """The file found, and found to make a configuration."""
-    found = find_config(value)
-    default_config(found)
-    return found
+def read_config(words: Sequence[str]) -> tuple[Any, str | None]:
+    """The configuration of ``--config=FILE`` with the options of ``--config.a.b=value``.
 
+    Args:
+      words: those of the command line that begin with ``--config``, and their values.
 
-def complete(argv: list[str]) -> list[str]:
-    """The command line with the configuration's path resolved.
+    Returns:
+      The resolved, locked configuration, and ``file.py[:variant]`` by its full path; None
+      and None without words.
 
     Raises:
-      UsageError: as `find_config` and `default_config`.
+      UsageError: one line, for a file that is not there or cannot be read, an option it
+        lacks or a value of another type.
     """
-    result, expect = [], False
-    for argument in argv:
-        if expect:
-            argument, expect = _checked(argument), False
-        elif argument in ("--config", "-config"):
-            expect = True
-        elif argument.startswith(("--config=", "-config=")):
-            head, _, value = argument.partition("=")
-            argument = f"{head}={_checked(value)}"
-        result.append(argument)
-    return result
+    if not words:
+        return None, None
+    words, file = _complete(words)
+    if file is None:
+        raise UsageError(
+            f"{words[0].partition('=')[0]} sets an option of a configuration, but --config is "
+            "missing, for example --config=configs/digits.py"
+        )
+    # What is wrong in the file is said by its line, and what it lacks by the nearest it has.
+    if told := _unknown_option(words, file):
+        raise UsageError(told)
+    from ml_collections import config_flags
+
+    values = absl_flags.FlagValues()
+    holder = config_flags.DEFINE_config_file(
+        "config", None, lock_config=True, flag_values=values, sys_argv=["main.py", *words]
+    )
+    try:
+        rest = values(["main.py", *words])
+    except absl_flags.IllegalFlagValueError as error:
+        # A configuration that raises comes with the traceback of its file.
+        line = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
+        raise UsageError(_wrong_value(line, file) or line) from None
+    except absl_flags.Error as error:
+        raise UsageError(str(error).strip().splitlines()[-1]) from None
+    except (AttributeError, KeyError) as error:
+        raise UsageError(f"unknown configuration option {error}") from None
+    except (ImportError, SyntaxError, TypeError, ValueError, OSError) as error:
+        raise UsageError(f"the configuration cannot be read: {error}") from None
+    if len(rest) > 1:
+        raise UsageError(f"unexpected argument {rest[1]!r}; options are written --name=value")
+    config = holder.value
+    try:
+        config.to_dict()
+    except AttributeError:
+        told = getattr(config, "_error", "cannot be loaded")
+        raise UsageError(f"--config: {told}") from None
+    return config, file
 
 
-def unknown_option(argv: list[str]) -> str | None:
+def _complete(words: Sequence[str]) -> tuple[list[str], str | None]:
+    """The words with the configuration's file found and put first, and that file."""
+    rest, file = list(words), None
+    for i, word in enumerate(rest):
+        name, equals, value = word.lstrip("-").partition("=")
+        if name == "config" and (equals or i + 1 < len(rest)):
+            last = i + (1 if equals else 2)
+            file = find_config(value if equals else rest[i + 1])
+            # Options may stand before the file that they are about.
+            return [f"--config={file}", *rest[:i], *rest[last:]], file
+    return rest, file
+
+
+def _options(file: str) -> dict[str, Any]:
+    """``{"a.b": value}`` of the configuration of a file."""
+    from experiments.config.groups import flatten
+
+    return flatten(default_config(file).to_dict())
+
+
+def _wrong_value(line: str, file: str) -> str | None:
+    """What a value should have been, where the message speaks of Python's types."""
+    match = re.match(r"flag --(?:no)?config\.([\w.]+)=(.*?): ", line)
+    old = _options(file).get(match[1]) if match else None
+    for kind, what in ((bool, "true or false"), (int, "a whole number"), (float, "a number")):
+        if isinstance(old, kind):
+            return f"--config.{match[1]}={match[2]}: must be {what}"
+    return None
+
+
+def _unknown_option(words: Sequence[str], file: str) -> str | None:
     """The first override of an option that the configuration lacks, and the nearest it has."""
-    # The flag itself is of no use any more: it keeps the override that it failed at.
-    words = " ".join(argv[1:]).replace("--config ", "--config=").split()
-    file = next((word.partition("=")[2] for word in words if word.startswith("--config=")), "")
-    known = list(flatten(default_config(find_config(file)).to_dict()))
-    for argument in argv[1:]:
-        match = re.match(r"--?(?:no)?config\.([\w.]+)", argument)
-        if match and match[1] not in known:
+    known = list(_options(file))
+    for word in words:
+        match = re.match(r"--?(?:no)?config\.([\w.]+)", word)
+        if match and not any(f"{name}.".startswith(f"{match[1]}.") for name in known):
             return f"unknown configuration option config.{match[1]}; {_nearest(match[1], known)}"
     return None
 

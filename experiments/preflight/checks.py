@@ -15,10 +15,12 @@ import jax
 import numpy as np
 
 from edm_jax.data.sources.base import ImageSource
+from edm_jax.evaluation.drawing import progress_bar
+from edm_jax.metrics.registry import METRICS
 from edm_jax.models.unet import UNet
 from edm_jax.noise import EdmWeight
 from edm_jax.train import sharding
-from experiments import evaluate, workdir
+from experiments import workdir
 from experiments.config.experiment import Experiment
 from experiments.config.groups import named, pick
 from experiments.config.options import Intervals
@@ -76,7 +78,7 @@ def check_settings(findings: Findings, experiment: Experiment, devices: int) -> 
         sharding.check_batch_size(training.batch_size, mesh, training.micro_batch)
     with findings.part():
         for name in experiment.evaluation.metrics:
-            pick(evaluate.METRICS, name, "config.evaluation.metrics")
+            pick(METRICS, name, "config.evaluation.metrics")
     with findings.part(), named("config.sampler"):
         experiment.sampling.check(experiment.preconditioning)
     findings.warnings += _doubtful_settings(experiment)
@@ -248,7 +250,7 @@ def _read_all(
 def _read_labels(findings: Findings, source: ImageSource, threads: int) -> np.ndarray | None:
     """All labels, one by one; None if some cannot be read."""
     read = getattr(source, "read_label", None) or (lambda index: source[index]["label"])
-    with evaluate.progress_bar(len(source), "labels") as bar:
+    with progress_bar(len(source), "labels") as bar:
 
         def label(index: int) -> Any:
             bar.update()

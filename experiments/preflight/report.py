@@ -20,9 +20,9 @@ import flax.linen as nn
 import jax
 
 from edm_jax.data.sources.base import ImageSource
+from edm_jax.metrics.registry import MAX_PIXEL_NUMBERS
 from edm_jax.store import checkpoints
 from edm_jax.train.state import TrainState
-from experiments import evaluate
 from experiments.config.experiment import Experiment
 from experiments.config.groups import ConfigError, flatten
 from experiments.preflight import checks, costs
@@ -175,10 +175,10 @@ def _check_evaluation(findings: Findings, experiment: Experiment, source: ImageS
             )
     numbers = math.prod(source.image_shape)
     shape = "x".join(map(str, source.image_shape))
-    if "frechet_pixels" in experiment.evaluation.metrics and numbers > evaluate.MAX_PIXEL_NUMBERS:
+    if "frechet_pixels" in experiment.evaluation.metrics and numbers > MAX_PIXEL_NUMBERS:
         findings.errors.append(
             "config.evaluation.metrics: 'frechet_pixels' is for images of at most "
-            f"{evaluate.MAX_PIXEL_NUMBERS} numbers, got {shape} = {numbers}; "
+            f"{MAX_PIXEL_NUMBERS} numbers, got {shape} = {numbers}; "
             "leave it out, or set config.evaluation.num_images=0"
         )
 

@@ -1,6 +1,6 @@
 r"""The one-dimensional picture of EDM Figure 3: densities, flow lines, churn.
 
-python experiments/studies/flow_1d.py --out=docs/flow_1d.png
+python experiments/main.py --mode=study --study=flow_1d --workdir=docs
 
 Data are a few points on a line.  Each panel shows, over time, the density of the
 noisy state, exact solutions of the probability-flow ODE and the direction of its
@@ -10,15 +10,10 @@ whose every step first adds noise, moving up in sigma, and then removes more.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
-
-if __package__ in (None, ""):  # run as a script: make the repository importable
-    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 import jax
 import jax.numpy as jnp
@@ -191,16 +186,8 @@ def draw_flow_picture(
     plt.close(figure)
 
 
-def main() -> int:
-    """Command line; see the head of the file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", required=True, help="PNG, PDF or SVG file")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    jax.config.update("jax_enable_x64", True)  # flow lines between the points are delicate
-    draw_flow_picture(arguments.out, seed=arguments.seed)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def run(workdir: pathlib.Path) -> None:
+    """Draw ``flow_1d.png`` in a directory."""
+    with jax.enable_x64(True):  # flow lines between the points are delicate
+        draw_flow_picture(workdir / "flow_1d.png")
+    print(workdir / "flow_1d.png")

@@ -1,6 +1,6 @@
 r"""The paper's sampling claim on exact denoisers: Figure 2 with numbers, without networks.
 
-python experiments/studies/sampling_claim.py --workdir=docs
+python experiments/main.py --mode=study --study=sampling_claim --workdir=docs
 
 For the VP, VE and iDDPM columns of EDM Table 1: how many network calls the original
 deterministic sampler needs, and how many Heun's method with EDM's time steps and
@@ -12,16 +12,11 @@ table of docs/sampling.md; about three minutes on two cores.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import json
 import pathlib
-import sys
-from collections.abc import Mapping
-
-if __package__ in (None, ""):  # run as a script: make the repository importable
-    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -259,12 +254,16 @@ def from_text(text: str) -> dict[str, dict[str, dict]]:
     return results
 
 
-def run(workdir: str, laws: list[str] | None = None) -> dict:
-    """Measure, print the table, write the figure and the numbers."""
-    directory, results = pathlib.Path(workdir), {}
-    directory.mkdir(parents=True, exist_ok=True)
+def run(workdir: pathlib.Path, laws: Sequence[str] = tuple(LAWS)) -> dict:
+    """Measure, print the table, write the figure and the numbers.
+
+    Args:
+      workdir: a directory, which must exist.
+      laws: names of LAWS; the figure shows the first.
+    """
+    results = {}
     with jax.enable_x64(True):
-        for name in laws or list(LAWS):
+        for name in laws:
             law = image_law(name)
             results[name] = {column: curves(law, column) for column in COLUMNS}
             print(f"{name}: done", flush=True)
@@ -272,20 +271,6 @@ def run(workdir: str, laws: list[str] | None = None) -> dict:
     results = json.loads(json.dumps(results), parse_float=lambda text: float(f"{float(text):.4g}"))
     print(table(results))
     first = next(iter(results))
-    plot(results[first], first, directory / "sampling_claim.png")
-    (directory / "sampling_claim.json").write_text(to_text(results))
+    plot(results[first], first, workdir / "sampling_claim.png")
+    (workdir / "sampling_claim.json").write_text(to_text(results))
     return results
-
-
-def main() -> int:
-    """Command line; see the head of the file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", required=True, help="where the figure and numbers go")
-    parser.add_argument("--law", action="append", choices=list(LAWS), help="default: all")
-    arguments = parser.parse_args()
-    run(arguments.workdir, arguments.law)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

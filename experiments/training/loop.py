@@ -15,7 +15,7 @@ from edm_jax.data import pipeline
 from edm_jax.train import distributed, sharding
 from edm_jax.train.state import TrainState
 from edm_jax.train.step import all_finite
-from experiments import evaluate, workdir
+from experiments import evaluations, workdir
 from experiments.config.experiment import Experiment
 from experiments.preflight import costs
 from experiments.training.preemption import Interrupted, Preempted, StopRequest
@@ -64,7 +64,7 @@ def train(
             elif distributed.lead_says(lambda: is_finished(run, step)):
                 kimg = step * run.batch_size / 1000
                 run.status.say(f"finished: {path} has trained its {kimg:g} kimg")
-                return summary(run, evaluate.read_evaluation(path))
+                return summary(run, evaluations.read(path))
             result = finish(run, state, started, stop.poll)
             # The others wait here for process 0, which evaluates alone: a process that ends
             # waits for the rest only for minutes, so that one that failed ends them all.

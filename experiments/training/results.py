@@ -7,17 +7,27 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
+from edm_jax.evaluation import drawing, protocol
+from edm_jax.evaluation.loss_levels import loss_at_levels
+from edm_jax.figures import curves, sheets, trajectories
+from edm_jax.generate import sample
+from edm_jax.metrics.registry import MEASURED
+from edm_jax.model import Model
+from edm_jax.noise import sample_sigma
 from edm_jax.train import distributed
 from edm_jax.train.state import TrainState
-from experiments import evaluate, figures, workdir
+from experiments import evaluations, workdir
 from experiments.training import writers
 from experiments.training.run import Run
 
 Poll = Callable[[], None]
 GRID_COLUMNS = 10
 GRID_UNLABELLED = 64
+NUM_LOSS_LEVELS = 32
+LOSS_IMAGES = 64
 
 
 def show(run: Run, state: TrainState, step: int, poll: Poll, *, missing: bool = False) -> None:
@@ -39,6 +49,11 @@ def show(run: Run, state: TrainState, step: int, poll: Poll, *, missing: bool = 
         _evaluate_now(run, state, step, poll)
 
 
+def figure_path(run: Run, name: str) -> pathlib.Path:
+    """Where a figure of the run is."""
+    return run.path / "figures" / f"{name}.{run.figure_format}"
+
+
 def grid_path(run: Run, step: int) -> pathlib.Path:
     """Where the sample grid of a step is."""
     return run.path / workdir.SAMPLES / f"kimg-{step * run.batch_size / 1000:08.1f}.png"
@@ -53,25 +68,35 @@ def _save_grid(run: Run, state: TrainState, step: int, poll: Poll) -> None:
     """The sample grid of the fixed seeds, a row per class."""
     paused = run.status.pause()
     model = run.model(state, step)
-    arguments = evaluate.sampler_arguments(run.experiment)
+    sampling = run.experiment.sampling
     classes = min(model.num_classes, 10)
     count = classes * GRID_COLUMNS if classes else GRID_UNLABELLED
     columns = GRID_COLUMNS if classes else 8
     labels = np.arange(count) // GRID_COLUMNS if classes else None
-    samples = evaluate.draw_samples(model, np.arange(count), labels, arguments, "samples", poll)
+    seeds = np.arange(count)
+    samples = drawing.draw(
+        model, seeds, labels, sampling, batch_size=run.experiment.sample_batch, poll=poll
+    )
     if not run.leads:
         return
     names = None
     if classes:
         names = (model.label_names or [str(i) for i in range(classes)])[:classes]
     path, kimg = grid_path(run, step), step * run.batch_size / 1000
-    calls = run.experiment.sampling.nfe(model.preconditioning)
-    figures.sample_grid(
+    calls = protocol.describe_calls(sampling.nfe(model.preconditioning))
+    sheets.sample_grid(
         path,
         samples,
         columns,
         row_names=names,
-        title=f"{kimg:g} kimg, {calls} network calls",
+        title=f"{kimg:g} kimg, {calls}",
+        told={
+            "seeds": seeds.tolist(),
+            "labels": None if labels is None else labels.tolist(),
+            "sampling": workdir.to_json(sampling.to_json()),
+            "weights": model.variant,
+            "progress": model.description.get("progress"),
+        },
     )
     run.monitor.picture(step, "samples", path)
     run.status.resume(paused)
@@ -81,37 +106,102 @@ def _evaluate_now(run: Run, state: TrainState, step: int, poll: Poll) -> None:
     """An evaluation during training: a line of numbers, and their curve so far."""
     paused = run.status.pause()
     model = run.model(state, step)
-    result = evaluate.evaluate(model, run.experiment, report=run.status.say, poll=poll)
+    result = _evaluate(run, model, poll)
     if run.leads:
         run.monitor.evaluation(step, result)
-        run.status.say("\n" + evaluate.result_table(result) + "\n")
+        run.status.say("\n" + protocol.result_table(result) + "\n")
         _draw_evaluations(run)
     run.status.resume(paused)
+
+
+def _evaluate(run: Run, model: Model, poll: Poll) -> dict[str, Any]:
+    """The evaluation that the run's configuration asks for."""
+    group = run.experiment.evaluation
+    result = protocol.evaluate(
+        model,
+        run.source,
+        run.experiment.data.open_test(),
+        metrics=tuple(group.metrics),
+        num_images=group.num_images,
+        first_seed=group.first_seed,
+        sampling=run.experiment.sampling,
+        batch_size=run.experiment.sample_batch,
+        report=run.status.say,
+        poll=poll,
+    )
+    # An infinite end of churn is not JSON.
+    return {k: workdir.to_json(v) if k == "sampling" else v for k, v in result.items()}
 
 
 def _draw_evaluations(run: Run, *last: dict[str, Any]) -> None:
     """The evaluations during training, and the one at the end, over kimg."""
     rows = [*writers.read_metrics(run.path, workdir.EVALUATIONS), *last]
     if rows:
-        figures.evaluation_curves(
-            run.path / "figures" / "evaluations.png",
+        curves.evaluation_curves(
+            figure_path(run, "evaluations"),
             [row["kimg"] for row in rows],
             {
                 label: [row[key] for row in rows]
-                for key, label, _ in evaluate.MEASURED
+                for key, label, _ in MEASURED
                 if all(key in row for row in rows)
             },
         )
 
 
+def _draw_losses(run: Run, initial: Model, trained: Model) -> None:
+    """Loss per noise level before and after training (EDM Fig. 5a)."""
+    images, labels = protocol.stack_source(run.source, LOSS_IMAGES)
+    levels = run.experiment.sampling.grid()
+    sigmas = np.geomspace(levels[-2], levels[0], NUM_LOSS_LEVELS)
+    given = (
+        images / 127.5 - 1,
+        sigmas,
+        labels if trained.num_classes else None,
+        run.experiment.weight,
+    )
+    draws = sample_sigma(
+        run.experiment.distribution, jax.random.key(0, impl="threefry2x32"), (20_000,)
+    )
+    curves.loss_per_noise_level(
+        figure_path(run, "loss_per_noise_level"),
+        sigmas,
+        loss_at_levels(initial, *given),
+        loss_at_levels(trained, *given),
+        np.asarray(draws),
+    )
+
+
+def _draw_trajectories(run: Run, model: Model) -> None:
+    """What the sampler of the run sees on the way from noise to some images."""
+    count = run.experiment.evaluation.trajectory_seeds
+    sampling = run.experiment.sampling
+    if not count:
+        return
+    seeds = np.arange(count)
+    labels = protocol.balanced_labels(model.num_classes, count)
+    visited = sample(model, seeds, labels, sampling=sampling, trajectory=True)
+    classes = None
+    if labels is not None:
+        names = model.label_names or [str(i) for i in range(model.num_classes)]
+        classes = [names[label] for label in labels]
+    trajectories.denoising_trajectories(
+        figure_path(run, "trajectories"),
+        visited.x,
+        visited.denoised,
+        sampling.grid(model.preconditioning),
+        [f"seed {s}" + (f", class {classes[s]}" if classes else "") for s in seeds],
+        sigma_data=getattr(model.preconditioning, "sigma_data", 0.5),
+    )
+
+
 def is_finished(run: Run, step: int) -> bool:
     """Whether a run that ends at a step, which is behind it, has made everything else too."""
-    if not (run.path / "figures" / "loss.png").exists():
+    if not figure_path(run, "loss").exists():
         return False
     if not run.experiment.evaluation.num_images:
         return True
     # Not one of earlier weights, or of another average, that --mode=evaluate left.
-    result = evaluate.read_evaluation(run.path) or {}
+    result = evaluations.read(run.path) or {}
     progress, variant = result.get("progress"), run.experiment.averaging.names()[0]
     whole = isinstance(progress, dict) and progress.get("step") == step
     return whole and result.get("weights") == variant
@@ -124,19 +214,19 @@ def finish(run: Run, state: TrainState, started: float, poll: Poll) -> dict[str,
     run.store.wait()
     if run.leads:
         run.status.say("drawing figures ...")
-        evaluate.draw_figures(run.path / "figures", initial, model, run.experiment, run.source)
+        _draw_losses(run, initial, model)
+        _draw_trajectories(run, model)
         rows = writers.read_metrics(run.path)
-        figures.training_curve(
-            run.path / "figures" / "loss.png", [r["kimg"] for r in rows], [r["loss"] for r in rows]
-        )
+        path = figure_path(run, "loss")
+        curves.training_curve(path, [r["kimg"] for r in rows], [r["loss"] for r in rows])
     poll()
     if not run.experiment.evaluation.num_images:
         return summary(run, None)
-    result = evaluate.evaluate(model, run.experiment, report=run.status.say, poll=poll)
+    result = _evaluate(run, model, poll)
     if not run.leads:
         return None
     result["seconds"] = round(time.perf_counter() - started, 1)
-    evaluate.write_evaluation(run.path, result)
+    evaluations.write(run.path, result)
     if run.intervals.evaluation:
         _draw_evaluations(run, {"kimg": step * run.batch_size / 1000, **result})
     return summary(run, result)
@@ -147,7 +237,7 @@ def summary(run: Run, result: dict[str, Any] | None) -> dict[str, Any] | None:
     if not run.leads:
         return result
     if result is not None:
-        print("\n" + evaluate.result_table(result) + "\n")
+        print("\n" + protocol.result_table(result) + "\n")
     for name, what in (
         ("checkpoints", "weights; edm_jax.load(...) takes this run directory"),
         ("samples", "grids of the same seeds during training"),

@@ -30,10 +30,12 @@ class Watch:
     Attributes:
       profile_steps: first and last step of a `jax.profiler` trace; None for none.
       wandb_project: of Weights & Biases; empty for none.
+      figure_format: of the pictures in figures/; png, pdf or svg.
     """
 
     profile_steps: tuple[int, int] | None = None
     wandb_project: str = ""
+    figure_format: str = "png"
 
 
 @dataclasses.dataclass
@@ -52,6 +54,7 @@ class Run:
     status: StatusLine
     monitor: Monitor
     profiler: Profiler
+    figure_format: str = "png"
 
     @property
     def batch_size(self) -> int:
@@ -189,5 +192,6 @@ def open_run(
         status=status,
         monitor=Monitor(experiment, path, step, status, wandb_project=watch.wandb_project),
         profiler=Profiler(path / "profile", watch.profile_steps, report=status.say),
+        figure_format=watch.figure_format,
     )
     return run, state, step

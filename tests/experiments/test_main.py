@@ -1,14 +1,16 @@
 """The command line end to end on the tiny configuration, and each bad input.
 
-Every test starts the real program as a user would; a shared compilation cache keeps
-that affordable.
+Where starting Python adds nothing the program runs in this process (`call`); `command` starts
+it as a user would.
 """
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import jax
 import numpy as np
@@ -16,7 +18,10 @@ import pytest
 from PIL import Image
 
 import edm_jax
+from edm_jax import samplers
+from edm_jax.figures import sheets
 from edm_jax.store import checkpoints
+from experiments import commands
 from tests.support import weights_golden
 from tests.support.command_line import MAIN, ROOT
 
@@ -70,25 +75,23 @@ def test_the_run_loads_without_flags(run_dir):
 
 
 @pytest.mark.slow
-def test_again_says_finished(run_dir, command):
-    said = command("--config=configs/tiny.py", f"--workdir={run_dir}").stdout
+def test_again_says_finished(run_dir, call):
+    said = call("--config=configs/tiny.py", f"--workdir={run_dir}").stdout
     assert "(finished)" in said and "compiling" not in said
 
 
 @pytest.mark.slow
-def test_another_configuration_is_refused(run_dir, command):
-    done = command(
-        "--config=configs/tiny.py", f"--workdir={run_dir}", "--config.train.lr=0.5", code=2
-    )
+def test_another_configuration_is_refused(run_dir, call):
+    done = call("--config=configs/tiny.py", f"--workdir={run_dir}", "--config.train.lr=0.5", code=2)
     assert "train.lr: 0.003 there, 0.5 now" in done.stderr
     assert done.stderr.startswith("error: ")
 
 
 @pytest.mark.slow
-def test_sample_mode(run_dir, command, tmp_path):
+def test_sample_mode(run_dir, call, tmp_path):
     out = tmp_path / "out"
     flags = ["--mode=sample", f"--workdir={run_dir}", f"--outdir={out}", "--num_steps=2"]
-    said = command(*flags, "--seeds=0-2,7", "--labels=3").stdout
+    said = call(*flags, "--seeds=0-2,7", "--labels=3").stdout
     assert str(out) in said
     names = sorted(p.name for p in out.glob("*.png"))
     assert names == ["000000.png", "000001.png", "000002.png", "000007.png"]
@@ -99,28 +102,99 @@ def test_sample_mode(run_dir, command, tmp_path):
         difference = np.asarray(picture, int) - edm_jax.to_uint8(expected)[0, ..., 0].astype(int)
         assert np.abs(difference).max() <= 1
     written = {p.name: p.stat().st_mtime_ns for p in out.glob("*.png")}
-    again = command(*flags, "--seeds=0-3", "--labels=3").stdout
+    again = call(*flags, "--seeds=0-3", "--labels=3").stdout
     assert "3 of 4 images are there already" in again
     for name, when in written.items():
         assert (out / name).stat().st_mtime_ns == when
-    refused = command(*flags, "--seeds=0-3", "--labels=4", code=2).stderr
+    refused = call(*flags, "--seeds=0-3", "--labels=4", code=2).stderr
     assert "holds samples of other settings (labels differ)" in refused
     # Labels are remembered by seed.
-    command(*flags, "--seeds=8,9", "--labels=4,5")
-    command(*flags, "--seeds=9,7,10", "--labels=5,3,1")
-    refused = command(*flags, "--seeds=8-9", "--labels=4,6", code=2).stderr
+    call(*flags, "--seeds=8,9", "--labels=4,5")
+    call(*flags, "--seeds=9,7,10", "--labels=5,3,1")
+    refused = call(*flags, "--seeds=8-9", "--labels=4,6", code=2).stderr
     assert "(labels differ)" in refused
+    # Drawn by the seed, a label is remembered all the same.
+    call(*flags, "--seeds=20-24")
+    labels = json.loads((out / "settings.json").read_text())["labels"]
+    drawn = edm_jax.generate.drawn_labels(edm_jax.load(run_dir), range(20, 25))
+    assert [labels[str(seed)] for seed in range(20, 25)] == drawn.tolist()
+    assert labels["9"] == 5 and labels["0"] == 3
     # Another model of the same progress is another model.
     other = tmp_path / "other"
     shutil.copytree(run_dir, other)
     variant = edm_jax.load(run_dir).description["variants"][1]
-    command(*flags[:1], *flags[2:], f"--workdir={other}", "--seeds=8", "--labels=4")
-    refused = command(*flags, f"--variant={variant}", "--seeds=8", "--labels=4", code=2).stderr
+    call(*flags[:1], *flags[2:], f"--workdir={other}", "--seeds=8", "--labels=4")
+    refused = call(*flags, f"--variant={variant}", "--seeds=8", "--labels=4", code=2).stderr
     assert "(weights, weights_sha256 differ)" in refused
-    grid = [f for f in flags if "outdir" not in f] + [f"--outdir={tmp_path / 'g'}", "--grid"]
-    command(*grid, "--seeds=0-8", "--labels=0-8")
-    with Image.open(tmp_path / "g" / "grid.png") as picture:
+
+
+@pytest.mark.slow
+def test_grids_of_other_seeds_stay_and_say_what_they_show(run_dir, call, tmp_path):
+    flags = ["--mode=sample", f"--workdir={run_dir}", f"--outdir={tmp_path}", "--num_steps=2"]
+    call(*flags, "--grid", "--seeds=0-8", "--labels=0-8")
+    call(*flags, "--grid", "--seeds=20,30")
+    with Image.open(tmp_path / "grid-0-8.png") as picture:
         assert min(picture.size) > 100
+    told = sheets.read_told(tmp_path / "grid-0-8.png")
+    assert told["seeds"] == told["labels"] == list(range(9))
+    assert told["sampling"]["num_steps"] == 2 and told["weights"] == "ema_0.1kimg"
+    assert sheets.read_told(tmp_path / "grid-20,30.png")["seeds"] == [20, 30]
+    call(*flags, "--grid", "--seeds=40,41", "--figure_format=pdf")
+    assert (tmp_path / "grid-40,41.pdf").read_bytes().startswith(b"%PDF")
+
+
+REQUESTS = {
+    "dpmpp_2m": (["--sampler=dpmpp_2m", "--num_steps=4"], {"sampler": "dpmpp_2m", "num_steps": 4}),
+    "levels": (["--sigmas=80,5,0.2,0"], {"sampler": "heun", "sigmas": (80, 5, 0.2, 0)}),
+    "options": (
+        ["--sampler=ddim", "--sampler_options=eta=0.5", "--num_steps=3", "--discretization=ve"],
+        {
+            "sampler": "ddim",
+            "num_steps": 3,
+            "discretization": "ve",
+            "sigma_min": None,
+            "sigma_max": None,
+            "rho": None,
+            "options": {"eta": 0.5},
+        },
+    ),
+    "table 1": (
+        [
+            "--sampler=general",
+            "--sampler_options=solver=euler,schedule=vp,scaling=vp",
+            "--num_steps=3",
+        ],
+        {
+            "sampler": "general",
+            "num_steps": 3,
+            "options": {"solver": "euler", "schedule": "vp", "scaling": "vp"},
+        },
+    ),
+    "churn": (
+        ["--s_churn=4", "--s_tmin=0.05", "--num_steps=3"],
+        {"sampler": "edm", "num_steps": 3, "options": {"s_churn": 4.0, "s_tmin": 0.05}},
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", REQUESTS)
+def test_a_request_of_the_command_line_is_that_of_the_library(case, run_dir, call, tmp_path):
+    """Flags over the run's own settings; the images are those of `edm_jax.sample`."""
+    flags, changes = REQUESTS[case]
+    outdir = f"--outdir={tmp_path}"
+    call("--mode=sample", f"--workdir={run_dir}", outdir, "--seeds=0-1", "--labels=3", *flags)
+    group = json.loads((run_dir / "config.json").read_text())["sampler"]
+    own = {key: group[key] for key in ("num_steps", "sigma_min", "sigma_max", "rho")}
+    request = edm_jax.generate.Sampling(**own | changes)
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    assert settings["sampling"] == json.loads(json.dumps(request.to_json()))
+    images = edm_jax.sample(edm_jax.load(run_dir), [0, 1], 3, sampling=request)
+    expected = edm_jax.to_uint8(images)[..., 0].astype(int)
+    for seed in (0, 1):
+        with Image.open(tmp_path / f"{seed:06d}.png") as picture:
+            # another number of devices moves a pixel by a rounding of float32 at most
+            assert np.abs(np.asarray(picture, int) - expected[seed]).max() <= 1
 
 
 @pytest.mark.slow
@@ -133,11 +207,44 @@ def test_evaluate_mode_repeats_the_evaluation(run_dir, command):
         assert after[key] == pytest.approx(before[key], rel=1e-6)
 
 
-def test_help_explains(command):
-    text = command("--help").stdout
-    for word in ("--mode", "<train|preflight|sample|evaluate|", "--workdir", "--seeds", "--config"):
-        assert word in text
+def test_help_lists_the_modes(call):
+    text = call("--help").stdout
     assert "experiments/main.py --config=configs/digits.py --workdir=runs/digits" in text
+    for mode in commands.names():
+        (line,) = [x for x in text.splitlines() if x.strip().startswith(f"--mode={mode} ")]
+        assert line.split(maxsplit=1)[1] in commands.load(mode).__doc__
+
+
+@pytest.mark.parametrize("mode", commands.names())
+def test_help_of_a_mode_has_its_flags_and_no_more(mode, call):
+    text = call(f"--mode={mode}", "--help").stdout
+    assert text.startswith(commands.load(mode).__doc__.splitlines()[0])
+    listed = re.findall(r"^  --(\w+)", text.split("\nFlags:\n")[1].split("\n\n")[0], re.MULTILINE)
+    assert listed == [flag.name for flag in commands.load(mode).FLAGS]
+    assert ("--seeds" in text) == (mode == "sample")
+    if mode in ("sample", "evaluate"):
+        for name, info in samplers.SAMPLERS.items():
+            assert re.search(rf"^  {name}\b", text, re.MULTILINE)
+            for option in set(info.options) & {"eta", "order", "solver"} - set(info.presets):
+                assert re.search(rf"^  {name} .*\b{option}=", text, re.MULTILINE)
+
+
+def test_help_and_mistakes_load_no_jax(environment):
+    """They are answered at once."""
+    code = (
+        "import sys; from experiments import main\n"
+        "assert main.main(['main.py', '--help']) == 0\n"
+        "assert main.main(['main.py', '--seeds=3', '--workdir=w']) == 2\n"
+        "assert not {'jax', 'numpy', 'tensorflow'} & set(sys.modules), sorted(sys.modules)"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=ROOT, env=environment, capture_output=True
+    )
+
+
+def test_the_real_program_ends_with_one_line(command, tmp_path):
+    done = command("--mode=sample", "--workdir=nowhere", code=2, cwd=tmp_path)
+    assert done.stderr == "error: no such file or directory: nowhere\n"
 
 
 TINY = "--config=configs/tiny.py"
@@ -153,9 +260,77 @@ BAD = {
         [TINY, "--config.lr=1"],
         "config.lr; did you mean config.train.lr?",
     ),
-    "wrong type": ([TINY, "--workdir=w", "--config.train.lr=abc"], "--config.train.lr=abc"),
-    "unknown flag": ([TINY, "--wrkdir=w"], "Did you mean: workdir"),
-    "unknown mode": ([TINY, "--mode=trian"], "--mode=trian"),
+    "wrong type": (
+        [TINY, "--workdir=w", "--config.train.lr=abc"],
+        "--config.train.lr=abc: must be a number",
+    ),
+    "fraction of a step": (
+        [TINY, "--workdir=w", "--config.sampler.num_steps=2.5"],
+        "--config.sampler.num_steps=2.5: must be a whole number",
+    ),
+    "neither true nor false": (
+        [TINY, "--workdir=w", "--config.data.mirror=maybe"],
+        "--config.data.mirror=maybe: must be true or false",
+    ),
+    "switch with a value": (
+        ["--mode=sample", "--workdir=w", "--grid=maybe"],
+        "--grid=maybe: is given without a value, or true or false",
+    ),
+    "steps that are no number": (
+        ["--mode=sample", "--workdir=w", "--num_steps=abc"],
+        "--num_steps=abc: must be a whole number of at least 1",
+    ),
+    "flag without its value": (["--mode=sample", "--workdir"], "--workdir needs a value"),
+    "option without --config": (
+        ["--workdir=w", "--config.train.lr=1"],
+        "--config.train.lr sets an option of a configuration, but --config is missing",
+    ),
+    "option for a mode without": (
+        ["--mode=sample", "--workdir=w", "--config.train.lr=1"],
+        "--config.train.lr belongs to --mode=train or --mode=evaluate or --mode=preflight",
+    ),
+    "flagfile": ([TINY, "--flagfile=nowhere.txt"], "--flagfile: "),
+    "study": (
+        ["--mode=study", "--workdir=w", "--study=flow1d"],
+        "--study=flow1d: must be one of flow_1d, sampling_claim; did you mean flow_1d?",
+    ),
+    "levels and steps": (
+        ["--mode=sample", "--workdir=w", "--sigmas=80,1,0", "--num_steps=3"],
+        "--sigmas are the noise levels themselves: leave --num_steps out",
+    ),
+    "levels that rise": (["--mode=sample", "--workdir=w", "--sigmas=1,80,0"], "strictly decr"),
+    "levels that are none": (["--mode=sample", "--workdir=w", "--sigmas=a"], "must be numbers"),
+    "sampler": (
+        ["--mode=sample", "--workdir=w", "--sampler=dpmpp2m"],
+        "unknown sampler 'dpmpp2m'; did you mean 'dpmpp_2m'?",
+    ),
+    "discretization": (
+        ["--mode=sample", "--workdir=w", "--discretization=emd"],
+        "unknown grid of time steps 'emd'; did you mean 'edm'?",
+    ),
+    "option of another sampler": (
+        ["--mode=sample", "--workdir=w", "--sampler=heun", "--sampler_options=eta=0.5"],
+        "sampler 'heun' has no option 'eta'; samplers with it: ddim, ",
+    ),
+    "option that is none": (
+        ["--mode=sample", "--workdir=w", "--sampler=ddim", "--sampler_options=eta"],
+        "--sampler_options: options 'eta': 'eta' is not name=value",
+    ),
+    "churn for a sampler without": (
+        ["--mode=sample", "--workdir=w", "--sampler=ddim", "--s_churn=3"],
+        "--s_churn=3: the sampler 'ddim' has no churn",
+    ),
+    "range of no churn": (
+        ["--mode=sample", "--workdir=w", "--s_tmin=0.1"],
+        "--s_tmin=0.1: without churn it means nothing; give --s_churn too",
+    ),
+    "range of no churn, with its sampler": (
+        ["--mode=sample", "--workdir=w", "--s_tmin=0.1", "--sampler=edm"],
+        "--s_tmin=0.1: without churn it means nothing; give --s_churn too",
+    ),
+    "unknown flag": ([TINY, "--wrkdir=w"], "unknown option --wrkdir; did you mean --workdir?"),
+    "no such flag": ([TINY, "--workdir=w", "--zzz"], "unknown option --zzz; --help lists what"),
+    "unknown mode": ([TINY, "--mode=trian"], "did you mean train?"),
     "stray word": ([TINY, "--workdir=w", "now"], "unexpected argument 'now'"),
     "zero steps": (
         [TINY, "--workdir=w", "--config.sampler.num_steps=0"],
@@ -203,9 +378,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line(case, command, tmp_path):
+def test_bad_input_is_one_line(case, call, tmp_path):
     arguments, message = BAD[case]
-    done = command(*arguments, code=2, cwd=tmp_path)
+    done = call(*arguments, code=2, cwd=tmp_path)
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     (line,) = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
@@ -214,7 +389,55 @@ def test_bad_input_is_one_line(case, command, tmp_path):
 
 
 @pytest.mark.slow
-def test_bad_samples_are_refused_before_work(run_dir, command, tmp_path):
+def test_other_evaluations_leave_the_headline_alone(run_dir, call, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(run_dir, path)
+    headline = (path / "evaluation.json").read_bytes()
+    flags = ["--mode=evaluate", f"--workdir={path}", "--num_images=10"]
+    call(*flags, "--sampler=dpmpp_2m", "--num_steps=4", "--name=dpmpp")
+    said = call(*flags, "--sampler=ddim", "--num_steps=3").stdout
+    assert (path / "evaluation.json").read_bytes() == headline
+    assert "(headline)" in said and "dpmpp " in said and "ddim-3-" in said
+    result = json.loads((path / "evaluations" / "dpmpp" / "evaluation.json").read_text())
+    assert result["nfe"] == 4 and result["num_images"] == 10
+    assert result["sampling"]["sampler"] == "dpmpp_2m"
+    refused = call(*flags, "--sampler=ddim", "--num_steps=3", "--name=dpmpp", code=2).stderr
+    assert "evaluation of other settings (sampling differ); choose another --name" in refused
+    # A result of other weights moves aside.
+    old = json.loads(headline) | {"progress": {"step": 10, "nimg": 160, "kimg": 0.16}}
+    (path / "evaluation.json").write_text(json.dumps(old))
+    call("--mode=evaluate", f"--workdir={path}")
+    kept = [json.loads(f.read_text()) for f in (path / "evaluations").rglob("evaluation.json")]
+    assert old in kept and len(kept) == 3
+    assert json.loads((path / "evaluation.json").read_text())["progress"]["step"] == 30
+
+
+@pytest.mark.slow
+def test_where_nothing_can_be_written_nothing_is_drawn(run_dir, call, tmp_path, monkeypatch):
+    model = tmp_path / "model.safetensors"
+    call("--mode=export", f"--workdir={run_dir}", f"--dest={model}")
+    config = "--config=configs/tiny.py"
+    for mode in (["--mode=evaluate", config], ["--mode=sample"]):
+        refused = call(*mode, f"--workdir={model}", code=2)
+        assert "is a file: say where" in refused.stderr and "drawing" not in refused.stdout
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    flags = [f"--workdir={model}", f"--outdir={blocked / 'x'}"]
+    refused = call("--mode=evaluate", config, *flags, code=2)
+    assert "--outdir=" in refused.stderr and "cannot be written" in refused.stderr
+    assert "drawing" not in refused.stdout
+    refused = call("--mode=validate", f"--workdir={blocked / 'x'}", code=2)
+    assert "cannot be written" in refused.stderr and not refused.stdout
+    # The same model from a file, results elsewhere; ~ is the home of the user.
+    monkeypatch.setenv("HOME", str(tmp_path))
+    call("--mode=evaluate", config, "--workdir=~/model.safetensors", "--outdir=~/results",
+         "--name=mine", "--num_images=10")  # fmt: skip
+    result = json.loads((tmp_path / "results" / "mine" / "evaluation.json").read_text())
+    assert result["num_images"] == 10
+
+
+@pytest.mark.slow
+def test_bad_samples_are_refused_before_work(run_dir, call, tmp_path):
     flags = ["--mode=sample", f"--workdir={run_dir}", f"--outdir={tmp_path / 'o'}", "--seeds=0-1"]
     for extra, message in (
         ("--labels=10", "label 10 is out of range; the classes are 0..9"),
@@ -222,7 +445,7 @@ def test_bad_samples_are_refused_before_work(run_dir, command, tmp_path):
         ("--sigma_min=90", "got sigma_min=90.0, sigma_max=80.0"),
         ("--variant=best", "no weights 'best'"),
     ):
-        done = command(*flags, extra, code=2)
+        done = call(*flags, extra, code=2)
         assert message in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "o").exists()
 
@@ -242,18 +465,18 @@ def test_batch_must_divide_over_devices(command, environment, tmp_path):
 
 
 @pytest.mark.slow
-def test_import_sample_export_load(command, tmp_path):
+def test_import_sample_export_load(call, tmp_path):
     """Published weights to a run directory to one file, the same network all the way."""
     source = tmp_path / "edm_ddpmpp_cond.pkl"
     source.write_bytes(weights_golden.content(source.name))
     run = tmp_path / "imported"
-    said = command("--mode=import", f"--source={source}", f"--workdir={run}").stdout
+    said = call("--mode=import", f"--source={source}", f"--workdir={run}").stdout
     assert "CC BY-NC-SA 4.0" in said and "SHA-256" in said
-    again = command("--mode=import", f"--source={source}", f"--workdir={run}", code=2)
+    again = call("--mode=import", f"--source={source}", f"--workdir={run}", code=2)
     assert "holds a run already" in again.stderr
     single = tmp_path / "model.safetensors"
-    command("--mode=export", f"--workdir={run}", f"--dest={single}")
-    again = command("--mode=export", f"--workdir={run}", f"--dest={single}", code=2)
+    call("--mode=export", f"--workdir={run}", f"--dest={single}")
+    again = call("--mode=export", f"--workdir={run}", f"--dest={single}", code=2)
     assert "exists" in again.stderr
     models = [edm_jax.load(path) for path in (source, run, single)]
     for model in models[1:]:
@@ -263,29 +486,33 @@ def test_import_sample_export_load(command, tmp_path):
         ):
             np.testing.assert_array_equal(a, b)
     digits = ["--config=configs/digits.py", f"--workdir={run}"]
-    said = command("--mode=evaluate", *digits, code=2)
+    said = call("--mode=evaluate", *digits, code=2)
     assert "the model makes images of shape" in said.stderr and "drawing" not in said.stdout
-    assert "give the --config" in command("--mode=evaluate", f"--workdir={run}", code=2).stderr
-    assert "holds a model but no run" in command(*digits, code=2).stderr
+    assert "give the --config" in call("--mode=evaluate", f"--workdir={run}", code=2).stderr
+    assert "holds a model but no run" in call(*digits, code=2).stderr
     assert not (run / "config.json").exists()
     flags = ["--mode=sample", f"--workdir={single}", f"--outdir={tmp_path / 'o'}"]
-    command(*flags, "--seeds=0-1", "--num_steps=2")
+    call(*flags, "--seeds=0-1", "--num_steps=2")
     with Image.open(tmp_path / "o" / "000001.png") as picture:
         assert picture.mode == "RGB"
 
 
 @pytest.mark.slow
-def test_bad_model_files_are_one_line(command, tmp_path):
+def test_bad_model_files_are_one_line(call, tmp_path):
     run = tmp_path / "run"
+    images = tmp_path / "images.zip"
+    with zipfile.ZipFile(images, "w") as archive:
+        archive.writestr("dataset.json", "{}")
     hostile = tmp_path / "hostile.pkl"
     hostile.write_bytes(b"cos\nsystem\n(S'touch " + os.fsencode(tmp_path / "owned") + b"'\ntR.")
     for source, message, extra in (
         (hostile, "os", ()),
         (tmp_path / "none.pkl", "none.pkl", ()),
+        (images, "is an archive of images, not of weights; train on it with", ()),
         (hostile, "--source_options must be a JSON object", ("--source_options=[1]",)),
         (hostile, "it has an entry twice", ('--source_options={"licence": "a", "licence": "b"}',)),
     ):
-        done = command("--mode=import", f"--source={source}", f"--workdir={run}", *extra, code=2)
+        done = call("--mode=import", f"--source={source}", f"--workdir={run}", *extra, code=2)
         assert message in done.stderr and "Traceback" not in done.stderr
     assert not run.exists() and not (tmp_path / "owned").exists()
 
@@ -299,7 +526,7 @@ def test_newer_description_is_refused():
 
 
 @pytest.mark.slow
-def test_dataset_then_training_on_it(command, tmp_path):
+def test_dataset_then_training_on_it(call, tmp_path):
     """A folder of images to the EDM zip to a (short) training run."""
     rng = np.random.default_rng(0)
     for i in range(24):
@@ -308,7 +535,7 @@ def test_dataset_then_training_on_it(command, tmp_path):
         pixels = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.png")
     data = tmp_path / "data.zip"
-    command(
+    call(
         "--mode=dataset",
         f"--source={tmp_path / 'images'}",
         f"--dest={data}",
@@ -325,8 +552,8 @@ def test_dataset_then_training_on_it(command, tmp_path):
         "--config.train.total_kimg=0.08",
         "--config.evaluation.num_images=12",
     ]
-    command("--mode=preflight", *options)
-    command(*options, f"--workdir={run}")
+    call("--mode=preflight", *options)
+    call(*options, f"--workdir={run}")
     model = edm_jax.load(run)
     assert model.image_shape == (8, 8, 3) and model.num_classes == 2
     result = json.loads((run / "evaluation.json").read_text())
@@ -335,13 +562,13 @@ def test_dataset_then_training_on_it(command, tmp_path):
 
 
 @pytest.mark.slow
-def test_watched_run(command, tmp_path):
+def test_watched_run(call, tmp_path):
     """Evaluations and a profile during training, Weights & Biases that is not there."""
     run = tmp_path / "watched"
     watch = ["--profile_steps=12-13", "--wandb=edm"]
     arguments = ["--config=configs/tiny.py", f"--workdir={run}"]
     arguments += ["--config.evaluation.every_kimg=0.16", "--config.evaluation.num_images=10"]
-    said = command(*arguments, *watch).stdout
+    said = call(*arguments, *watch).stdout
     rows = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [10, 20]  # the end is in evaluation.json
     assert all(np.isfinite(row["frechet_distance"]) and row["num_images"] == 10 for row in rows)
@@ -349,6 +576,20 @@ def test_watched_run(command, tmp_path):
         assert min(picture.size) > 200
     assert any((run / "profile").rglob("*.xplane.pb"))
     assert said.count("Weights & Biases is off: wandb is not installed") == 1
-    assert "(finished)" in command(*arguments, "--config.train.max_bad_steps=5").stdout
-    refused = command(*arguments, "--profile_steps=29-31", code=2).stderr
+    assert "(finished)" in call(*arguments, "--config.train.max_bad_steps=5").stdout
+    refused = call(*arguments, "--profile_steps=29-31", code=2).stderr
     assert "--profile_steps ends at 31, the run at 30" in refused
+
+
+@pytest.mark.slow
+def test_flags_from_a_file_and_figures_as_pdf(call, tmp_path):
+    """A configuration by its short name from anywhere, also through --flagfile."""
+    words = tmp_path / "flags.txt"
+    words.write_text("--config=configs/tiny.py\n--config.train.total_kimg=0.08\n")
+    flags = [f"--flagfile={words}", f"--workdir={tmp_path / 'run'}", "--figure_format=pdf"]
+    call(*flags, "--config.evaluation.num_images=0", cwd=tmp_path)
+    for name in ("loss", "loss_per_noise_level", "trajectories"):
+        assert (tmp_path / "run" / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    words.write_text("--config=configs/tiny.py\n--config.train.lrr=1\n")
+    refused = call(*flags, code=2, cwd=tmp_path).stderr
+    assert refused.count("\n") == 1 and "did you mean config.train.lr?" in refused

@@ -1,7 +1,10 @@
 """The program as a user starts it, and what two runs must share."""
 
+import contextlib
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 
 from edm_jax.store import checkpoints
+from experiments import compilation_cache, main
 from tests.support.paths import ROOT
 
 MAIN = ROOT / "experiments" / "main.py"
@@ -29,7 +33,7 @@ def environment(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def command(environment):
-    """Runs the program; returns the finished process."""
+    """Runs the program in a process of its own, as a user does; returns it finished."""
 
     def run(*arguments, code=0, cwd=None):
         done = subprocess.run(
@@ -41,6 +45,33 @@ def command(environment):
             timeout=600,
         )
         assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run
+
+
+@pytest.fixture
+def call(monkeypatch):
+    """Runs the program in this process, which costs no start; returns what `command` does.
+
+    What it sets for its whole process (programs kept on disk) is left out.
+    """
+    monkeypatch.setattr(compilation_cache, "enable", lambda value: None)
+
+    def run(*arguments, code=0, cwd=None):
+        out, err = io.StringIO(), io.StringIO()
+        words = ["main.py", *map(str, arguments)]
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.chdir(cwd or os.getcwd()))
+            stack.enter_context(contextlib.redirect_stdout(out))
+            stack.enter_context(contextlib.redirect_stderr(err))
+            handler = signal.getsignal(signal.SIGTERM)
+            try:
+                returned = main.main(words)
+            finally:
+                signal.signal(signal.SIGTERM, handler)
+        done = subprocess.CompletedProcess(words, returned, out.getvalue(), err.getvalue())
+        assert returned == code, f"{returned}\n{done.stdout}\n{done.stderr}"
         return done
 
     return run

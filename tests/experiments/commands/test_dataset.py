@@ -1,4 +1,4 @@
-"""The conversion program: what it prints and returns, and kill -9."""
+"""--mode=dataset: what it prints and returns, and kill -9."""
 
 import json
 import os
@@ -25,39 +25,34 @@ def odd_source(tmp_path):
     return write_odd_source(tmp_path / "odd")
 
 
-def test_command_line(tmp_path, odd_source, capsys):
+def test_command_line(tmp_path, odd_source, call):
     dest = tmp_path / "out.zip"
-    options = ["--source", str(odd_source), "--dest", str(dest), "--max-images", "8"]
-    assert dataset.main(options) == 0
-    printed = capsys.readouterr()
-    assert "7 remarks on images" in printed.out and "SKIPPED  2 emptÿ.png: " in printed.out
-    assert "2 images written, 6 skipped; 16x16, 3 channels, no labels." in printed.out
-    assert "Most images were skipped" in printed.out
-    assert "img/s" in printed.err  # the progress bar
-    assert dataset.main(options) == 2
-    assert "error: dest" in capsys.readouterr().err
-    assert dataset.main([*options[:2], "--dest", "x", "--resolution", "5"]) == 2
-    assert "resolution must be WxH" in capsys.readouterr().err
+    options = ["--mode=dataset", f"--source={odd_source}", "--max_images=8"]
+    done = call(*options, f"--dest={dest}")
+    assert "7 remarks on images" in done.stdout and "SKIPPED  2 emptÿ.png: " in done.stdout
+    assert "2 images written, 6 skipped; 16x16, 3 channels, no labels." in done.stdout
+    assert "Most images were skipped" in done.stdout
+    assert "img/s" in done.stderr  # the progress bar
+    assert "error: dest" in call(*options, f"--dest={dest}", code=2).stderr
+    refused = call(*options, "--dest=x", "--resolution=5", code=2).stderr
+    assert "resolution must be WxH" in refused
     os.remove(dest)
-    assert dataset.main([*options, "--strict"]) == 2
-    assert "1 truncated.jpg" in capsys.readouterr().err
+    assert "1 truncated.jpg" in call(*options, f"--dest={dest}", "--strict", code=2).stderr
 
 
 def test_long_lists_go_to_a_file(tmp_path, capsys):
     files = {f"{i:02d}.png": b"rubbish" for i in range(60)}
     source = write_folder(tmp_path / "s", files | {"a.png": encode(noise(8, 8))})
-    assert dataset.run(source, tmp_path / "out.zip", progress=False) == 0
+    dataset.convert_images(source, tmp_path / "out.zip", progress=False)
     assert "10 more; all are in" in capsys.readouterr().out
     lines = (tmp_path / "out.zip.problems.txt").read_text().splitlines()
     assert len(lines) == 60 and lines[59].startswith("SKIPPED  59.png: cannot be used")
 
 
-def test_runs_as_a_script(tmp_path, source):
-    script = ROOT / "experiments" / "dataset_tool.py"
-    command = [sys.executable, str(script.resolve()), "--source", str(source)]
-    command += ["--dest", str(tmp_path / "out.zip"), "--resolution=16,16"]
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    subprocess.run(command, check=True, cwd=tmp_path, env=environment, timeout=120)
+def test_the_real_program_converts(tmp_path, source, command):
+    command(
+        "--mode=dataset", "--source=source", "--dest=out.zip", "--resolution=16,16", cwd=tmp_path
+    )
     assert len(open_images(tmp_path / "out.zip", use_labels=True)) == 12
 
 
@@ -76,7 +71,7 @@ def _content(dest):
 _SLOW = """
 import sys, time
 from edm_jax.data.conversion import convert
-from experiments.commands import dataset
+from experiments import main
 
 one = convert._convert_one
 
@@ -85,16 +80,16 @@ def slow(*args):
     return one(*args)
 
 convert._convert_one, convert._COMMIT_IMAGES = slow, 5
-sys.exit(dataset.main(sys.argv[1:]))
+sys.exit(main.main(sys.argv))
 """
 
 
-def test_kill_nine_on_the_command_line(tmp_path, dest):
+def test_kill_nine_on_the_command_line(tmp_path, dest, call):
     files = {f"{i % 2}/{i:03d}.png": encode(noise(20, 24)) for i in range(150)}
     source = write_folder(tmp_path / "s", files | {"0/071.png": b"rubbish"})
-    options = ["--source", str(source), "--resolution", "16x16", "--num_workers", "3"]
+    options = ["--mode=dataset", "--source", source, "--resolution=16x16", "--num_workers", "3"]
     whole = tmp_path / f"whole{dest.suffix}"
-    assert dataset.main([*options, "--dest", str(whole)]) == 0
+    call(*options, "--dest", whole)
     journal = tmp_path / f"{dest.name}.partial" / "journal"
 
     def committed():
@@ -103,7 +98,7 @@ def test_kill_nine_on_the_command_line(tmp_path, dest):
 
     kills = 0
     for target in (20, 60, 110, None):
-        command = [sys.executable, "-c", _SLOW, *options, "--dest", str(dest)]
+        command = [sys.executable, "-c", _SLOW, *map(str, options), f"--dest={dest}"]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT
         )

@@ -46,7 +46,7 @@ def write(tmp_path):
 def test_what_is_wrong_in_a_file(line, message, write):
     path = write(f"{HEAD}    {line}\n    return config\n")
     with pytest.raises(flag.UsageError) as caught:
-        flag.complete(["main.py", f"--config={path}"])
+        flag.read_config([f"--config={path}"])
     said = str(caught.value)
     assert said.startswith(f"--config={path}: ") and message in said and "\n" not in said
 
@@ -57,9 +57,10 @@ def test_a_new_option_is_added_on_purpose(write):
         "    return config\n"
     )
     assert flag.default_config(path).model.MyNet.width == 3
-    assert flag.complete(["main.py", "--config", path]) == ["main.py", "--config", path]
-    near = flag.unknown_option(["main.py", f"--config={path}", "--config.model.MyNet.with=1"])
-    assert "did you mean config.model.MyNet.width?" in near
+    config, file = flag.read_config(["--config", path, "--config.model.MyNet.width=4"])
+    assert config.model.MyNet.width == 4 and file == path
+    with pytest.raises(flag.UsageError, match=r"did you mean config.model.MyNet.width\?"):
+        flag.read_config([f"--config={path}", "--config.model.MyNet.with=1"])
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_a_new_option_is_added_on_purpose(write):
 def test_files_and_their_variants(text, variant, message, write):
     path = write(text)
     with pytest.raises(flag.UsageError) as caught:
-        flag.complete(["main.py", f"--config={path}{variant}"])
+        flag.read_config([f"--config={path}{variant}"])
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -87,17 +88,16 @@ def test_the_configuration_of_a_run(write):
     config.train.lr = 0.5
     text = json.dumps(workdir.to_json(build.experiment(config).config))
     path = write(text, "config.json")
-    (word,) = flag.complete([f"--config={path}"])
-    file = word.partition("=")[2]
+    read, file = flag.read_config([f"--config={path}"])
     assert pathlib.Path(file.partition(":")[0]) == flag.STORED
-    read = flag.default_config(file)
     assert read.to_dict() == config.to_dict()
-    assert "did you mean config.train.lr" in flag.unknown_option(["main.py", word, "--config.lr=1"])
+    with pytest.raises(flag.UsageError, match=r"did you mean config.train.lr"):
+        flag.read_config([f"--config={path}", "--config.lr=1"])
 
 
 @pytest.mark.parametrize("text", ["{", "[]"])
 def test_what_is_no_configuration_of_a_run(text, write):
     path = write(text, "config.json")
     with pytest.raises(flag.UsageError, match=f"^--config={path}: ") as caught:
-        flag.complete([f"--config={path}"])
+        flag.read_config([f"--config={path}"])
     assert "\n" not in str(caught.value)

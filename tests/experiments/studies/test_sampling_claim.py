@@ -1,45 +1,10 @@
-"""The programs around sampling: validation, the paper's claim, the 1-D picture."""
+"""The paper's sampling claim: its laws, its closed forms, and what the document says of it."""
 
-import json
-import subprocess
-import sys
-
-import jax
-import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from edm_jax import grids, samplers
-from edm_jax.exact import promises as validate_lib
-from experiments.commands import validate as program
-from experiments.studies import flow_1d, sampling_claim
+from edm_jax import grids
+from experiments.studies import sampling_claim
 from tests.support.paths import ROOT
-
-
-def broken(denoise, x, sigmas):
-    """A user's sampler that ignores its grid."""
-    return denoise(x, sigmas[0])
-
-
-def test_validate_program_writes_its_files_and_exit_code(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(validate_lib, "FINE_STEPS", (32, 64))
-    assert program.run(str(tmp_path), "dpmpp_2m") == 0
-    shown = capsys.readouterr().out
-    assert "dpmpp_2m" in shown and "pass" in shown and "1 of 1 samplers" in shown
-    (entry,) = json.loads((tmp_path / "validate.json").read_text())["samplers"]
-    assert entry["passed"] and entry["nfe"] == [32, 64]
-    assert (tmp_path / "validate.png").stat().st_size > 1000
-    assert program.run(None, f"{__name__}:broken") == 1
-    assert "FAIL" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="did you mean 'heun'"):
-        program.run(None, "heunn")
-
-
-def test_validate_runs_as_a_script_and_names_bad_input():
-    command = [sys.executable, "experiments/commands/validate.py", "--sampler=nothing:here"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "cannot load the sampler" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 def test_image_law_has_the_stated_deviation_and_denoiser(x64):
@@ -121,25 +86,3 @@ def test_calls_for_a_target():
     assert sampling_claim.calls_for(curve, 0.001) is None
     assert sampling_claim.calls_for(curve, 0.0105) is None  # not for good
     assert sampling_claim.calls_for(curve, 2.0) == 10
-
-
-def test_churn_paths_are_those_of_the_sampler(x64):
-    data = flow_1d.exact.GaussianMixture(np.array([-1.0, 1.0]), 0.02)
-    sigmas, churn = grids.karras_sigmas(6, sigma_min=0.01, sigma_max=3.0), samplers.Churn(2.0)
-    starts, key = np.array([-1.0, 0.5, 2.0]), jax.random.key(0)
-    levels, states = flow_1d.churn_paths(data, starts, sigmas, churn, key)
-    visited = samplers.sample_stochastic(
-        data.denoise, jnp.asarray(starts), sigmas, churn=churn, trajectory=True,
-        noise_fn=lambda i: jax.random.normal(jax.random.fold_in(key, i), (3,)),
-    )  # fmt: skip
-    np.testing.assert_allclose(states[::2], visited.x, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(levels[::2, 0], sigmas)
-    assert np.all(levels[1::2] >= levels[:-1:2])
-
-
-@pytest.mark.slow
-def test_picture_is_drawn(tmp_path):
-    flow_1d.draw_flow_picture(tmp_path / "flow.png")
-    assert (tmp_path / "flow.png").stat().st_size > 10_000
-    with pytest.raises(ValueError, match="sigma_zoom"):
-        flow_1d.draw_flow_picture(tmp_path / "flow.png", sigma_zoom=30.0)

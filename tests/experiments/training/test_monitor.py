@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from configs import tiny
+from edm_jax.figures import curves
 from edm_jax.train import metrics as metrics_lib
 from edm_jax.train.metrics import NUM_SIGMA_BINS
-from experiments import figures, workdir
+from experiments import workdir
 from experiments.config import build
 from experiments.training import monitor, writers
 from experiments.training.status import StatusLine
@@ -208,5 +209,5 @@ def test_a_trace_of_the_steps_asked_for(tmp_path):
 
 @pytest.mark.parametrize("loss", [[None, 0.5, 0.25], [None, None, None]])
 def test_curve_of_a_run_with_forgiven_steps(loss, tmp_path):
-    figures.training_curve(tmp_path / "loss.png", [0.1, 0.2, 0.3], loss)
+    curves.training_curve(tmp_path / "loss.png", [0.1, 0.2, 0.3], loss)
     assert (tmp_path / "loss.png").stat().st_size > 5000

@@ -12,7 +12,7 @@ import pytest
 import edm_jax
 from edm_jax.foreign import state_dict
 from edm_jax.train.checkpoint import CheckpointStore, SaveError
-from experiments.commands import convert_weights
+from experiments.commands import export, import_
 from experiments.workdir import WorkdirError
 from tests.support import weights_golden as wg
 
@@ -31,7 +31,7 @@ def write_golden(folder, name):
 def run_import(source, workdir, **arguments):
     """Imports; returns what was reported."""
     said = []
-    convert_weights.import_model(source, workdir, report=said.append, **arguments)
+    import_.import_model(source, workdir, report=said.append, **arguments)
     return "\n".join(said)
 
 
@@ -88,7 +88,7 @@ def test_raw_weights_alone_keep_their_bits(tmp_path):
     run = tmp_path / "run"
     run_import(write_golden(tmp_path, "training_state.pt"), run)
     single = tmp_path / "raw.safetensors"
-    convert_weights.export_model(run, single, report=lambda line: None)
+    export.export_model(run, single, report=lambda line: None)
     for path in (run, run / "checkpoints" / "00000000", single):
         model = edm_jax.load(path, variant="raw")
         arrays = state_dict.from_variables(model.variables, model.description["network"])
@@ -137,7 +137,7 @@ def test_a_destination_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     dest = tmp_path / "file" / "x" / "o.safetensors"
     with pytest.raises(WorkdirError, match=r"^--dest=.*file/x.* cannot be written: Not a dir"):
-        convert_weights.export_model(source, dest)
+        export.export_model(source, dest)
 
     def full(*args):
         raise OSError(28, "No space left on device")
@@ -145,7 +145,7 @@ def test_a_destination_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     dest = tmp_path / "o.safetensors"
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(WorkdirError, match=r"^--dest=.*o.safetensors cannot be written: No space"):
-        convert_weights.export_model(source, dest)
+        export.export_model(source, dest)
     assert sorted(os.listdir(tmp_path)) == ["file", source.name]
 
 

@@ -1,4 +1,10 @@
-"""--mode=import and --mode=export: models from and to files of other programs."""
+r"""Bring published weights into a directory that edm_jax.load reads.
+
+    python experiments/main.py --mode=import --source=FILE.pkl --workdir=runs/imported
+
+Network snapshots and training states of the EDM program, guided-diffusion checkpoints and
+files of ours; nothing in them is executed.  What a file does not say is assumed aloud.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +12,65 @@ import contextlib
 import json
 import pathlib
 import shutil
-from collections.abc import Callable
+import types
+import zipfile
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from edm_jax.foreign import importer
-from edm_jax.loading import load
-from edm_jax.store import single_file
-from edm_jax.store.safetensors import parse_json
-from edm_jax.typing import PyTree
-from experiments.workdir import CONFIG, WorkdirError, has_checkpoint, locked, prepare
+from experiments import flags
+
+FLAGS = (
+    flags.path(
+        "source",
+        "The file of weights (.pkl .pt .safetensors).",
+        example="edm-cifar10.pkl",
+        required=True,
+    ),
+    flags.path(
+        "workdir",
+        "Directory to write; must not hold a run.",
+        example="runs/imported",
+        required=True,
+    ),
+    flags.choice(
+        "attention_order",
+        ("new", "legacy"),
+        "Row order of attention in guided-diffusion weights, which their file does not say.",
+        example="new",
+    ),
+    flags.text(
+        "source_options",
+        "What else the file does not say, as JSON or a file of it.",
+        example="FILE.json",
+    ),
+)
 
 Report = Callable[[str], None]
+
+
+def run(values: types.SimpleNamespace) -> None:
+    """Read the file, write the directory."""
+    options = parse_options(values.source_options)
+    refuse_images(values.source)
+    import_model(
+        values.source, values.workdir, attention_order=values.attention_order, options=options
+    )
+
+
+def refuse_images(source: pathlib.Path) -> None:
+    """Raise ValueError for an archive of images, which is data and no model."""
+    if not zipfile.is_zipfile(source):
+        return
+    try:
+        with zipfile.ZipFile(source) as archive:
+            listed = [name.lower() for name in archive.namelist()]
+    except (OSError, zipfile.BadZipFile, ValueError):
+        return  # the reader of models says what is wrong
+    if any(name.endswith(("dataset.json", ".png", ".jpg", ".jpeg")) for name in listed):
+        raise ValueError(
+            f"--source={source} is an archive of images, not of weights; train on it with "
+            "--config.data.path, or convert it with --mode=dataset"
+        )
 
 
 def parse_options(text: str | None) -> dict[str, Any] | None:
@@ -27,9 +81,11 @@ def parse_options(text: str | None) -> dict[str, Any] | None:
     """
     if text is None:
         return None
+    from edm_jax.store.safetensors import parse_json
+
     try:
         if not text.lstrip().startswith("{"):
-            text = pathlib.Path(text).read_text()
+            text = pathlib.Path(text).expanduser().read_text()
         options = parse_json(text)
     except (OSError, ValueError) as error:
         raise ValueError(
@@ -62,6 +118,8 @@ def import_model(
       WeightsError, FileNotFoundError: for a bad file.
       Whatever is raised, the directory is as it was before.
     """
+    from edm_jax.foreign import importer
+
     _check_unused(workdir)
     found = importer.read_model_file(source, attention_order=attention_order, config=options)
     averages = [name for name in found.variables if name != "raw"]
@@ -87,15 +145,18 @@ def import_model(
 
 def _check_unused(workdir: pathlib.Path) -> None:
     """Raise WorkdirError if a run is there; what a killed import left is none."""
+    from experiments.workdir import CONFIG, WorkdirError, has_checkpoint
+
     if has_checkpoint(workdir) or (workdir / CONFIG).exists():
         raise WorkdirError(f"--workdir={workdir} holds a run already; choose another directory")
 
 
 def _write_checkpoint(
-    workdir: pathlib.Path, variables: dict[str, PyTree], description: dict[str, Any]
+    workdir: pathlib.Path, variables: Mapping[str, Any], description: dict[str, Any]
 ) -> None:
     """Write step 0 of a run directory, or nothing."""
     from edm_jax.train.checkpoint import CheckpointStore, SaveError
+    from experiments.workdir import locked, prepare
 
     new = not workdir.exists()
     prepare(workdir)
@@ -113,34 +174,3 @@ def _write_checkpoint(
                 "of it is left there; if the disk is full, make room and give the command again",
                 error.reason,
             ) from error
-
-
-def export_model(
-    workdir: pathlib.Path, dest: pathlib.Path, *, variant: str | None = None, report: Report = print
-) -> None:
-    """Write a checkpoint as one self-describing ``.safetensors`` file.
-
-    Args:
-      workdir: anything that `edm_jax.load` reads.
-      dest: the file to write; must not exist.
-      variant: which weights; by default the first average.
-      report: gets lines for the user.
-
-    Raises:
-      WorkdirError: if the file exists or cannot be written.
-      ValueError: if ``dest`` has another ending, or there is no such model or variant.
-    """
-    if dest.suffix != ".safetensors":
-        raise ValueError(f"--dest={dest}: the name must end in .safetensors")
-    if dest.exists():
-        raise WorkdirError(f"--dest={dest} exists; remove it or choose another name")
-    model = load(workdir, variant=variant)
-    prepare(dest.parent, "dest")
-    description = dict(model.description) | {"variants": [model.variant]}
-    try:
-        digest = single_file.write_single_file(dest, description, {model.variant: model.variables})
-    except OSError as error:
-        raise WorkdirError(f"--dest={dest} cannot be written: {error.strerror or error}") from error
-    size = dest.stat().st_size / 2**20
-    report(f"{dest}: {model.variant}, {size:.1f} MiB, SHA-256 of the contents {digest}")
-    report(f"edm_jax.load({str(dest)!r}) reads it")

@@ -1,0 +1,1 @@
+"""Evaluation of models: images drawn, measured and compared with real ones."""

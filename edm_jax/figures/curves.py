@@ -1,0 +1,84 @@
+"""Curves: loss per noise level (EDM Fig. 5a), loss and evaluations during training."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from edm_jax.figures import files
+
+INK, GREEN, ORANGE, RED = "#222222", "#2a9d5c", "#e08214", "#c0392b"
+
+
+def loss_per_noise_level(
+    path: pathlib.Path,
+    sigmas: np.ndarray,
+    initial: np.ndarray,
+    final: np.ndarray,
+    draws: np.ndarray,
+    *,
+    title: str = "",
+) -> None:
+    """Weighted loss against sigma before and after training (EDM Fig. 5a).
+
+    Args:
+      path: file to write, .png, .pdf or .svg.
+      sigmas: ``(S,)`` noise levels.
+      initial, final: ``(S, n)`` loss per element of n images at each level.
+      draws: noise levels drawn from p(sigma); their density per unit of ln sigma is shown
+        on an axis of its own, so that the area beneath it is 1.
+      title: above the axes.
+    """
+    with files.style():
+        fig, axes = files.subplots(size=(files.COLUMN, 2.5))
+        for values, colour, name in ((initial, GREEN, "initial"), (final, ORANGE, "trained")):
+            mean, std = values.mean(1), values.std(1)
+            axes.plot(sigmas, mean, color=colour, label=f"{name} (mean, 1 std)")
+            axes.fill_between(sigmas, mean - std, mean + std, color=colour, alpha=0.2, lw=0)
+        axes.set(xscale="log", xlabel=r"noise level $\sigma$", ylabel="weighted loss per element")
+        axes.set_xlim(sigmas[0], sigmas[-1])
+        means = np.r_[initial.mean(1), final.mean(1)]
+        axes.set_ylim(0, max(1.5, float(np.percentile(means, 95)) * 1.2))
+        density = axes.twinx()
+        edges = np.linspace(np.log(sigmas[0]), np.log(sigmas[-1]), 61)
+        counts = np.histogram(np.log(draws), edges)[0]
+        height = counts / (len(draws) * (edges[1] - edges[0]))
+        density.stairs(height, np.exp(edges), color=RED, ls="--", label=r"$p(\ln\sigma)$")
+        density.set_ylabel(r"density of training, per unit of $\ln\sigma$", color=RED)
+        density.tick_params(axis="y", colors=RED)
+        density.set_ylim(0, 1.7 * max(float(height.max()), 1e-12))
+        lines = [a.get_legend_handles_labels() for a in (axes, density)]
+        axes.legend(lines[0][0] + lines[1][0], lines[0][1] + lines[1][1], framealpha=0.7)
+        axes.set_title(title)
+        files.save(fig, path)
+
+
+def training_curve(path: pathlib.Path, kimg: Sequence[float], loss: Sequence[float | None]) -> None:
+    """Loss against images seen; None where it was not finite leaves a gap."""
+    loss = np.array([np.nan if value is None else value for value in loss], float)
+    with files.style():
+        fig, axes = files.subplots(size=(files.COLUMN, 2.1))
+        axes.plot(kimg, loss, color=INK)
+        axes.set(xlabel="thousands of images (kimg)", ylabel="loss per element")
+        axes.set_ylim(0, 1.1 * max(loss[np.isfinite(loss)], default=1.0))
+        axes.grid(alpha=0.3)
+        files.save(fig, path)
+
+
+def evaluation_curves(
+    path: pathlib.Path, kimg: Sequence[float], curves: Mapping[str, Sequence[float]]
+) -> None:
+    """What was evaluated during training against images seen, a panel for each measure."""
+    if not curves:
+        return
+    with files.style():
+        size = (files.COLUMN, 1.7 * len(curves))
+        fig, panels = files.subplots(len(curves), size=size, squeeze=False, sharex=True)
+        for axes, (label, values) in zip(panels[:, 0], curves.items(), strict=True):
+            axes.plot(kimg, values, color=INK, marker="o", ms=2)
+            axes.set_title(label)
+            axes.grid(alpha=0.3)
+        panels[-1, 0].set_xlabel("thousands of images (kimg)")
+        files.save(fig, path)

@@ -1,0 +1,61 @@
+"""Figures to files: whole or not at all, and readable in a column of a paper."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+# A column of a two-column page, in inches.  Text of 7 to 8 points stays legible there.
+COLUMN = 3.35
+FORMATS = ("png", "pdf", "svg")
+STYLE = {
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "lines.linewidth": 1.2,
+    "axes.linewidth": 0.6,
+    "svg.fonttype": "none",
+    "pdf.fonttype": 42,  # text stays text
+}
+
+
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """The style of these figures, for what is drawn and saved within."""
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        yield
+
+
+def subplots(rows: int = 1, columns: int = 1, *, size: tuple[float, float], **options: Any) -> Any:
+    """A figure and its axes; without pyplot, whose state belongs to the user."""
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=size, layout="constrained")
+    return fig, fig.subplots(rows, columns, **options)
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A name to write to, which becomes ``path`` when the file is whole: never half a picture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    yield temporary
+    temporary.replace(path)
+
+
+def save(fig: Any, path: pathlib.Path) -> None:
+    """Write a figure of matplotlib in the format of the file's ending."""
+    kind = path.suffix.removeprefix(".")
+    if kind not in FORMATS:
+        raise ValueError(f"a figure must end in one of {', '.join(FORMATS)}, got {path.name!r}")
+    # Without a date the same figure is the same file.
+    stamp = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
+    with replacing(path) as temporary:
+        fig.savefig(temporary, dpi=300, format=kind, metadata=stamp)

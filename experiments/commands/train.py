@@ -1,0 +1,54 @@
+r"""Train a model, or resume, then evaluate it (the default mode).
+
+    python experiments/main.py --config=configs/digits.py --workdir=runs/digits
+
+The same command resumes where the run stopped.  Any option of the configuration can be
+set: --config.train.lr=1e-3; configs/base.py lists and explains them.  On several hosts
+start the same command on each: TPU pods and SLURM are recognised, elsewhere give
+--coordinator_address=HOST:PORT --num_processes=2 --process_id=0.
+"""
+
+from __future__ import annotations
+
+import types
+
+from experiments import compilation_cache, flags
+
+FLAGS = (
+    flags.config(),
+    flags.path(
+        "workdir",
+        "Directory of the run: all results are below it.",
+        example="runs/digits",
+        required=True,
+    ),
+    flags.text("profile_steps", "Steps of a jax.profiler trace.", example="100-110"),
+    flags.text(
+        "wandb",
+        "Project of Weights & Biases to report to, if wandb is installed.",
+        "",
+        example="PROJECT",
+    ),
+    flags.choice("figure_format", ("png", "pdf", "svg"), "Of the figures.", default="png"),
+    flags.text(
+        "coordinator_address",
+        "host:port of process 0, for several processes.",
+        example="HOST:PORT",
+    ),
+    flags.integer("num_processes", "How many processes there are.", least=1, example="2"),
+    flags.integer("process_id", "Which process this is, from 0.", least=0, example="0"),
+    compilation_cache.FLAG,
+)
+
+
+def run(values: types.SimpleNamespace) -> None:
+    """Train or resume."""
+    from edm_jax.train import distributed
+    from experiments.config import build
+    from experiments.training import loop, monitor
+    from experiments.training.run import Watch
+
+    watch = Watch(monitor.parse_steps(values.profile_steps), values.wandb, values.figure_format)
+    distributed.initialize(values.coordinator_address, values.num_processes, values.process_id)
+    compilation_cache.enable(values.compilation_cache)
+    loop.train(build.experiment(values.config), values.workdir, watch)
