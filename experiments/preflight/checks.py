@@ -24,6 +24,7 @@ from experiments import workdir
 from experiments.config.experiment import Experiment
 from experiments.config.groups import named, pick
 from experiments.config.options import Intervals
+from experiments.words import size
 
 # Images that are decoded; enough that the standard deviation is known to a few per cent.
 SAMPLE, QUICK_SAMPLE = 1024, 64
@@ -362,12 +363,3 @@ def check_disk(
                 "another disk"
             )
     findings.fact("disk", text)
-
-
-def size(count: float) -> str:
-    """A number of bytes for people, such as 3.21 GiB."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.3g} TiB"

@@ -26,8 +26,8 @@ from edm_jax.train.state import TrainState
 from experiments.config.experiment import Experiment
 from experiments.config.groups import ConfigError, flatten
 from experiments.preflight import checks, costs
-from experiments.preflight.checks import Findings, size
-from experiments.training.status import format_duration
+from experiments.preflight.checks import Findings
+from experiments.words import format_duration, size
 from experiments.workdir import CONFIG, check_same_data
 
 Report = Callable[[str], None]

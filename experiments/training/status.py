@@ -7,15 +7,7 @@ import time
 
 import jax
 
-
-def format_duration(seconds: float) -> str:
-    """``5s``, ``3m07s``, ``2h05m``, ``4d03h``."""
-    seconds = round(seconds)
-    for size, big, small in ((86400, "d", "h"), (3600, "h", "m"), (60, "m", "s")):
-        if seconds >= size:
-            part = {"h": 3600, "m": 60, "s": 1}[small]
-            return f"{seconds // size}{big}{seconds % size // part:02d}{small}"
-    return f"{seconds}s"
+from experiments.words import format_duration
 
 
 def memory_gib() -> float:

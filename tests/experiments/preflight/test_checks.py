@@ -13,7 +13,7 @@ import pytest
 from configs import afhqv2_64, cifar10, digits, ffhq64, imagenet64, own_images, table2, tiny
 from edm_jax.data.sources.base import ArraySource
 from edm_jax.store import checkpoints
-from experiments import workdir
+from experiments import words, workdir
 from experiments.config import build, options
 from experiments.config.groups import ConfigError
 from experiments.preflight import checks, costs, report
@@ -403,4 +403,4 @@ def test_devices_that_are_too_small():
     [(5, "5 bytes"), (1536, "1.5 KiB"), (3.21 * 2**30, "3.21 GiB"), (2**42, "4 TiB")],
 )
 def test_sizes(count, text):
-    assert checks.size(count) == text
+    assert words.size(count) == text
