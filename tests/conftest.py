@@ -8,8 +8,11 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import atexit
 import collections
 import json
+import shutil
+import tempfile
 
 import jax
 import numpy as np
@@ -25,6 +28,14 @@ from tests.support.old_run import old_run  # noqa: F401  (fixture)
 from tests.support.paths import GOLDEN
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# What one process has compiled the others need not: workers inherit the directory.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _compiled = tempfile.mkdtemp(prefix="edm_jax-compiled-")
+    atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def pytest_collection_modifyitems(items):
