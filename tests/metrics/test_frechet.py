@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from edm_jax.metrics.classifier import class_accuracy
-from edm_jax.metrics.frechet import frechet_between, frechet_distance, gaussian_statistics
+from edm_jax.metrics.frechet import (
+    covariance_root,
+    distance,
+    frechet_between,
+    frechet_distance,
+    gaussian_statistics,
+)
 
 
 def cases(archive, prefix):
@@ -49,6 +55,73 @@ def test_closed_form_for_commuting_covariances():
     s1, s2, mu = np.array([1.0, 2.0, 0.0]), np.array([3.0, 2.5, 1.0]), np.array([1.0, 0.0, 2.0])
     value = frechet_distance(np.zeros(3), np.diag(s1**2), mu, np.diag(s2**2))
     np.testing.assert_allclose(value, 5 + np.sum((s1 - s2) ** 2), rtol=1e-12)
+
+
+def test_never_negative_and_zero_of_itself():
+    """Also where covariances are singular: 50 rows of 192 numbers, as images of 8x8x3 are."""
+    rng = np.random.default_rng(0)
+    for n, d, scale in ((50, 192, 1.0), (50, 192, 1e3), (500, 60, 1e-3), (30, 5, 1.0)):
+        rows = scale * rng.standard_normal((n, d))
+        value = frechet_between(rows, rows)
+        # A few roundings of the traces, not their square roots.
+        assert 0 <= value <= 1e-12 * scale**2 * d
+        assert frechet_between(rows, rows[::-1]) >= 0
+
+
+def test_singular_covariances_in_closed_form():
+    """Gaussians on orthogonal subspaces: the product vanishes, the traces add up."""
+    first, second = np.zeros((2, 40, 40))
+    first[:15, :15], second[15:, 15:] = 2 * np.eye(15), 3 * np.eye(25)
+    found = distance(np.zeros(40), first, np.ones(40), second)
+    np.testing.assert_allclose(found.value, 40 + 30 + 75, rtol=1e-14)
+    assert found.ranks == (15, 25)
+    # And rotated, where rank and subspaces are seen through rounding.
+    rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((40, 40)))[0]
+    turned = [rotation @ cov @ rotation.T for cov in (first, second)]
+    found = distance(np.zeros(40), turned[0], np.zeros(40), turned[1])
+    np.testing.assert_allclose(found.value, 105, rtol=1e-12)
+    assert found.ranks == (15, 25)
+
+
+def test_large_matrices_in_closed_form(monkeypatch):
+    """By eigenvalues of the squared product, and by singular values where that is not enough."""
+    monkeypatch.setattr("edm_jax.metrics.frechet._SMALL", 10)
+    rng = np.random.default_rng(0)
+    rotation = np.linalg.qr(rng.standard_normal((80, 80)))[0]
+    for least in (1e-1, 1e-9):
+        s1, s2 = np.geomspace(least, 1, 80), np.geomspace(2, 3 * least, 80)
+        covs = [(rotation * s**2) @ rotation.T for s in (s1, s2)]
+        value = frechet_distance(np.zeros(80), covs[0], np.zeros(80), covs[1])
+        # Squares of 1e-9 are lost beside 1: the root of eps where they are.
+        np.testing.assert_allclose(value, np.sum((s1 - s2) ** 2), rtol=1e-7)
+
+
+def test_root():
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((9, 20))
+    cov = rows.T @ rows
+    root = covariance_root(cov)
+    assert root.shape == (20, 9)
+    np.testing.assert_allclose(root @ root.T, cov, atol=1e-12)
+    assert covariance_root(np.zeros((3, 3))).shape == (3, 0)
+
+
+@pytest.mark.parametrize(
+    ("cov", "said"),
+    [
+        (np.diag([1.0, -1.0]), "positive semi-definite"),
+        (np.array([[1.0, np.nan], [np.nan, 1.0]]), "finite"),
+        (np.ones((2, 3)), r"\(D, D\) matrix, got \(2, 3\)"),
+    ],
+)
+def test_what_is_no_covariance(cov, said):
+    with pytest.raises(ValueError, match=said):
+        covariance_root(cov)
+
+
+def test_other_dimensions_are_refused():
+    with pytest.raises(ValueError, match="2 and 3 dimensions"):
+        frechet_distance(np.zeros(2), np.eye(2), np.zeros(3), np.eye(3))
 
 
 def test_one_row_is_refused():
