@@ -60,7 +60,7 @@ NEEDS: dict[str, tuple[type, str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A metric as the registry knows it.
+    """A metric as the table below knows it.
 
     Attributes:
       title: for tables.

@@ -72,6 +72,7 @@ def test_preprocessing(g, i):
     )
 
 
+@pytest.mark.slow
 def test_from_file_to_features(g, tmp_path):
     """The whole way on ViT-S/14, whose layout is that of the large one."""
     weights = named_dinov2_weights(dinov2.published_shapes(SMALL), str(g["vits14/salt"]))

@@ -104,6 +104,7 @@ def test_features_and_logits(outputs, weights, g, name):
     assert_close(middle.mean((1, 2)), g[f"{name}/feat_768"])
 
 
+@pytest.mark.slow
 def test_from_file_to_features(weights, g, tmp_path):
     counters = {"Conv2d_1a_3x3.bn.num_batches_tracked": np.zeros((), np.int64)}
     path = tmp_path / "pt_inception-2015-12-05-6726825d.pth"
