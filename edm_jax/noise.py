@@ -25,14 +25,14 @@ WeightFn = Callable[[Array], Array]
 class NoiseDistribution(Protocol):
     """p(sigma): how training noise levels are drawn."""
 
-    def draw(self, key: Key, shape: tuple[int, ...]) -> Array: ...
+    def base_draw(self, key: Key, shape: tuple[int, ...]) -> Array: ...
 
     def sigma(self, draw: Array) -> Array: ...
 
 
 def sample_sigma(distribution: NoiseDistribution, key: Key, shape: tuple[int, ...]) -> Array:
     """Noise levels of shape ``shape`` from p(sigma), float32."""
-    return distribution.sigma(distribution.draw(key, shape))
+    return distribution.sigma(distribution.base_draw(key, shape))
 
 
 @pytree_dataclass
@@ -46,7 +46,7 @@ class LogNormal:
         check_number("p_mean", self.p_mean)
         check_number("p_std", self.p_std, above=0)
 
-    def draw(self, key: Key, shape: tuple[int, ...]) -> Array:
+    def base_draw(self, key: Key, shape: tuple[int, ...]) -> Array:
         """Standard normal draws."""
         return jax.random.normal(key, shape)
 
@@ -68,7 +68,7 @@ class UniformTime:
         check_number("beta_min", self.beta_min, least=0)
         check_number("eps_t", self.eps_t, above=0, most=1)
 
-    def draw(self, key: Key, shape: tuple[int, ...]) -> Array:
+    def base_draw(self, key: Key, shape: tuple[int, ...]) -> Array:
         """Uniform draws in [0, 1)."""
         return jax.random.uniform(key, shape)
 
@@ -95,7 +95,7 @@ class LogUniform:
                 f"sigma_min must be below sigma_max, got {self.sigma_min} and {self.sigma_max}"
             )
 
-    def draw(self, key: Key, shape: tuple[int, ...]) -> Array:
+    def base_draw(self, key: Key, shape: tuple[int, ...]) -> Array:
         """Uniform draws in [0, 1)."""
         return jax.random.uniform(key, shape)
 
@@ -120,7 +120,7 @@ class DiscreteLevels:
         if is_known(self.levels):
             check_grid(self.levels, name="levels")
 
-    def draw(self, key: Key, shape: tuple[int, ...]) -> Array:
+    def base_draw(self, key: Key, shape: tuple[int, ...]) -> Array:
         """Uniform integers j in [0, M)."""
         return jax.random.randint(key, shape, 0, np.shape(self.levels)[0] - 1)
 

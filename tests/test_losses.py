@@ -64,7 +64,7 @@ def test_iddpm_loss_is_table_1():
     """sigma = u_j with uniform j, weight 1 / sigma^2: the plain eps-prediction error."""
     distribution = noise.DiscreteLevels()
     levels = schedules.iddpm_levels()
-    draws = distribution.draw(jax.random.key(0), (20000,))
+    draws = distribution.base_draw(jax.random.key(0), (20000,))
     assert draws.min() == 0 and draws.max() == 999
     sigma = distribution.sigma(draws)
     np.testing.assert_allclose(sigma, levels[np.asarray(draws)], rtol=1e-6)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from edm_jax import losses
-from edm_jax.noise import NoiseDistribution, WeightFn
+from edm_jax.noise import NoiseDistribution, WeightFn, sample_sigma
 from edm_jax.precond import Preconditioning, precondition
 from edm_jax.typing import Array, Key, PyTree
 
@@ -101,8 +101,7 @@ class DenoisingObjective:
         """See `Objective`: ``(B,)`` sums of the weighted squared error over pixels, and sigma."""
         keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 3))(image_ids)
         y = to_unit_range(batch["image"])
-        draw = jax.vmap(lambda k: self.distribution.draw(k, ()))(keys[:, 0])
-        sigma = self.distribution.sigma(draw)
+        sigma = jax.vmap(lambda k: sample_sigma(self.distribution, k, ()))(keys[:, 0])
         augment_labels = None
         if self.augment is not None:
             y, augment_labels = self.augment(keys[:, 1], y)
