@@ -16,6 +16,7 @@ import functools
 import time
 from collections.abc import Callable
 
+import common  # noqa: F401  (finds the repository)
 import jax
 
 from edm_jax.augment import pipe

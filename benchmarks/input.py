@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable
 
+import common  # noqa: F401  (finds the repository)
 import numpy as np
 
 from edm_jax.data.sources import decode
