@@ -67,6 +67,8 @@ class SamplerInfo:
       presets: options that set it apart from other entries of the same fn.
       nfe_fn: (N, options) -> network calls; None if the data decide.
       measured: the settings in which its promises are measured.
+      draws: noises that a step draws; noise_fn gets their running index.
+      note: for an alias, what it stands for.
     """
 
     name: str
@@ -81,6 +83,8 @@ class SamplerInfo:
     presets: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     nfe_fn: NfeFn | None = one_call
     measured: tuple[Measured, ...] = (Measured(),)
+    draws: int = 1
+    note: str = ""
 
     @property
     def options(self) -> tuple[str, ...]:
