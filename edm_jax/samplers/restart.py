@@ -178,12 +178,13 @@ def sample_restart(
 
 def _calls(num_steps: int, options: Mapping[str, Any]) -> int:
     segments = options.get("segments", CIFAR10)
-    return 2 * num_steps - 1 + sum(segment.calls for segment in segments)
+    made = [s if isinstance(s, Segment) else Segment(*s) for s in segments]
+    return 2 * num_steps - 1 + sum(segment.calls for segment in made)
 
 
 # The coarse steps inside a segment leave an error that more steps outside do not lower.
 PROMISES = (
     SamplerInfo(
-        "restart", sample_restart, order=0, stochastic=True, bias=0.01, nfe_fn=_calls, min_steps=2
+        "restart", sample_restart, order=0, stochastic=True, bias=0.002, nfe_fn=_calls, min_steps=2
     ),
 )

@@ -250,9 +250,9 @@ PROMISES = (
         stochastic=True,
         nfe_fn=_calls,
         measured=(
-            Measured(),
+            Measured(tight=False),
             Measured("3, 4", {"predictor": 3, "corrector": 4}),
-            Measured("pece", {"pece": True}),
+            Measured("pece", {"pece": True}, tight=False),
         ),
     ),
 )
