@@ -21,13 +21,11 @@ FUNCTIONS = {"released": "released", "power": "power"}
 _NODES = 12  # Gauss-Legendre in ln sigma: exact to rounding
 
 
-def _log_function(
-    xp: ModuleType, function: str, eta: ArrayLike
-) -> Callable[[ArrayLike], ArrayLike]:
-    """ln f of the noise function f."""
+def _clock(xp: ModuleType, function: str, eta: ArrayLike) -> Callable[[ArrayLike], ArrayLike]:
+    """c(v) = ln(v / f(v)) of the noise function f, the clock of its noise."""
     if function == "power":
-        return lambda v: (1 + eta) * xp.log(v)
-    return lambda v: xp.log(v) + xp.log(xp.exp(v**0.3) + 10)
+        return lambda v: -eta * xp.log(v)
+    return lambda v: -xp.log(xp.exp(v**0.3) + 10)
 
 
 def er_sde_rows(
@@ -61,12 +59,17 @@ def er_sde_rows(
     num_steps = np.shape(sigmas)[0] - 1
     xp, (sigmas, eta, kappa, s_noise) = rows_lib.concrete(sigmas, eta, kappa, s_noise)
     now, after = sigmas[:-2], sigmas[1:-1]
-    log_f = _log_function(xp, function, eta)
+    clock = _clock(xp, function, eta)
     points, weights = np.polynomial.legendre.leggauss(_NODES)
     half = xp.log(now / after)[:, None] / 2
     v = after[:, None] * xp.exp(half * (1 + points[None].astype(now.dtype)))
-    measure = half * v * weights[None].astype(now.dtype) * xp.exp(log_f(after)[:, None] - log_f(v))
-    t, r = after - now, xp.exp(log_f(after) - log_f(now))
+    at_end = clock(after)
+    # f(sigma')/f(v) d v = sigma' e^{c(v) - c(sigma')} d ln v
+    weight = after[:, None] * xp.exp(clock(v) - at_end[:, None])
+    measure = half * weight * weights[None].astype(now.dtype)
+    # c grows; what is below rounding is none.
+    gap = xp.maximum(at_end - clock(now), 0.0)
+    t, r = after - now, after / now * xp.exp(-gap)
     first = t + xp.sum(measure, axis=1)
     second = xp.square(t) / 2 + xp.sum(measure * (v - now[:, None]), axis=1)
 
@@ -81,8 +84,7 @@ def er_sde_rows(
         -slope / one - bend * (1 / one + 1 / two),
         bend / two,
     ][:order]
-    variance = xp.square(after) - xp.square(now * r)
-    return rows_lib.to_zero(xp, r, b, s_noise * xp.sqrt(xp.maximum(variance, 0.0)))
+    return rows_lib.to_zero(xp, r, b, s_noise * after * xp.sqrt(-xp.expm1(-2 * gap)))
 
 
 def sample_er_sde(
@@ -133,7 +135,7 @@ def sample_er_sde(
 
     def spans() -> path.Spans:
         xp, (levels, power) = rows_lib.concrete(sigmas, eta)
-        clock = xp.log(levels[:-1]) - _log_function(xp, function, power)(levels[:-1])
+        clock = _clock(xp, function, power)(levels[:-1])
         return path.Spans(clock, xp.concatenate([clock[1:], clock[-1:]]))
 
     draw = path.noise_source(key, noise_fn, x, noise, spans)
@@ -154,6 +156,12 @@ PROMISES = (
             Measured("order 1", {"order": 1}, order=1),
             Measured("order 2", {"order": 2}),
             Measured("power", {"function": "power"}),
+            Measured(
+                "ODE, kappa 1",
+                {"function": "power", "eta": 0.0, "kappa": 1.0},
+                order=3,
+                stochastic=False,
+            ),
         ),
     ),
 )
