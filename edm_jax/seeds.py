@@ -1,8 +1,8 @@
 """Randomness of sampling: one key per image, made from that image's integer seed.
 
 Nothing an image draws depends on the batch it sits in (EDM section F.3): image i is
-the same for any batch size, order, padding or device count.  The three streams of
-an image (latent, label, churn) are separate, so choosing a label changes no noise.
+the same for any batch size, order, padding or device count.  The streams of
+an image (latent, label, churn, path) are separate, so choosing a label changes no noise.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from edm_jax.typing import Array, ArrayLike, Key
 
-_LATENT, _LABEL, _CHURN = 0, 1, 2
+_LATENT, _LABEL, _CHURN, _PATH = 0, 1, 2, 3
 
 
 def seed_bits(seeds: Iterable[int] | ArrayLike) -> np.ndarray:
@@ -123,3 +123,10 @@ def churn_noise(
 ) -> Array:
     """Standard normal noise that sampler step ``step`` adds; of shape ``shape``."""
     return normal(_stream(_stream(key, _CHURN), step), shape, dtype)
+
+
+def path_noise(
+    key: Key, node: ArrayLike, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
+) -> Array:
+    """Standard normal noise of one node of a noise path (`samplers.path`); of shape ``shape``."""
+    return normal(_stream(_stream(key, _PATH), node), shape, dtype)

@@ -60,6 +60,7 @@ class Subject:
         that the documentation is wrong.
       ends: what its last step returns, one of `exact_results`; "either" if unknown.
       jit: whether it can be compiled.
+      draws: noises that a step draws.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Subject:
     tight: bool = False
     ends: str = "either"
     jit: bool = True
+    draws: int = 1
 
 
 class Measurement(NamedTuple):
@@ -243,17 +245,18 @@ def distance(mean: float, std: float, sigma_min: float) -> float:
 def impulse_run(subject: Subject, num_steps: int) -> Measurement:
     """Wasserstein-2 distance between the sampler's exact distribution and the data's.
 
-    The batch holds the response to no noise, to a unit latent, and to a unit of noise
-    at each step; on Gaussian data the result is their combination, hence Gaussian.
+    The batch holds the response to no noise, to a unit latent, and to a unit of each
+    noise; on Gaussian data the result is their combination, hence Gaussian.
     """
     sigmas = grids.make_sigmas(subject.grid, num_steps)
-    lane = jnp.arange(num_steps + 2)[:, None, None, None]
+    lanes = num_steps * subject.draws + 2
+    lane = jnp.arange(lanes)[:, None, None, None]
     x = GAUSSIAN.mean + (lane == 1) * math.hypot(GAUSSIAN.std, sigmas[0])
 
     def noise_fn(i: Array) -> Array:
         return (lane == i + 2).astype(float)
 
-    keys = seeds.image_keys(range(num_steps + 2))
+    keys = seeds.image_keys(range(lanes))
     response, calls = runner(subject, GAUSSIAN.denoise, noise_fn=noise_fn)(x, sigmas, keys)
     response = response.ravel()
     mean = float(response[0])

@@ -90,7 +90,8 @@ def subject_of(info: SamplerInfo, measured: Measured = Measured(), **options: An
         return info(denoise, x, sigmas, key, **options, **more)
 
     adaptive = info.nfe_fn is None
-    sampled = info.stochastic and not info.linear
+    stochastic = info.stochastic if measured.stochastic is None else measured.stochastic
+    sampled = stochastic and not info.linear
     fine = BIASED_STEPS if info.bias else FINE_STEPS
     order = info.order if measured.order is None else measured.order
     return Subject(
@@ -98,15 +99,16 @@ def subject_of(info: SamplerInfo, measured: Measured = Measured(), **options: An
         run=run,
         # Of an adaptive sampler the error follows the tolerance in proportion.
         order=1 if adaptive else order,
-        stochastic=info.stochastic,
+        stochastic=stochastic,
         bias=info.bias,
         grid=info.grid,
         nfe=None if adaptive else functools.partial(info.nfe, **options),
-        replay=run if info.linear and info.stochastic else None,
+        replay=run if info.linear and stochastic else None,
         tolerances=TOLERANCES if adaptive else (),
         steps=Subject.steps if sampled else fine,
-        tight=True,
+        tight=measured.tight,
         ends=info.ends,
+        draws=info.draws,
     )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from edm_jax import names, schedules
 from edm_jax.arguments import check_number, is_known
-from edm_jax.samplers import loop
+from edm_jax.samplers import loop, path
 from edm_jax.samplers import rows as rows_lib
 from edm_jax.samplers.info import SamplerInfo
 from edm_jax.samplers.rows import Rows
@@ -110,6 +110,7 @@ def sample_vp(
     ode: bool = False,
     beta_d: ArrayLike = schedules.VP_BETA_D,
     beta_min: ArrayLike = schedules.VP_BETA_MIN,
+    noise: str = "step",
     noise_fn: loop.NoiseFn | None = None,
     **options: Unpack[loop.LoopOptions],
 ) -> Array | loop.Trajectory:
@@ -127,6 +128,8 @@ def sample_vp(
         N > 20.
       ode: probability flow instead of the SDE.
       beta_d, beta_min: constants of the VP schedule.
+      noise: "step" draws anew at every step; "tree" takes all noise from one path, the same
+        at any number of steps (`path`).
       noise_fn: step index -> standard normal noise, to replay recorded draws.
       **options: of the loop, `loop.LoopOptions`.
 
@@ -143,7 +146,9 @@ def sample_vp(
     loop.check_sigmas(sigmas, min_steps=min_steps)
     _check_even_times(sigmas, beta_d, beta_min)
     x = jnp.asarray(x, loop.state_dtype(x))
-    draw = None if ode else loop.noise_source(key, noise_fn, x)
+    draw = (
+        None if ode else path.noise_source(key, noise_fn, x, noise, lambda: path.step_spans(sigmas))
+    )
     rows, scales = vp_rows(sigmas, method, ode=ode, beta_d=beta_d, beta_min=beta_min)
     result = rows_lib.sample_rows(denoise, x, sigmas, rows, draw=draw, **options)
     return result.scaled(scales) if isinstance(result, loop.Trajectory) else result
@@ -173,6 +178,7 @@ def sample_ve(
     key: Key | None = None,
     *,
     ode: bool = False,
+    noise: str = "step",
     noise_fn: loop.NoiseFn | None = None,
     **options: Unpack[loop.LoopOptions],
 ) -> Array | loop.Trajectory:
@@ -184,6 +190,8 @@ def sample_ve(
       sigmas: ``(N+1,)`` strictly decreasing levels ending in 0 (`grids.ve_sigmas`).
       key: ``(B,)`` keys, one per image, or one key; not needed for the ODE.
       ode: probability flow instead of the SDE; the last step then goes half way.
+      noise: "step" draws anew at every step; "tree" takes all noise from one path, the same
+        at any number of steps (`path`).
       noise_fn: step index -> standard normal noise, to replay recorded draws.
       **options: of the loop, `loop.LoopOptions`.
 
@@ -192,7 +200,9 @@ def sample_ve(
     """
     loop.check_sigmas(sigmas)
     x = jnp.asarray(x, loop.state_dtype(x))
-    draw = None if ode else loop.noise_source(key, noise_fn, x)
+    draw = (
+        None if ode else path.noise_source(key, noise_fn, x, noise, lambda: path.step_spans(sigmas))
+    )
     rows = ve_rows(sigmas, ode=ode)
     return rows_lib.sample_rows(denoise, x, sigmas, rows, draw=draw, **options)
 
@@ -207,9 +217,8 @@ def ddim_rows(sigmas: ArrayLike, *, eta: ArrayLike = 0.0, s_noise: ArrayLike = 1
     """
     xp, (sigmas, eta, s_noise) = rows_lib.concrete(sigmas, eta, s_noise)
     now, after = sigmas[:-2], sigmas[1:-1]
-    up = eta * after * xp.sqrt((now - after) * (now + after)) / now
-    up = xp.minimum(after, up)
-    down = xp.sqrt((after - up) * (after + up)) / now
+    down, up = rows_lib.ancestral(xp, now, after, eta)
+    down = down / now
     return rows_lib.to_zero(xp, down, [1 - down], s_noise * up)
 
 
@@ -221,6 +230,7 @@ def sample_ddim(
     *,
     eta: ArrayLike = 0.0,
     s_noise: ArrayLike = 1.0,
+    noise: str = "step",
     noise_fn: loop.NoiseFn | None = None,
     **options: Unpack[loop.LoopOptions],
 ) -> Array | loop.Trajectory:
@@ -235,6 +245,8 @@ def sample_ddim(
       key: ``(B,)`` keys, one per image, or one key; not needed if eta is the number 0.
       eta: 0 is deterministic, 1 is ancestral sampling; may be traced.
       s_noise: scale of the added noise.
+      noise: "step" draws anew at every step; "tree" takes all noise from one path, the same
+        at any number of steps (`path`).
       noise_fn: step index -> standard normal noise, to replay recorded draws.
       **options: of the loop, `loop.LoopOptions`.
 
@@ -249,7 +261,7 @@ def sample_ddim(
     if is_known(eta) and np.all(np.asarray(eta) == 0):
         rows = rows._replace(c=None)
     else:
-        draw = loop.noise_source(key, noise_fn, x)
+        draw = path.noise_source(key, noise_fn, x, noise, lambda: path.step_spans(sigmas, eta**2))
     return rows_lib.sample_rows(denoise, x, sigmas, rows, draw=draw, **options)
 
 

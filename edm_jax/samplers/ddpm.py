@@ -9,7 +9,7 @@ import numpy as np
 
 from edm_jax import names
 from edm_jax.arguments import check_number
-from edm_jax.samplers import loop
+from edm_jax.samplers import loop, path
 from edm_jax.samplers.info import SamplerInfo
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, Key
 
@@ -81,6 +81,7 @@ def sample_ddpm(
     key: Key | None = None,
     *,
     variance: str | ArrayLike = "small",
+    noise: str = "step",
     noise_fn: loop.NoiseFn | None = None,
     **options: Unpack[loop.LoopOptions],
 ) -> Array | loop.Trajectory:
@@ -97,6 +98,8 @@ def sample_ddpm(
         `respacing.respaced_sigmas`; may be traced.
       key: ``(B,)`` keys, one per image, or one key.
       variance: "small", "large", "learned", or a number between small (0) and large (1).
+      noise: "step" draws anew at every step; "tree" takes all noise from one path, the same
+        at any number of steps (`path`).
       noise_fn: step index -> standard normal noise, to replay recorded draws.
       **options: of the loop, `loop.LoopOptions`.
 
@@ -109,7 +112,7 @@ def sample_ddpm(
     loop.check_sigmas(sigmas)
     x = jnp.asarray(x, loop.state_dtype(x))
     sigmas = jnp.asarray(sigmas, x.dtype)
-    draw = loop.noise_source(key, noise_fn, x)
+    draw = path.noise_source(key, noise_fn, x, noise, lambda: path.step_spans(sigmas))
 
     last = np.arange(sigmas.shape[0] - 1) == sigmas.shape[0] - 2
     # The variance of a step to 0 is not a number: any level will do, as D is returned.

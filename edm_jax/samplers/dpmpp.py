@@ -1,8 +1,8 @@
-"""DPM-Solver++ (Lu et al. 2022) in sigma form: 2S, 2M, 3M, and the SDE variants of 2M, 3M.
+"""DPM-Solver++ (Lu et al. 2022) in sigma form: 2M and 3M, and their SDE variants.
 
-With lambda = -ln sigma the probability-flow ODE is dx/dlambda = D - x.  Its linear
-part is solved exactly and D is extrapolated in lambda, from an extra evaluation (S)
-or from earlier steps (M).  Networks of any scaling fit, as x = z / alpha.
+With lambda = -ln sigma the probability-flow ODE is dx/dlambda = D - x.  Its linear part is
+solved exactly and D is extrapolated in lambda from earlier steps; `dpmpp_single` has the
+single-step methods.  Networks of any scaling fit, as x = z / alpha.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import numpy as np
 
 from edm_jax import names
 from edm_jax.arguments import check_number
-from edm_jax.samplers import loop
+from edm_jax.samplers import loop, path
 from edm_jax.samplers import rows as rows_lib
-from edm_jax.samplers.info import Measured, SamplerInfo, two_calls
-from edm_jax.samplers.rows import Rows, Stage, earlier, phi
+from edm_jax.samplers.info import Measured, SamplerInfo
+from edm_jax.samplers.rows import Rows, earlier, phi
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, Key
 
 VARIANTS = {"midpoint": "midpoint", "taylor": "taylor"}
@@ -111,73 +111,6 @@ def dpmpp_3m_rows(
     return rows_lib.to_zero(xp, xp.exp(-g), b, c)
 
 
-def dpmpp_2s_step(
-    denoise: DenoiseFn,
-    x: Array,
-    sigma: ArrayLike,
-    sigma_next: ArrayLike,
-    r: ArrayLike = 0.5,
-) -> tuple[Array, Array]:
-    """One single-step second-order step; 2 network calls.
-
-        u = e^{-r h} x + (1 - e^{-r h}) D(x; sigma),  at sigma e^{-r h}
-        result = e^-h x + (1 - e^-h) ((1 - 1/(2 r)) D(x; sigma) + 1/(2 r) D(u))
-
-    Args:
-      denoise: D(x; sigma).
-      x: state at noise level sigma, any shape.
-      sigma, sigma_next: scalars, > 0.
-      r: place of the second evaluation within the step, in ln sigma.
-
-    Returns:
-      The state at sigma_next and D(x; sigma), both of the shape of x.
-    """
-    h = jnp.log(sigma / sigma_next)
-    denoised = loop.evaluate(denoise, x, sigma)
-    u = jnp.exp(-r * h) * x - jnp.expm1(-r * h) * denoised
-    middle = loop.evaluate(denoise, u, sigma * jnp.exp(-r * h))
-    mixed = denoised + (middle - denoised) / (2 * r)
-    x_next = (sigma_next / sigma) * x - jnp.expm1(-h) * mixed
-    return x_next.astype(x.dtype), denoised
-
-
-def dpmpp_2s_rows(sigmas: ArrayLike, r: ArrayLike = 0.5) -> Rows:
-    """`dpmpp_2s_step` as coefficients; 2N - 1 Rows for a grid ``(N+1,)``."""
-    xp, (sigmas, r) = rows_lib.concrete(sigmas, r)
-    now, h = sigmas[:-2], rows_lib.log_steps(xp, sigmas)
-    part, q, w = xp.exp(-r * h), -xp.expm1(-h), -xp.expm1(-h) / (2 * r)
-    inner = Stage(now, part, [-xp.expm1(-r * h)])
-    outer = Stage(now * part, xp.exp(-h), [q - w, w])
-    return rows_lib.staged(xp, [inner, outer], sigmas[-2])
-
-
-def sample_dpmpp_2s(
-    denoise: DenoiseFn,
-    x: Array,
-    sigmas: ArrayLike,
-    *,
-    r: ArrayLike = 0.5,
-    **options: Unpack[loop.LoopOptions],
-) -> Array | loop.Trajectory:
-    """DPM-Solver++(2S): order 2, 2N - 1 network calls.
-
-    Args:
-      denoise: D(x; sigma).
-      x: state at noise level sigmas[0], any shape.
-      sigmas: ``(N+1,)`` strictly decreasing levels ending in 0; may be traced.
-      r: place of the second evaluation within a step, in ln sigma; above 0, at most 1.
-      **options: of the loop, `loop.LoopOptions`.
-
-    Returns:
-      The sample, of the shape of x, or a Trajectory.
-    """
-    check_number("r", r, above=0, most=1)
-    loop.check_sigmas(sigmas)
-    x = jnp.asarray(x, loop.state_dtype(x))
-    rows = dpmpp_2s_rows(sigmas, r)
-    return rows_lib.sample_rows(denoise, x, sigmas, rows, **options)
-
-
 def sample_dpmpp_2m(
     denoise: DenoiseFn,
     x: Array,
@@ -250,6 +183,7 @@ def sample_dpmpp_2m_sde(
     eta: ArrayLike = 1.0,
     s_noise: ArrayLike = 1.0,
     variant: str = "midpoint",
+    noise: str = "step",
     noise_fn: loop.NoiseFn | None = None,
     **options: Unpack[loop.LoopOptions],
 ) -> Array | loop.Trajectory:
@@ -263,6 +197,8 @@ def sample_dpmpp_2m_sde(
       eta: noise of the SDE; 0 is sample_dpmpp_2m.
       s_noise: scale of the added noise.
       variant: "midpoint" or "taylor" (k-diffusion's "heun").
+      noise: "step" draws anew at every step; "tree" takes all noise from one path, the same
+        at any number of steps (`path`).
       noise_fn: step index -> standard normal noise, to replay recorded draws.
       **options: of the loop, `loop.LoopOptions`.
 
@@ -271,7 +207,7 @@ def sample_dpmpp_2m_sde(
     """
     loop.check_sigmas(sigmas, min_steps=2)
     x = jnp.asarray(x, loop.state_dtype(x))
-    draw = loop.noise_source(key, noise_fn, x)
+    draw = path.noise_source(key, noise_fn, x, noise, lambda: path.step_spans(sigmas, eta))
     rows = dpmpp_2m_rows(sigmas, eta=eta, s_noise=s_noise, variant=variant, noisy=True)
     return rows_lib.sample_rows(denoise, x, sigmas, rows, draw=draw, **options)
 
@@ -284,6 +220,7 @@ def sample_dpmpp_3m_sde(
     *,
     eta: ArrayLike = 1.0,
     s_noise: ArrayLike = 1.0,
+    noise: str = "step",
     noise_fn: loop.NoiseFn | None = None,
     **options: Unpack[loop.LoopOptions],
 ) -> Array | loop.Trajectory:
@@ -296,6 +233,8 @@ def sample_dpmpp_3m_sde(
       key: ``(B,)`` keys, one per image, or one key.
       eta: noise of the SDE; 0 is sample_dpmpp_3m with variant="taylor".
       s_noise: scale of the added noise.
+      noise: "step" draws anew at every step; "tree" takes all noise from one path, the same
+        at any number of steps (`path`).
       noise_fn: step index -> standard normal noise, to replay recorded draws.
       **options: of the loop, `loop.LoopOptions`.
 
@@ -304,13 +243,12 @@ def sample_dpmpp_3m_sde(
     """
     loop.check_sigmas(sigmas, min_steps=3)
     x = jnp.asarray(x, loop.state_dtype(x))
-    draw = loop.noise_source(key, noise_fn, x)
+    draw = path.noise_source(key, noise_fn, x, noise, lambda: path.step_spans(sigmas, eta))
     rows = dpmpp_3m_rows(sigmas, eta=eta, s_noise=s_noise, variant="taylor", noisy=True)
     return rows_lib.sample_rows(denoise, x, sigmas, rows, draw=draw, **options)
 
 
 PROMISES = (
-    SamplerInfo("dpmpp_2s", sample_dpmpp_2s, order=2, nfe_fn=two_calls),
     SamplerInfo("dpmpp_2m", sample_dpmpp_2m, order=2, min_steps=2),
     SamplerInfo(
         "dpmpp_3m",

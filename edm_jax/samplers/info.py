@@ -39,11 +39,16 @@ class Measured:
       label: what sets it apart, for the table; empty for the defaults.
       options: of the sampler.
       order: promised with them; None for that of the SamplerInfo.
+      stochastic: whether it draws noise with them; None for what the SamplerInfo says.
+      tight: whether a higher order would show a mistake; False where the leading error
+        happens to vanish on the data that it is measured on.
     """
 
     label: str = ""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     order: float | None = None
+    stochastic: bool | None = None
+    tight: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +72,8 @@ class SamplerInfo:
       presets: options that set it apart from other entries of the same fn.
       nfe_fn: (N, options) -> network calls; None if the data decide.
       measured: the settings in which its promises are measured.
+      draws: noises that a step draws; noise_fn gets their running index.
+      note: for an alias, what it stands for.
     """
 
     name: str
@@ -81,6 +88,8 @@ class SamplerInfo:
     presets: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     nfe_fn: NfeFn | None = one_call
     measured: tuple[Measured, ...] = (Measured(),)
+    draws: int = 1
+    note: str = ""
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -146,8 +155,9 @@ class SamplerInfo:
             grid rounded to one it knows.  Repeated levels are dropped unless the
             sampler takes them; of a traced grid they cannot be, so give one without.  Its
             levels outside the range are moved to the ends.
-            Evaluations between the levels (dpmpp_2s, alpha below 1, adaptive) stay
-            where they are; the network's own coefficients see the nearest level.
+            Evaluations between the levels (of dpm_2, dpmpp_2s, dpmpp_sde, seeds, restart,
+            alpha below 1, adaptive) stay where they are; the network's own coefficients
+            see the nearest level.
           **options: of the sampler.
 
         Returns:

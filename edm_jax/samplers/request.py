@@ -7,6 +7,7 @@ the program.  What is neither has a form in numbers and names:
     churn       s_churn, s_tmin, s_tmax, s_noise   (`Churn`; none of them given: no churn)
     schedule    "linear", "vp" or "ve"             (`schedules.SCHEDULES`; VP fitted to the grid)
     scaling     "none" or "vp"                     (`schedules.SCALINGS`)
+    segments    [[levels, repeats, sigma_lo, sigma_hi], ...]              (`restart.Segment`)
 
 Functions (noise_fn, round_sigma) and the options of the loop are given where it runs.
 """
@@ -29,6 +30,7 @@ from edm_jax import grids, names, schedules, seeds
 from edm_jax.pytree import pytree_dataclass
 from edm_jax.samplers.info import SAMPLERS, SamplerInfo
 from edm_jax.samplers.registry import get
+from edm_jax.samplers.restart import Segment
 from edm_jax.samplers.stochastic import Churn
 from edm_jax.schedules import Scaling, Schedule
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, Key, PyTree
@@ -56,11 +58,11 @@ class Request:
     @property
     def info(self) -> SamplerInfo:
         """The sampler and its promises."""
-        return SAMPLERS[self.sampler]
+        return get(self.sampler)
 
     def nfe(self, num_steps: int) -> int | None:
         """Network calls for N steps; None if the data decide."""
-        return self.info.nfe(num_steps, **dict(self.static))
+        return self.info.nfe(num_steps, **dict(self.static), **self.traced)
 
     def __call__(
         self, denoise: DenoiseFn, x: Array, sigmas: ArrayLike, key: Key | None = None, **more: Any
@@ -73,8 +75,7 @@ def accepted(info: SamplerInfo) -> dict[str, str]:
     """The options that a sampler takes as JSON values, each with what it is.
 
     Returns:
-      name -> "number" (traced), "name", "name or number", "true or false", "count" or
-      "list" (the last four are part of the program).
+      name -> "number", "name", "name or number", "true or false", "count" or "list".
     """
     kinds = {}
     for option, annotation in _annotations(info.fn).items():
@@ -150,6 +151,8 @@ def _kind(annotation: Any) -> str | None:
         return "name or number" if number else "name"
     if annotation in (Schedule, Scaling):
         return "name"
+    if _is(annotation, Segment):
+        return "list"
     plain = {bool: "true or false", int: "count"}
     return "number" if number else plain.get(annotation)
 
@@ -190,6 +193,8 @@ def _convert(info: SamplerInfo, option: str, annotation: Any, value: Any, grid: 
         return jax.tree.map(float, made)
     if annotation is Scaling:
         return names.lookup(schedules.SCALINGS, value, "scaling")()
+    if kind == "list":
+        return _segments(info, option, value)
     if kind == "number" or (kind == "name or number" and not isinstance(value, str)):
         return _number(info, option, value)
     if kind == "true or false" and not isinstance(value, bool):
@@ -199,6 +204,14 @@ def _convert(info: SamplerInfo, option: str, annotation: Any, value: Any, grid: 
     if kind.startswith("name") and not isinstance(value, str):
         raise _wrong(info, option, "a name", value)
     return int(value) if kind == "count" else value
+
+
+def _segments(info: SamplerInfo, option: str, value: Any) -> tuple[Segment, ...]:
+    rows = list(value) if isinstance(value, list | tuple) else [None]
+    if not all(isinstance(row, list | tuple) and len(row) == 4 for row in rows):
+        raise _wrong(info, option, "a list of [levels, repeats, sigma_lo, sigma_hi]", value)
+    ends = [[_number(info, option, end) for end in row[2:]] for row in rows]
+    return tuple(Segment(*row[:2], *pair) for row, pair in zip(rows, ends, strict=True))
 
 
 def _rehearse(info: SamplerInfo, values: Mapping[str, Any], grid: ArrayLike) -> None:

@@ -49,6 +49,24 @@ class Rows(NamedTuple):
     draws: np.ndarray | None = None
 
 
+class CorrectedRows(NamedTuple):
+    """A predictor-corrector: step i of N first corrects x_i, then predicts x_{i+1}.
+
+    The corrector uses the network call that the next prediction makes anyway.
+
+    Attributes:
+      predict: a ``(N,)`` and b ``(N, K)``, on D_i, D_{i-1}, ...; c ``(N,)`` on the noise of
+        the step, or None.
+      correct: a ``(N,)`` and b ``(N, K)``, on x_{i-1} and D_{i-1}, D_{i-2}, ...; it adds
+        the noise of the prediction that it replaces.
+      new: ``(N,)``, of the corrector on D_i.
+    """
+
+    predict: Rows
+    correct: Rows
+    new: ArrayLike
+
+
 class Stage(NamedTuple):
     """One evaluation in each of the N - 1 steps between positive levels.
 
@@ -101,6 +119,40 @@ def log_steps(xp: ModuleType, sigmas: ArrayLike) -> ArrayLike:
 def earlier(xp: ModuleType, steps: ArrayLike, lag: int) -> ArrayLike:
     """h_{i-lag}, with h_0 where there is none (rows do not use those)."""
     return xp.concatenate([steps[:1]] * lag + [steps])[: steps.shape[0]]
+
+
+def ancestral(
+    xp: ModuleType, sigma: ArrayLike, sigma_next: ArrayLike, eta: ArrayLike
+) -> tuple[ArrayLike, ArrayLike]:
+    """Where an ancestral step goes without noise, and the deviation of what it then adds.
+
+    up = min(sigma', eta sigma' sqrt(sigma^2 - sigma'^2) / sigma)
+    down = sqrt(sigma'^2 - up^2)
+    """
+    gap = (sigma - sigma_next) * (sigma + sigma_next)
+    up = xp.minimum(sigma_next, eta * sigma_next * xp.sqrt(gap) / sigma)
+    return xp.sqrt((sigma_next - up) * (sigma_next + up)), up
+
+
+def lagrange(xp: ModuleType, nodes: Sequence[ArrayLike]) -> list[list[ArrayLike]]:
+    """Coefficients l_jp of the polynomials L_j(u) = sum_p l_jp u^p with L_j(u_m) = [j = m].
+
+    Args:
+      xp: array module.
+      nodes: u_0, u_1, ..., arrays of one shape.
+
+    Returns:
+      ``[j][p]``, arrays of that shape.
+    """
+    table = []
+    for j, node in enumerate(nodes):
+        poly = [xp.ones_like(node)]
+        for other in [*nodes[:j], *nodes[j + 1 :]]:
+            scale, zero = 1 / (node - other), xp.zeros_like(node)
+            raised, kept = [zero, *poly], [*poly, zero]
+            poly = [(up - other * low) * scale for up, low in zip(raised, kept, strict=True)]
+        table.append(poly)
+    return table
 
 
 def step_orders(num_steps: int, order: int, lower_order_final: bool) -> np.ndarray:
@@ -251,3 +303,55 @@ def sample_rows(
         jnp.asarray(ends),
     )
     return loop.run(step, state, inputs, ends=ends, **options)
+
+
+def sample_corrected(
+    denoise: DenoiseFn,
+    x: Array,
+    sigmas: ArrayLike,
+    table: CorrectedRows,
+    *,
+    draw: loop.NoiseFn | None = None,
+    **options: Unpack[loop.LoopOptions],
+) -> Array | loop.Trajectory:
+    """Run a predictor-corrector; N network calls.
+
+    Args:
+      denoise: D(x; sigma).
+      x: state at noise level sigmas[0], any shape, of the precision to compute in.
+      sigmas: ``(N+1,)`` grid.
+      table: coefficients.
+      draw: step index -> noise; needed if the predictor has noise.
+      **options: `loop.LoopOptions`.
+
+    Returns:
+      The last state, or a Trajectory of corrected states and of denoised images as the
+      network saw the predicted ones.
+    """
+    cast = lambda value: jnp.asarray(value, x.dtype)  # noqa: E731
+    noisy = table.predict.c is not None
+    predict = cast(table.predict.a), cast(table.predict.b)
+    correct = cast(table.correct.a), cast(table.correct.b), cast(table.new)
+    c = cast(table.predict.c) if noisy else jnp.zeros_like(predict[0])
+    inputs = (np.arange(c.shape[0]), cast(sigmas)[:-1], predict, correct, c)
+
+    def step(state: tuple, i: Array, sigma: Array, predict: tuple, correct: tuple, c: Array):
+        predicted, x_before, history, noise = state
+        denoised = loop.evaluate(denoise, predicted, sigma)
+        a, b, new = correct
+        x_now = a * x_before + new * denoised
+        for j, term in enumerate(history):
+            x_now = x_now + b[j] * term
+        x_now = x_now + noise if noisy else x_now
+        a, b = predict
+        terms = (denoised, *history[:-1])
+        x_next = a * x_now
+        for j, term in enumerate(terms):
+            x_next = x_next + b[j] * term
+        noise = c * draw(i) if noisy else None
+        x_next = x_next + noise if noisy else x_next
+        return (x_next, x_now, terms, noise), (x_now, denoised)
+
+    zeros = jnp.zeros_like(x)
+    state = (x, x, (zeros,) * predict[1].shape[1], zeros if noisy else None)
+    return loop.run(step, state, inputs, **options)

@@ -97,6 +97,23 @@ def raise_level(
     return sigma + gamma * sigma, sigma * xp.where(square > 0, root, 0)
 
 
+def churned(
+    sigmas: ArrayLike, churn: Churn, round_sigma: Callable[[Array], Array] | None = None
+) -> tuple[ModuleType, ArrayLike, ArrayLike, ArrayLike]:
+    """What churn does on a grid ``(N+1,)``.
+
+    Returns:
+      The array module of the rest; the raised level that each step starts from, the level
+      it goes to, and the deviation of the noise it adds first, all ``(N,)``.
+    """
+    _, (levels,) = rows_lib.concrete(sigmas)
+    gamma = churn.gamma(levels[:-1], levels.shape[0] - 1)
+    xp, (levels, gamma, s_noise) = rows_lib.concrete(levels, gamma, churn.s_noise)
+    raised, std = raise_level(xp, levels[:-1], gamma, round_sigma)
+    xp, (raised, after, std) = rows_lib.concrete(raised, levels[1:], s_noise * std)
+    return xp, raised, after, std
+
+
 def add_noise(
     x: Array,
     sigma: ArrayLike,
@@ -189,11 +206,7 @@ def sample_stochastic(
     loop.check_sigmas(sigmas, repeats=round_sigma is not None)
     x = jnp.asarray(x, loop.state_dtype(x))
     draw = loop.noise_source(key, noise_fn, x)
-    _, (levels,) = rows_lib.concrete(sigmas)
-    gamma = churn.gamma(levels[:-1], levels.shape[0] - 1)
-    xp, (levels, gamma, s_noise) = rows_lib.concrete(levels, gamma, churn.s_noise)
-    raised, std = raise_level(xp, levels[:-1], gamma, round_sigma)
-    xp, (raised, after, std) = rows_lib.concrete(raised, levels[1:], s_noise * std)
+    xp, raised, after, std = churned(sigmas, churn, round_sigma)
     rows = rows_lib.raised(heun.heun_rows(xp, raised, after), std)
     return rows_lib.sample_rows(denoise, x, sigmas, rows, draw=draw, **options)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from types import ModuleType
-from typing import NamedTuple, Unpack
+from typing import Unpack
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,24 +17,10 @@ from edm_jax import names
 from edm_jax.samplers import loop
 from edm_jax.samplers import rows as rows_lib
 from edm_jax.samplers.info import SamplerInfo
-from edm_jax.samplers.rows import Rows, earlier, phi
+from edm_jax.samplers.rows import CorrectedRows, Rows, earlier, phi
 from edm_jax.typing import Array, ArrayLike, DenoiseFn
 
 VARIANTS = {"bh1": "bh1", "bh2": "bh2"}
-
-
-class UniPCRows(NamedTuple):
-    """Coefficients of step i of N: first correct x_i, then predict x_{i+1}.
-
-    Attributes:
-      predict: a ``(N,)`` and b ``(N, p)``, on D_i, D_{i-1}, ...
-      correct: a ``(N,)`` and b ``(N, p)``, on x_{i-1} and D_{i-1}, D_{i-2}, ...
-      new: ``(N,)``, of the corrector on D_i.
-    """
-
-    predict: Rows
-    correct: Rows
-    new: ArrayLike
 
 
 def _difference_weights(
@@ -78,7 +64,7 @@ def unipc_rows(
     variant: str = "bh2",
     lower_order_final: bool = True,
     corrector: bool = True,
-) -> UniPCRows:
+) -> CorrectedRows:
     """Coefficients of UniPC on one grid.
 
     Args:
@@ -110,7 +96,7 @@ def unipc_rows(
     one, zero = xp.ones(1, h.dtype), xp.zeros(1, h.dtype)
     columns = [xp.concatenate([zero, column]) for column in b]
     correct = Rows(xp.concatenate([one, xp.exp(-h)]), xp.stack(columns, axis=1))
-    return UniPCRows(predict, correct, xp.concatenate([zero, new]))
+    return CorrectedRows(predict, correct, xp.concatenate([zero, new]))
 
 
 def sample_unipc(
@@ -153,29 +139,7 @@ def sample_unipc(
         lower_order_final=lower_order_final,
         corrector=corrector,
     )
-    cast = lambda value: jnp.asarray(value, x.dtype)  # noqa: E731
-    inputs = (
-        cast(sigmas)[:-1],
-        (cast(table.predict.a), cast(table.predict.b)),
-        (cast(table.correct.a), cast(table.correct.b), cast(table.new)),
-    )
-
-    def step(state: tuple, sigma: Array, predict: tuple, correct: tuple) -> tuple:
-        predicted, x_before, history = state
-        denoised = loop.evaluate(denoise, predicted, sigma)
-        a, b, new = correct
-        x_now = a * x_before + new * denoised
-        for j, term in enumerate(history):
-            x_now = x_now + b[j] * term
-        a, b = predict
-        terms = (denoised, *history[:-1])
-        x_next = a * x_now
-        for j, term in enumerate(terms):
-            x_next = x_next + b[j] * term
-        return (x_next, x_now, terms), (x_now, denoised)
-
-    state = (x, x, (jnp.zeros_like(x),) * order)
-    return loop.run(step, state, inputs, **options)
+    return rows_lib.sample_corrected(denoise, x, sigmas, table, **options)
 
 
 PROMISES = tuple(

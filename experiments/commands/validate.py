@@ -47,7 +47,8 @@ def _subjects(user_sampler: str | None) -> list[promises.Subject]:
         return promises.builtin_subjects()
     if ":" in user_sampler:
         return [promises.load_subject(user_sampler)]
-    return [promises.subject_of(samplers.get(user_sampler))]
+    info = samplers.get(user_sampler)
+    return [promises.subject_of(info, setting) for setting in info.measured]
 
 
 def plot(reports: list[promises.Report], path: pathlib.Path) -> None:

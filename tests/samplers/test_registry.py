@@ -58,8 +58,9 @@ def test_contract(name):
 
     if name != "adaptive":  # its cost depends on the data; see test_samplers_adaptive
         assert len(calls) == info.nfe(NUM_STEPS)
-    assert visited.x.shape == (NUM_STEPS + 1, *SHAPE)
-    assert visited.denoised.shape == (NUM_STEPS, *SHAPE)
+    steps = NUM_STEPS + 4 * (name == "restart")  # two repeats of two steps
+    assert visited.x.shape == (steps + 1, *SHAPE)
+    assert visited.denoised.shape == (steps, *SHAPE)
     assert visited.x.dtype == visited.denoised.dtype == jnp.float32
     assert np.all(np.isfinite(visited.x))
     first = x if "vp" not in name else x / np.hypot(1, sigmas[0])
@@ -94,8 +95,9 @@ def test_contract(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["ddim", "ddpm", "dpmpp_2s", "dpmpp_3m_sde", "lms_4", "unipc_3", "ve_predictor_corrector",
-     "vp_euler_maruyama", "vp_reverse_diffusion"],
+    ["ddim", "ddpm", "deis", "dpmpp_2s", "dpmpp_3m_sde", "dpmpp_sde", "er_sde", "ipndm", "lms_4",
+     "sa_solver", "seeds_3", "unipc_3", "ve_predictor_corrector", "vp_euler_maruyama",
+     "vp_reverse_diffusion"],
 )  # fmt: skip
 def test_grids_can_be_vmapped_and_float64_works(name, x64):
     info = SAMPLERS[name]
@@ -332,7 +334,10 @@ def test_respects_what_the_network_knows():
     rounded = grids.make_sigmas("edm", 60, preconditioning=iddpm)  # with repeats
     own = grids.karras_sigmas(24, sigma_min=0.01)
     table = {float(level) for level in schedules.iddpm_levels(dtype=np.float32)}
-    between = {"dpmpp_2s", "midpoint", "ralston", "adaptive"}  # evaluate between the levels
+    between = {  # evaluate between the levels
+        "adaptive", "dpm_2", "dpm_2_ancestral", "dpmpp_2s", "dpmpp_2s_ancestral", "dpmpp_sde",
+        "midpoint", "ralston", "restart", "seeds_2", "seeds_3",
+    }  # fmt: skip
     for name in sorted(set(NAMES) - between):
         if SAMPLERS[name].fn is samplers.sample_vp:
             continue  # even times only, which no rounded grid has

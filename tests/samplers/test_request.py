@@ -15,7 +15,8 @@ SIGMAS = grids.karras_sigmas(6)
 # A value of every option that is a name.
 NAMED = {
     "solver": "heun", "schedule": "vp", "scaling": "vp", "variance": "large", "variant": None,
-    "method": "reverse_diffusion",
+    "method": "reverse_diffusion", "noise": "tree", "function": "power", "space": "vp",
+    "start": "heun",
 }  # fmt: skip
 
 
@@ -24,9 +25,9 @@ def _value(info, option, kind):
         if info.name == "adaptive":
             return "tsit5"
         if option == "variant":
-            return "bh1" if info.name.startswith("unipc") else "taylor"
+            return {"unipc": "bh1", "seeds": "phi_1"}.get(info.name.split("_")[0], "taylor")
         return NAMED[option]
-    plain = {"number": 0.75, "count": 2, "true or false": False}
+    plain = {"number": 0.75, "count": 2, "true or false": False, "list": [[3, 2, 0.1, 0.3]]}
     allowed = {"max_steps": 100, "alpha": 1.0, "beta_d": 19.9, "beta_min": 0.1}
     return allowed.get(option, plain[kind])
 
@@ -75,6 +76,15 @@ def test_numbers_never_recompile_and_names_do(x64):
     assert len(traces) == 3 and euler.nfe(6) == 6 and request("heun").nfe(6) == 11
 
 
+def test_a_request_by_another_name(x64):
+    asked = request("Euler a", {"s_noise": 1}, sigmas=SIGMAS)
+    x, keys = jnp.ones((2, 3)) * SIGMAS[0], seeds.image_keys([0, 1])
+    result = jax.jit(lambda a, x: a(BED.denoise, x, SIGMAS, keys))(asked, x)
+    direct = samplers.sample_ddim(BED.denoise, x, SIGMAS, keys, eta=1.0)
+    np.testing.assert_allclose(result, direct, rtol=1e-12)
+    assert asked.nfe(6) == 6 and request("restart").nfe(6) == 11 + 8
+
+
 def test_the_vp_schedule_is_fitted_to_the_grid():
     made = request("general", {"schedule": "vp"}, sigmas=SIGMAS).traced["schedule"]
     np.testing.assert_allclose(made.sigma(1.0), 80.0, rtol=1e-5)  # float32
@@ -103,6 +113,12 @@ def test_the_vp_schedule_is_fitted_to_the_grid():
         ("vp_ancestral", {"ode": True}, "no ODE form"),
         ("ddpm", {"variance": "smal"}, "did you mean 'small'"),
         ("ddpm", {"variance": 3}, "variance must be"),
+        ("seeds_2", {"noise": "path"}, "unknown noise 'path'"),
+        ("seeds_2", {"noise": "tree", "eta": 9}, "use less eta"),
+        ("restart", {"segments": [[3, 2, 0.1]]}, "must be a list of"),
+        ("restart", {"segments": [[3, 0, 0.1, 0.3]]}, "repeats of a segment"),
+        ("sa_solver", {"predictor": 1, "corrector": 1}, "gains nothing"),
+        ("dpm_fast", {}, "left out.*unipc_3"),
     ],
 )
 def test_mistakes_are_one_line(name, options, message):

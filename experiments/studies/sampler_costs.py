@@ -1,0 +1,228 @@
+r"""What every sampler gains for its network calls, where the exact answer is known.
+
+python experiments/main.py --mode=study --study=sampler_costs --workdir=docs
+
+Writes ``sampler_costs.json`` (errors over network calls, and what is best at 10, 20 and 40),
+``sampler_costs.png`` of them, and ``noise_path.png``: the same seeds with more and more steps,
+with fresh noise and with noise from a path.  Takes a few minutes on two cores.
+
+Deterministic samplers: RMS distance to the exact flow of a one-dimensional mixture.
+Stochastic ones: Wasserstein-2 distance of the distribution on Gaussian data of deviation 0.5,
+exactly, from impulse responses.  Both are smooth and small beds: they rank solvers, not
+images.  EDM's grid from 80 to 0.002, or the one that a sampler was published with.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from edm_jax import exact, grids, samplers, seeds
+from edm_jax.exact import bed, promises
+
+BUDGETS = (10, 14, 20, 28, 40, 56, 80)
+CHOICES = (10, 20, 40)
+Settings = Mapping[str, tuple[str, Mapping[str, Any]]]
+
+# Label -> sampler and its options, where they differ from those of the name.
+DETERMINISTIC: Settings = {
+    "euler": ("euler", {}),
+    "heun": ("heun", {}),
+    "dpm_2": ("dpm_2", {}),
+    "dpmpp_2s": ("dpmpp_2s", {}),
+    "dpmpp_2m": ("dpmpp_2m", {}),
+    "dpmpp_3m, kappa 2": ("dpmpp_3m", {"kappa": 2.0}),
+    "unipc_2": ("unipc_2", {}),
+    "unipc_3": ("unipc_3", {}),
+    "lms_4": ("lms_4", {}),
+    "ipndm, order 3": ("ipndm", {"order": 3}),
+    "deis": ("deis", {}),
+    "seeds_3, eta 0": ("seeds_3", {"eta": 0.0}),
+    "er_sde, ODE, kappa 1": ("er_sde", {"function": "power", "eta": 0.0, "kappa": 1.0}),
+    "sa_solver, tau 0": ("sa_solver", {"tau": 0.0}),
+    "ve_ode": ("ve_ode", {}),
+    "vp_ode": ("vp_ode", {}),
+}
+STOCHASTIC: Settings = {
+    "edm, churn 10": ("edm", {"churn": samplers.Churn(10.0, 0.05, 50.0, 1.0)}),
+    "euler_ancestral": ("euler_ancestral", {}),
+    "dpmpp_2m_sde": ("dpmpp_2m_sde", {}),
+    "dpmpp_3m_sde": ("dpmpp_3m_sde", {}),
+    "dpm_2_ancestral": ("dpm_2_ancestral", {}),
+    "dpmpp_2s_ancestral": ("dpmpp_2s_ancestral", {}),
+    # Recorded noise belongs to the parts of a step here; the method is that of one path.
+    "dpmpp_sde": ("dpmpp_sde", {"noise": "step"}),
+    "seeds_2": ("seeds_2", {}),
+    "seeds_3": ("seeds_3", {}),
+    "er_sde": ("er_sde", {}),
+    "er_sde, power": ("er_sde", {"function": "power"}),
+    "sa_solver": ("sa_solver", {}),
+    "sa_solver, 3 4, tau in [.05, 1]": (
+        "sa_solver",
+        {"predictor": 3, "corrector": 4, "tau_min": 0.05, "tau_max": 1.0},
+    ),
+    "restart": ("restart", {}),
+    "ve_reverse_diffusion": ("ve_reverse_diffusion", {}),
+    "ve_predictor_corrector": ("ve_predictor_corrector", {}),
+    "vp_euler_maruyama": ("vp_euler_maruyama", {}),
+}
+
+
+def error_of(name: str, options: Mapping[str, Any], num_steps: int, stochastic: bool) -> float:
+    """Distance to the exact answer after N steps; see the head of the file."""
+    setting = samplers.Measured("", options, stochastic=stochastic)
+    subject = promises.subject_of(samplers.get(name), setting)
+    if not stochastic:
+        return bed.deterministic_runs(subject, (num_steps,))[0].error
+    one = bed.sampled_run if subject.replay is None else bed.impulse_run
+    return one(subject, num_steps).error
+
+
+def measure(
+    settings: Settings, stochastic: bool, budgets: tuple[int, ...] = BUDGETS
+) -> dict[str, dict[int, float]]:
+    """Errors of samplers within budgets of network calls.
+
+    Args:
+      settings: DETERMINISTIC or STOCHASTIC.
+      stochastic: which of them.
+      budgets: most network calls.
+
+    Returns:
+      label -> {network calls that are really made: error}.
+    """
+    errors: dict[str, dict[int, float]] = {}
+    for label, (name, options) in settings.items():
+        info, found = samplers.get(name), {}
+        for budget in budgets:
+            try:
+                steps = info.steps_within(budget, **options)
+            except ValueError:  # one step costs more
+                continue
+            if steps < info.min_steps:
+                continue
+            with jax.enable_x64(True):
+                found[info.nfe(steps, **options)] = error_of(name, options, steps, stochastic)
+        errors[label] = found
+        print(f"{label}: {', '.join(f'{n}: {e:.2g}' for n, e in found.items())}", flush=True)
+    return errors
+
+
+def best(errors: Mapping[str, Mapping[int, float]], calls: int, count: int = 5) -> list[list]:
+    """The samplers with the least error within a number of calls: [label, calls, error].
+
+    The error is the largest at so many calls or more: that of a distribution may pass through
+    zero where its deviation goes from too small to too large.
+    """
+    ranked = []
+    for label, found in errors.items():
+        within = max((n for n in found if n <= calls), default=None)
+        # One that spends far less than is allowed was measured for another budget.
+        if within is not None and within >= 0.7 * calls:
+            ranked.append([label, within, max(e for n, e in found.items() if n >= within)])
+    return sorted(ranked, key=lambda row: row[2])[:count]
+
+
+def draw_costs(path: pathlib.Path, results: Mapping[str, Any]) -> None:
+    """Error over network calls, deterministic and stochastic samplers apart."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(14, 6))
+    titles = {
+        "deterministic": "deterministic: RMS distance to the exact flow",
+        "stochastic": "stochastic: distance of the distribution (W2), Gaussian data",
+    }
+    colors = plt.get_cmap("tab20").colors
+    for axis, (kind, title) in zip(axes, titles.items(), strict=True):
+        for i, (label, found) in enumerate(results[kind].items()):
+            style = {"color": colors[i % 20], "marker": "os^v"[i % 4], "ms": 4, "lw": 1.3}
+            calls = sorted(found, key=int)
+            axis.loglog([int(n) for n in calls], [found[n] for n in calls], label=label, **style)
+        ticks = sorted({int(n) for n in CHOICES} | {80})
+        axis.set_xticks(ticks, [str(n) for n in ticks])
+        axis.set_xticks([], minor=True)
+        axis.set_xlabel("network calls")
+        axis.set_title(title)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7, loc="lower left")
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def path_images(
+    points: np.ndarray, steps: tuple[int, ...], noise: str, count: int, name: str = "seeds_2"
+) -> np.ndarray:
+    """Images of the same seeds at several numbers of steps; ``(len(steps), count, H, W, C)``.
+
+    Args:
+      points: ``(K, H, W, C)`` data set, whose exact denoiser is the network.
+      steps: N of each row.
+      noise: "step" or "tree".
+      count: seeds 0 .. count - 1.
+      name: of the sampler.
+    """
+    data, keys = exact.FiniteData(points), seeds.image_keys(range(count))
+    shape = (count, *points.shape[1:])
+    rows = []
+    for num_steps in steps:
+        sigmas = jnp.asarray(grids.karras_sigmas(num_steps, sigma_min=0.02), jnp.float32)
+        x = seeds.latents(keys, shape) * sigmas[0]
+        run = jax.jit(lambda x, s: samplers.get(name)(data.denoise, x, s, keys, noise=noise))
+        rows.append(np.asarray(run(x, sigmas)))
+    return np.stack(rows)
+
+
+def draw_paths(path: pathlib.Path, steps: tuple[int, ...] = (10, 20, 40, 80)) -> None:
+    """The same seeds with more steps; fresh noise beside noise from a path."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from edm_jax.data.sources.digits import digits
+
+    source = digits()
+    points = np.stack([source[i]["image"] for i in range(len(source))]) / 127.5 - 1
+    figure, axes = plt.subplots(1, 2, figsize=(12, 3.4))
+    titles = {"step": "fresh noise at every step", "tree": "noise from a path (noise='tree')"}
+    for axis, (noise, title) in zip(axes, titles.items(), strict=True):
+        images = path_images(points.astype(np.float32), steps, noise, 12)[..., 0]
+        framed = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=1.0)
+        side = framed.shape[-1]
+        axis.imshow(np.block([list(row) for row in framed]), cmap="gray_r")
+        axis.set_yticks([side * (i + 0.5) for i in range(len(steps))], [f"N = {n}" for n in steps])
+        axis.set_xticks([])
+        axis.set_xlabel("seeds 0 to 11")
+        axis.set_title(title)
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def run(workdir: pathlib.Path, budgets: tuple[int, ...] = BUDGETS) -> dict[str, Any]:
+    """Measure everything, write the three files into a directory, and return the numbers."""
+    draw_paths(workdir / "noise_path.png")
+    results: dict[str, Any] = {
+        "deterministic": measure(DETERMINISTIC, stochastic=False, budgets=budgets),
+        "stochastic": measure(STOCHASTIC, stochastic=True, budgets=budgets),
+    }
+    results["best"] = {kind: {n: best(results[kind], n) for n in CHOICES} for kind in list(results)}
+    # Three digits: the file stays readable.
+    rounded = json.loads(json.dumps(results), parse_float=lambda text: float(f"{float(text):.3g}"))
+    (workdir / "sampler_costs.json").write_text(json.dumps(rounded, indent=1) + "\n")
+    draw_costs(workdir / "sampler_costs.png", rounded)
+    for kind, choices in rounded["best"].items():
+        for calls, rows in choices.items():
+            shown = "; ".join(f"{label} {error:.2g} ({n})" for label, n, error in rows)
+            print(f"{kind}, {calls} calls: {shown}")
+    return rounded

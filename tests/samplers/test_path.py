@@ -1,0 +1,128 @@
+"""Noise from a path: its law, and that more steps settle on the same image."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from edm_jax import exact, grids, samplers, seeds
+from edm_jax.samplers import SAMPLERS, path
+
+BED = exact.GaussianMixture(
+    np.array([-1.0, 0.2, 0.7]), np.array([0.15, 0.3, 0.1]), np.array([0.3, 0.5, 0.2])
+)
+# Every sampler whose noise belongs to a reverse SDE.
+WITH_PATH = sorted(name for name, info in SAMPLERS.items() if "noise" in info.options)
+
+
+def test_which_samplers_have_one():
+    """All but those that draw for other reasons: churn, restarts, Langevin steps, consistency."""
+    drawn = {name for name, info in SAMPLERS.items() if info.stochastic}
+    assert drawn - set(WITH_PATH) == {"edm", "restart", "lcm", "ve_predictor_corrector"}
+
+
+@functools.cache
+def _values(count=4000, shape=(4, 4)):
+    """Draws of consecutive steps for many keys: ``(steps, count, ...)``; and of both together."""
+    clock = np.array([-4.4, -2.0, -1.9, 0.5, 6.0])
+    keys = seeds.image_keys(range(count))
+    x = jnp.zeros((count, *shape))
+
+    def draws(clock):
+        draw = path.path_draw(keys, path.Spans(clock[:-1], clock[1:]), x)
+        return jax.jit(jax.vmap(draw))(jnp.arange(len(clock) - 1))
+
+    return clock, np.asarray(draws(clock)), np.asarray(draws(clock[[0, 2, 4]]))
+
+
+def test_draws_are_standard_normal_and_independent():
+    _, fine, _ = _values()
+    flat = fine.reshape(4, -1)
+    # 64000 numbers each: three standard errors of mean, variance and correlation.
+    np.testing.assert_allclose(flat.mean(1), 0, atol=3 / 64000**0.5)
+    np.testing.assert_allclose(np.corrcoef(flat), np.eye(4), atol=3 / 64000**0.5)
+    np.testing.assert_allclose(flat.var(1), 1, atol=3 * (2 / 64000) ** 0.5)
+    np.testing.assert_allclose((flat**4).mean(1), 3, atol=3 * (96 / 64000) ** 0.5)
+    pixels = fine[0].reshape(4000, 16)
+    np.testing.assert_allclose(np.corrcoef(pixels.T), np.eye(16), atol=4.5 / 4000**0.5)
+
+
+def test_a_long_step_adds_what_its_parts_add():
+    clock, fine, coarse = _values()
+    gaps = np.diff(clock)
+    for k in (0, 1):
+        first, second = gaps[2 * k], gaps[2 * k + 1]
+        parts = np.exp(-second) * np.sqrt(-np.expm1(-2 * first)) * fine[2 * k]
+        parts = parts + np.sqrt(-np.expm1(-2 * second)) * fine[2 * k + 1]
+        whole = np.sqrt(-np.expm1(-2 * (first + second))) * coarse[k]
+        np.testing.assert_allclose(whole, parts, atol=2e-5)  # float32, leaves of 8e-6
+
+
+def test_an_image_has_its_own_path():
+    spans = path.Spans(np.array([0.0]), np.array([1.0]))
+    keys, x = seeds.image_keys([3, 4, 5]), jnp.zeros((3, 2, 2))
+    together = path.path_draw(keys, spans, x)(0)
+    alone = path.path_draw(keys[1:2], spans, x[1:2])(0)
+    np.testing.assert_array_equal(together[1:2], alone)
+    one = path.path_draw(jax.random.key(7), spans, x)(0)  # one key for the batch
+    assert len(np.unique(np.asarray(one))) == 12
+
+
+def test_spans_that_do_not_fit():
+    keys, x = seeds.image_keys([0]), jnp.zeros((1, 2))
+    with pytest.raises(ValueError, match="share a leaf"):
+        path.path_draw(keys, path.Spans(np.array([0.0]), np.array([1e-7])), x)
+    with pytest.raises(ValueError, match="use less eta"):
+        path.path_draw(keys, path.Spans(np.array([0.0]), np.array([17.0])), x)
+    nothing = path.path_draw(keys, path.Spans(np.array([1.0]), np.array([1.0])), x)(0)
+    np.testing.assert_array_equal(nothing, 0)
+
+
+def _images(name, num_steps, noise, **options):
+    sigmas = grids.karras_sigmas(num_steps, sigma_min=0.02, sigma_max=20.0)
+    keys = seeds.image_keys(range(64))
+    x = seeds.latents(keys, (64, 16)) * sigmas[0]
+    run = functools.partial(SAMPLERS[name], BED.denoise, noise=noise, **options)
+    return np.asarray(jax.jit(lambda x: run(x, sigmas, keys))(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("ddim", {"eta": 1.0}), ("dpmpp_2m_sde", {}), ("dpmpp_sde", {}), ("seeds_3", {}),
+     ("er_sde", {}), ("sa_solver", {})],
+)  # fmt: skip
+def test_more_steps_settle_on_the_same_image(name, options):
+    """Strong order 1 on unrelated grids; fresh draws never settle."""
+    finest = _images(name, 160, "tree", **options)
+    error = lambda n, noise="tree": np.sqrt(  # noqa: E731
+        np.mean((_images(name, n, noise, **options) - finest) ** 2)
+    )
+    coarse, fine = error(11), error(44)
+    # Four times the steps: order 1 would be a factor of four.
+    assert fine < 0.45 * coarse
+    assert fine < 0.15
+    assert error(44, "step") > 0.5
+
+
+def test_both_noises_of_dpmpp_sde_must_come_from_one_path(x64):
+    """Weak order 2; unrelated draws leave 1 (the negative control), and more error."""
+    from edm_jax.exact import bed, promises
+
+    def errors(noise):
+        measured = samplers.Measured("", {"noise": noise})
+        subject = promises.subject_of(SAMPLERS["dpmpp_sde"], measured)
+        return [bed.impulse_run(subject, n).error for n in (64, 128)]
+
+    one_path, unrelated = errors("step"), errors("tree")  # recorded noise is unrelated
+    assert 1.8 < np.log2(one_path[0] / one_path[1]) < 2.2
+    assert 0.8 < np.log2(unrelated[0] / unrelated[1]) < 1.2
+    assert unrelated[0] > 5 * one_path[0]
+
+
+def test_one_path_makes_dpmpp_sde_and_seeds_2_one_method(x64):
+    sde = _images("dpmpp_sde", 10, "tree")
+    seeds_2 = _images("seeds_2", 10, "tree", variant="phi_1")
+    # The clock is snapped to leaves of 8e-6, which their formulas feel differently.
+    np.testing.assert_allclose(sde, seeds_2, atol=1e-4)
