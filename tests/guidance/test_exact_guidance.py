@@ -2,7 +2,6 @@
 
 import functools
 
-import guided_mixture as gm
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 from edm_jax import guidance as g
 from edm_jax.samplers import Churn, loop, sample_heun, sample_stochastic
 from edm_jax.schedules import karras_sigmas
+from tests.support import guided_mixture as gm
 
 
 @pytest.fixture(scope="module")

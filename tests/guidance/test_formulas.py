@@ -1,12 +1,12 @@
 """Golden combinations and thresholds on recorded arrays (12: arrays, cfg, interval, ...)."""
 
-import guided_mixture as gm
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from edm_jax import guidance as g
+from tests.support import guided_mixture as gm
 
 ATOL = 1e-12  # suggested with the golden arrays, of size 1
 

@@ -1,6 +1,5 @@
 """Off means off, numbers are traced, images do not mix, and the cost is counted."""
 
-import guided_mixture as gm
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 from edm_jax import guidance as g
 from edm_jax.samplers import sample_dpmpp_2m, sample_heun
 from edm_jax.schedules import karras_sigmas
+from tests.support import guided_mixture as gm
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,11 @@
 
 import types
 
-import guided_mixture as gm
 import jax.numpy as jnp
 import pytest
 
 from edm_jax import guidance as g
+from tests.support import guided_mixture as gm
 
 
 def model(num_classes=3, image_shape=(2, 2, 3), label_dropout=0.1):

@@ -1,19 +1,17 @@
 """The mixture of golden file 12: exact denoisers with and without label, exact classifier."""
 
 import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from edm_jax import exact
-
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "12_guidance.npz"
+from tests.support.paths import GOLDEN
 
 
 def arrays():
-    with np.load(GOLDEN) as archive:
+    with np.load(GOLDEN / "12_guidance.npz") as archive:
         return dict(archive)
 
 
