@@ -1,0 +1,96 @@
+"""A noisy classifier with everything needed to use it: logits as a function of (x, sigma)."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from edm_jax.precond import PRECONDITIONINGS, Preconditioning
+from edm_jax.pytree import pytree_dataclass
+from edm_jax.typing import Array, ArrayLike, PyTree
+
+
+def _static() -> Any:
+    return dataclasses.field(metadata={"static": True})
+
+
+@pytree_dataclass
+class Classifier:
+    """Class logits of noisy images, at any noise level of any model.
+
+    The network sees c_in x and c_noise, as a denoiser does; a classifier trained with one
+    preconditioning so guides a model of another one.  A pytree: its variables are leaves.
+
+    Attributes:
+      variables: of the network.
+      net: the raw network, ``net.apply(variables, x, c_noise) -> (B, classes)``.
+      preconditioning: c_in, c_noise and the range of noise levels.
+    """
+
+    variables: PyTree
+    net: nn.Module = _static()
+    preconditioning: Preconditioning = _static()
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """``(H, W, C)``."""
+        return (self.net.img_resolution, self.net.img_resolution, self.net.in_channels)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that it tells apart."""
+        return self.net.num_classes
+
+    def logits(self, x: Array, sigma: ArrayLike) -> Array:
+        """Unnormalised log p(class | x; sigma).
+
+        Args:
+          x: ``(B, H, W, C)`` noisy images y + sigma n.
+          sigma: scalar or ``(B,)``.
+
+        Returns:
+          ``(B, classes)`` float32.
+        """
+        sigma = jnp.asarray(sigma)
+        sigma = sigma.astype(jnp.promote_types(sigma.dtype, jnp.float32))
+        coefs = self.preconditioning(sigma)
+        c_in = coefs.c_in.reshape(sigma.shape + (1,) * (x.ndim - sigma.ndim))
+        return self.net.apply(self.variables, c_in * x, coefs.c_noise)
+
+
+def from_description(description: Mapping[str, Any], variables: PyTree) -> Classifier:
+    """A Classifier from its JSON description (kind "classifier") and its variables."""
+    from edm_jax import models
+
+    network, precond = dict(description["network"]), dict(description["precond"])
+    net = models.build(network.pop("name"), **network)
+    if precond.get("levels") is not None:
+        precond["levels"] = jnp.asarray(precond["levels"], jnp.float32)
+    preconditioning = PRECONDITIONINGS[precond.pop("name")](**precond)
+    variables = {name: jax.tree.map(jnp.asarray, tree) for name, tree in variables.items() if tree}
+    return Classifier(variables, net, preconditioning)
+
+
+def load_classifier(
+    path: str | os.PathLike[str], config: Mapping[str, Any] | None = None
+) -> Classifier:
+    """Load a classifier of guided-diffusion, such as ``64x64_classifier.pt``.
+
+    Args:
+      path: its state dictionary, a PyTorch file or safetensors; nothing is executed.
+      config: what the file does not say, see `foreign.guided_classifier`.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is damaged, no classifier, or does not say enough.
+    """
+    from edm_jax.foreign.guided_classifier import read_classifier_file
+
+    found = read_classifier_file(path, config)
+    return from_description(found.description, next(iter(found.variables.values())))
