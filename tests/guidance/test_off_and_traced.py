@@ -8,6 +8,7 @@ import pytest
 from edm_jax import guidance as g
 from edm_jax.samplers import sample_dpmpp_2m, sample_heun
 from edm_jax.schedules import karras_sigmas
+from edm_jax.train import sharding
 from tests.support import guided_mixture as gm
 
 
@@ -246,8 +247,7 @@ def test_other_samplers_and_gradients(model, batch):
 @pytest.mark.parametrize("together", [False, True])
 def test_sharded_batch(model, together):
     """Images split over eight devices come out as on one."""
-    mesh = jax.make_mesh((8,), ("data",))
-    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    split = sharding.batch_sharding(sharding.make_mesh())
     x = jnp.asarray(np.random.default_rng(1).standard_normal((16, 2, 2, 3)), jnp.float32)
     rows = gm.one_hot(np.arange(16) % 3)
     run = jax.jit(lambda guidance, x, rows: guidance.guide(model.denoise)(x, 0.5, rows))
