@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
-from edm_jax.precond import PRECONDITIONINGS, Preconditioning
+from edm_jax.model import Model, from_description
+from edm_jax.precond import Preconditioning
 from edm_jax.pytree import pytree_dataclass
 from edm_jax.typing import Array, ArrayLike, PyTree
 
@@ -64,33 +64,35 @@ class Classifier:
         return self.net.apply(self.variables, c_in * x, coefs.c_noise)
 
 
-def from_description(description: Mapping[str, Any], variables: PyTree) -> Classifier:
-    """A Classifier from its JSON description (kind "classifier") and its variables."""
-    from edm_jax import models
+def of_model(model: Model) -> Classifier:
+    """The Classifier of a loaded Model of kind "classifier".
 
-    network, precond = dict(description["network"]), dict(description["precond"])
-    net = models.build(network.pop("name"), **network)
-    if precond.get("levels") is not None:
-        precond["levels"] = jnp.asarray(precond["levels"], jnp.float32)
-    preconditioning = PRECONDITIONINGS[precond.pop("name")](**precond)
-    variables = {name: jax.tree.map(jnp.asarray, tree) for name, tree in variables.items() if tree}
-    return Classifier(variables, net, preconditioning)
+    Raises:
+      ValueError: the model is of another kind.
+    """
+    if model.kind != "classifier":
+        raise ValueError(f"classifier must be a model of kind 'classifier', got a {model.kind}")
+    return Classifier(model.variables, model.net, model.preconditioning)
 
 
 def load_classifier(
     path: str | os.PathLike[str], config: Mapping[str, Any] | None = None
 ) -> Classifier:
-    """Load a classifier of guided-diffusion, such as ``64x64_classifier.pt``.
+    """Load a classifier of guided-diffusion, such as ``64x64_classifier.pt``, or one of ours.
 
     Args:
-      path: its state dictionary, a PyTorch file or safetensors; nothing is executed.
-      config: what the file does not say, see `foreign.guided_classifier`.
+      path: a run directory or single file of ours; or a state dictionary of
+        guided-diffusion, a PyTorch file or safetensors.  Nothing is executed.
+      config: what a foreign file does not say, see `foreign.guided_classifier`.
 
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: it is damaged, no classifier, or does not say enough.
     """
-    from edm_jax.foreign.guided_classifier import read_classifier_file
+    from edm_jax.foreign.guided_classifier import is_classifier_file, read_classifier_file
+    from edm_jax.loading import load
 
+    if not is_classifier_file(path):
+        return of_model(load(path))
     found = read_classifier_file(path, config)
-    return from_description(found.description, next(iter(found.variables.values())))
+    return of_model(from_description(found.description, found.variables["raw"], "raw"))

@@ -1,4 +1,4 @@
-"""The training objective of DDPM, iDDPM and ADM, as `train.step` takes objectives."""
+"""The training objectives of DDPM, iDDPM and ADM (`train.objective.Objective`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from edm_jax.ddpm.losses import LossKind, per_image_losses
 from edm_jax.ddpm.process import Process
 from edm_jax.ddpm.resampling import LossHistory, LossSecondMoment
-from edm_jax.train.step import Batch, one_hot_labels, to_unit_range
+from edm_jax.train.objective import Batch, one_hot_labels, to_unit_range
 from edm_jax.typing import Array, Key, PyTree
 
 
@@ -19,21 +19,13 @@ from edm_jax.typing import Array, Key, PyTree
 class DDPMObjective:
     """Simple, hybrid or variational loss of a network that sees z and a time label.
 
-    With a resampler the objective has a memory, a `LossHistory`, that belongs into the
-    training state.  What a training step does with an objective that has `init_history`:
-
-        history = objective.init_history()                          # once; replicated
-        loss, sigma = objective.per_image(params, buffers, batch, key, ids, history=history)
-        history = objective.update_history(history, loss, sigma)    # (B,) of the global batch
-
     Attributes:
-      apply: the network, as in `train.step.Objective`.
-      process: its time steps.
+      apply: the network, as in `train.objective.DenoisingObjective`.
+      process: its time steps, drawn uniformly.
       kind: which loss.
       num_classes: dimension of the labels, 0 for none.
-      augment: as in `train.step.Objective`; the bound is then that of augmented images, whose
-        values are no 8-bit levels.
-      resampler: None for uniform time steps.
+      augment: as in `train.objective.DenoisingObjective`; the bound is then that of augmented
+        images, whose values are no 8-bit levels.
     """
 
     apply: Callable[..., Array]
@@ -41,49 +33,19 @@ class DDPMObjective:
     kind: LossKind = LossKind()
     num_classes: int = 0
     augment: Callable[[Key, Array], tuple[Array, Array]] | None = None
-    resampler: LossSecondMoment | None = None
-
-    def __post_init__(self) -> None:
-        wanted = self.process.num_steps
-        if self.resampler is not None and self.resampler.num_steps != wanted:
-            raise ValueError(
-                f"the resampler must have the {wanted} time steps of the process, got "
-                f"{self.resampler.num_steps}"
-            )
-
-    def init_history(self) -> LossHistory | None:
-        """What the resampler starts from; None without one."""
-        return None if self.resampler is None else self.resampler.init()
-
-    def update_history(self, history: LossHistory, loss: Array, sigma: Array) -> LossHistory:
-        """The memory after a step, from what `per_image` returned for its whole batch.
-
-        The importance weights are divided out again: the history holds plain losses.
-        """
-        t = self.process.time_step(sigma)
-        return self.resampler.update(history, t, loss / self.resampler.importance(history, t))
 
     def per_image(
-        self,
-        params: PyTree,
-        buffers: PyTree,
-        batch: Batch,
-        key: Key,
-        image_ids: Array,
-        history: LossHistory | None = None,
+        self, params: PyTree, buffers: PyTree, batch: Batch, key: Key, image_ids: Array
     ) -> tuple[Array, Array]:
-        """Loss of every image of a batch, arguments as in `train.step.Objective.per_image`.
-
-        Args:
-          history: of the resampler, if there is one.
+        """See `train.objective.Objective`.
 
         Returns:
-          ``(B,)`` losses, means over elements (times the importance weight), and ``(B,)``
-          sigma.
+          ``(B,)`` losses, means over elements (times the importance weight of the time
+          step), and ``(B,)`` sigma.
         """
         keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 3))(image_ids)
         y = to_unit_range(batch["image"])
-        t, weight = self._draw(keys[:, 0], history)
+        t, weight = self.draw(keys[:, 0])
         augment_labels = None
         if self.augment is not None:
             y, augment_labels = self.augment(keys[:, 1], y)
@@ -115,13 +77,57 @@ class DDPMObjective:
         output = network(z, self.process.label(t, y.dtype))
         return per_image_losses(self.kind, self.process, output, y, noise, t).loss
 
-    def _draw(self, keys: Key, history: LossHistory | None) -> tuple[Array, Array]:
+    def draw(self, keys: Key) -> tuple[Array, Array]:
         """Time steps and importance weights, ``(B,)``, from a key per image."""
-        num_steps = self.process.num_steps
+        t = jax.vmap(lambda k: jax.random.randint(k, (), 0, self.process.num_steps))(keys)
+        return t, jnp.ones(t.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class ResampledDDPMObjective(DDPMObjective):
+    """The same with time steps drawn by their losses; a `train.objective.StatefulObjective`.
+
+    The history is entered once a step, for the whole batch in its order: it is the same on
+    any mesh and for any number of rounds of accumulation.  (The released program enters that
+    of every round on its own, and forgets it when a run is resumed.)
+
+    Attributes:
+      resampler: None for the published one, `LossSecondMoment(T)`.
+      history: what has been seen; the training step fills it in.
+    """
+
+    resampler: LossSecondMoment | None = None
+    history: LossHistory | None = None
+
+    def __post_init__(self) -> None:
+        wanted = self.process.num_steps
         if self.resampler is None:
-            t = jax.vmap(lambda k: jax.random.randint(k, (), 0, num_steps))(keys)
-            return t, jnp.ones(t.shape)
-        if history is None:
-            raise ValueError("an objective with a resampler needs history=init_history()")
-        t = self.resampler.draw(history, self.resampler.uniform_draws(keys))
-        return t, self.resampler.importance(history, t)
+            object.__setattr__(self, "resampler", LossSecondMoment(wanted))
+        if self.resampler.num_steps != wanted:
+            raise ValueError(
+                f"the resampler must have the {wanted} time steps of the process, got "
+                f"{self.resampler.num_steps}"
+            )
+
+    def initial_state(self) -> LossHistory:
+        """No losses yet."""
+        return self.resampler.init()
+
+    def with_state(self, state: LossHistory) -> ResampledDDPMObjective:
+        """The objective that draws by a history."""
+        return dataclasses.replace(self, history=state)
+
+    def update(self, state: LossHistory, loss: Array, level: Array) -> LossHistory:
+        """The history after a step, from what `per_image` returned for its whole batch.
+
+        The importance weights are divided out again: the history holds plain losses.
+        """
+        t = self.process.time_step(level)
+        return self.resampler.update(state, t, loss / self.resampler.importance(state, t))
+
+    def draw(self, keys: Key) -> tuple[Array, Array]:
+        """Time steps and importance weights, ``(B,)``, from a key per image."""
+        if self.history is None:
+            raise ValueError("the objective has no history yet; use with_state(initial_state())")
+        t = self.resampler.draw(self.history, self.resampler.uniform_draws(keys))
+        return t, self.resampler.importance(self.history, t)

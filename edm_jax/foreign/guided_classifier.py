@@ -23,7 +23,12 @@ from edm_jax.foreign import guided, guided_flags, importer
 from edm_jax.foreign.state_dict import Tensors, check_arguments, to_float32
 from edm_jax.models.classifier import GROUPS, PUBLISHED
 from edm_jax.store.binary import map_file, sha256
-from edm_jax.store.description import FORMAT_VERSION, LICENCE_GUIDED, ImportedModel
+from edm_jax.store.description import (
+    FORMAT_VERSION,
+    LICENCE_GUIDED,
+    ImportedModel,
+    check_description,
+)
 from edm_jax.store.errors import WeightsError, show
 from edm_jax.store.tensors import numel_of, shape_of, shape_with
 from edm_jax.typing import PyTree
@@ -78,6 +83,7 @@ def read_classifier_file(
     try:
         tensors, kind = importer.plain_tensors(data)
         description, assumed = _describe(tensors, config)
+        check_description(description)
         variables = to_variables(tensors, description["network"], len(data))
     except WeightsError as error:
         raise type(error)(f"{os.fspath(path)}: {error}") from None
@@ -90,6 +96,16 @@ def read_classifier_file(
         "assumed": list(assumed),
     }
     return ImportedModel(description, {"raw": variables}, assumed)
+
+
+def is_classifier_file(path: str | os.PathLike[str]) -> bool:
+    """Whether this is a file that holds such a classifier, whatever its state."""
+    if not os.path.isfile(path):
+        return False
+    try:
+        return _POOL in importer.plain_tensors(map_file(path))[0]
+    except WeightsError:
+        return False
 
 
 def read_structure(tensors: Tensors, image_size: int | None = None) -> Structure:

@@ -9,13 +9,14 @@ can say that, hence a sampler of its own.  For comparison with published numbers
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Unpack
 
 import jax.numpy as jnp
+import numpy as np
 
 from edm_jax.arguments import check_number
 from edm_jax.guidance import base
-from edm_jax.samplers import euler_step, heun_step, loop
+from edm_jax.samplers import loop
 from edm_jax.typing import Array, ArrayLike
 
 
@@ -28,7 +29,7 @@ def sample_heun_by_step(
     *,
     first: ArrayLike,
     last: ArrayLike,
-    trajectory: bool = False,
+    **options: Unpack[loop.LoopOptions],
 ) -> Array | loop.Trajectory:
     """Heun's method (EDM Algorithm 1) with guidance in steps first .. last, both included.
 
@@ -40,7 +41,7 @@ def sample_heun_by_step(
       sigmas: ``(N+1,)`` strictly decreasing, ending in 0.
       rows: ``(B, classes)`` labels.
       first, last: step indices, 0 is the step from sigmas[0]; may be traced.
-      trajectory: return every state instead of the last.
+      **options: of the loop, `loop.LoopOptions`.
 
     Returns:
       The sample, of the shape of x, or a Trajectory.
@@ -56,20 +57,23 @@ def sample_heun_by_step(
     loop.check_sigmas(sigmas)
     x = jnp.asarray(x, loop.state_dtype(x))
     sigmas = jnp.asarray(sigmas, x.dtype)
-    num_steps = sigmas.shape[0] - 1
+    # Evaluations: a predictor and a corrector in every step but the last.
+    index = np.repeat(np.arange(sigmas.shape[0] - 1), 2)[:-1]
+    corrects = np.arange(len(index)) % 2 == 1
+    start, end = sigmas[index], sigmas[index + 1]
 
-    def denoiser(i: Array) -> Any:
+    def step(state: tuple, i: Array, correct: Array, sigma: Array, sigma_next: Array) -> tuple:
+        x, x_start, d_start = state
         inside = (first <= i) & (i <= last)
         scale = jnp.where(inside, jnp.asarray(guidance.scale, x.dtype), 1)
         guided = dataclasses.replace(guidance, scale=scale).guide(denoise)
-        return lambda x, sigma: guided(x, sigma, rows)
+        level = jnp.where(correct, sigma_next, sigma)
+        denoised = loop.evaluate(lambda x, level: guided(x, level, rows), x, level)
+        d = (x - denoised) / level
+        predicted = denoised + (sigma_next / sigma) * (x - denoised)
+        corrected = x_start + (sigma_next - sigma) * (d_start + d) / 2
+        return (jnp.where(correct, corrected, predicted), x, d), (x, denoised)
 
-    def step(x: Array, i: Array, sigma: Array, sigma_next: Array) -> tuple[Array, Array]:
-        return heun_step(denoiser(i), x, sigma, sigma_next)
-
-    def last_step(x: Array, i: Array, sigma: Array) -> tuple[Array, Array]:
-        return euler_step(denoiser(i), x, sigma, jnp.zeros_like(sigma))
-
-    inputs = (jnp.arange(num_steps - 1), sigmas[:-2], sigmas[1:-1])
-    last_inputs = (jnp.asarray(num_steps - 1), sigmas[-2])
-    return loop.scan_steps(step, last_step, x, inputs, last_inputs, trajectory=trajectory)
+    ends = corrects | (np.arange(len(index)) == len(index) - 1)
+    inputs = (index, corrects, start, end)
+    return loop.run(step, (x, x, jnp.zeros_like(x)), inputs, ends=ends, **options)

@@ -116,16 +116,29 @@ class NoisyClassifier(nn.Module):
         return (*encoder, *middle)
 
     @nn.compact
-    def __call__(self, x: Array, c_noise: Array) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        c_noise: Array,
+        class_labels: None = None,
+        augment_labels: None = None,
+        *,
+        train: bool = False,
+        image_ids: Array | None = None,
+    ) -> Array:
         """Logits of the classes.
 
         Args:
           x: ``(B, R, R, in_channels)``, scaled by c_in.
           c_noise: scalar or ``(B,)``.
+          class_labels, augment_labels: None; a classifier is told neither.
+          train, image_ids: without effect, there is no dropout.
 
         Returns:
           ``(B, num_classes)`` float32.
         """
+        if class_labels is not None or augment_labels is not None:
+            raise ValueError("a classifier takes no labels; leave class and augment labels out")
         r = self.img_resolution
         if x.ndim != 4 or x.shape[1:] != (r, r, self.in_channels):
             raise ValueError(

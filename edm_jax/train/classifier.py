@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from edm_jax.noise import NoiseDistribution
 from edm_jax.precond import Preconditioning
-from edm_jax.train.step import Batch, one_hot_labels, to_unit_range
+from edm_jax.train.objective import Batch, one_hot_labels, to_unit_range
 from edm_jax.typing import Array, Key, PyTree
 
 
@@ -57,11 +57,7 @@ class ClassifierObjective:
     def per_image(
         self, params: PyTree, buffers: PyTree, batch: Batch, key: Key, image_ids: Array
     ) -> tuple[Array, Array]:
-        """Loss and level of every image, as `train.step.Objective.per_image`.
-
-        Returns:
-          ``(B,)`` cross entropy in nats (not a sum over pixels), and ``(B,)`` sigma.
-        """
+        """See `train.objective.Objective`: ``(B,)`` cross entropy in nats, and sigma."""
         keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 3))(image_ids)
         y = to_unit_range(batch["image"])
         sigma = self.distribution.sigma(

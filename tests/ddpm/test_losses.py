@@ -9,7 +9,7 @@ import pytest
 
 from edm_jax import ddpm
 from edm_jax.ddpm import bound
-from edm_jax.ddpm.objective import DDPMObjective
+from edm_jax.ddpm.objective import DDPMObjective, ResampledDDPMObjective
 from tests.support import ddpm_golden as dg
 
 
@@ -253,7 +253,7 @@ def test_gradients_are_finite_at_both_ends(variance):
         (lambda: ddpm.Process(np.array([2.0, 1.0])), "must end in 0"),
         (lambda: ddpm.LossSecondMoment(5, uniform_prob=0.0), "uniform_prob must be positive"),
         (
-            lambda: DDPMObjective(
+            lambda: ResampledDDPMObjective(
                 None, ddpm.ddpm_process("cosine", 10), resampler=ddpm.LossSecondMoment(5)
             ),
             "must have the 10 time steps",

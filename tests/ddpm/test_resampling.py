@@ -5,11 +5,18 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from edm_jax import ddpm
-from edm_jax.ddpm.objective import DDPMObjective
+from edm_jax import ddpm, respacing
+from edm_jax.ddpm.objective import DDPMObjective, ResampledDDPMObjective
+from edm_jax.noise import DiscreteLevels, edm_weight
+from edm_jax.precond import edm_preconditioning, iddpm_preconditioning
 from edm_jax.train import sharding
+from edm_jax.train.averaging import Averaging
+from edm_jax.train.objective import StatefulObjective
+from edm_jax.train.objectives import OBJECTIVES, Parts
+from edm_jax.train.step import init_state, make_train_step
 from tests.support import ddpm_golden as dg
 
 
@@ -148,7 +155,9 @@ def objective(resampler=None, loss="bound"):
         output = dg.network((variables["params"]["A"], variables["params"]["b"]), z, label, 6)
         return output
 
-    return DDPMObjective(apply, process, ddpm.LossKind(loss), resampler=resampler)
+    if resampler is None:
+        return DDPMObjective(apply, process, ddpm.LossKind(loss))
+    return ResampledDDPMObjective(apply, process, ddpm.LossKind(loss), resampler=resampler)
 
 
 def batch_of(count):
@@ -170,57 +179,83 @@ def test_objective_remembers_plain_losses(params):
         jnp.asarray(np.geomspace(0.1, 10, 8), jnp.float32)[:, None], jnp.ones(8, jnp.int32)
     )
     batch = batch_of(64)
-    loss, sigma = jax.jit(made.per_image)(params, {}, batch, key, ids, history=history)
+    loss, sigma = jax.jit(made.with_state(history).per_image)(params, {}, batch, key, ids)
     t = made.process.time_step(sigma)
     weight = resampler.importance(history, t)
     assert len(np.unique(np.round(weight, 5))) > 1
-    updated = made.update_history(history, loss, sigma)
+    updated = made.update(history, loss, sigma)
     plain = np.asarray(loss / weight)
     last = {int(i): plain[k] for k, i in enumerate(t)}
     for i, value in last.items():
         np.testing.assert_allclose(updated.losses[i, 0], value, rtol=1e-6)
     # Larger losses are drawn more often: p grows with t here.
     assert np.mean(np.asarray(t) >= 4) > 0.7
-    with pytest.raises(ValueError, match="needs history"):
+    with pytest.raises(ValueError, match="has no history"):
         made.per_image(params, {}, batch, key, ids)
 
 
 @pytest.mark.parametrize("resampled", [False, True])
 def test_images_do_not_depend_on_their_batch(params, resampled):
     made = objective(ddpm.LossSecondMoment(8) if resampled else None, loss="hybrid")
-    history = {"history": made.init_history()} if resampled else {}
+    made = made.with_state(made.initial_state()) if resampled else made
     key, ids, batch = jax.random.key(0), jnp.arange(8), batch_of(8)
     per_image = jax.jit(made.per_image)
-    whole = per_image(params, {}, batch, key, ids, **history)
+    whole = per_image(params, {}, batch, key, ids)
     part = {k: v[2:5] for k, v in batch.items()}
-    some = per_image(params, {}, part, key, ids[2:5], **history)
+    some = per_image(params, {}, part, key, ids[2:5])
     np.testing.assert_array_equal(some[1], whole[1][2:5])
     np.testing.assert_allclose(some[0], whole[0][2:5], rtol=1e-5)
 
 
 def test_any_mesh_and_any_interruption(params):
-    """Steps of a sharded batch, stored and restored in between, give the same state."""
+    """The training step on one device and on eight, stored and restored in between."""
     resampler = ddpm.LossSecondMoment(8, history=2)
-    made, batch, ids = objective(resampler), batch_of(64), jnp.arange(64)
+    made, batch = objective(resampler), batch_of(64)
+    assert isinstance(made, StatefulObjective) and not isinstance(objective(), StatefulObjective)
+    averaging, optimizer = Averaging([1.0]), optax.sgd(1e-3)
+    options = {"batch_size": 64, "log_every": 10}
     mesh = sharding.make_mesh()
     split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
 
-    @jax.jit
-    def step(history, batch, ids, key):
-        loss, sigma = made.per_image(params, {}, batch, key, ids, history=history)
-        return made.update_history(history, loss, sigma), jnp.mean(loss)
-
-    def run(place, replicate, interrupt):
-        history = replicate(made.init_history())
-        for i in range(4):
-            key = jax.random.fold_in(jax.random.key(7), i)
-            history, _ = step(history, place(batch), place(ids), key)
+    def run(place, replicate, interrupt, **more):
+        step = jax.jit(make_train_step(made, optimizer, averaging, **options, **more))
+        state = replicate(init_state({"params": params}, optimizer, averaging, made))
+        for _ in range(4):
+            state = step(state, place(batch), jax.random.key(7))
             if interrupt:
-                history = replicate(jax.tree.map(lambda a: jnp.asarray(np.asarray(a)), history))
-        return history
+                state = replicate(jax.tree.map(lambda a: jnp.asarray(np.asarray(a)), state))
+        return state.objective
 
-    one = run(lambda v: v, lambda v: v, False)
+    same = lambda v: v  # noqa: E731
+    one = run(same, same, False)
     many = run(lambda v: jax.device_put(v, split), lambda v: jax.device_put(v, whole), True)
+    rounds = run(same, same, False, micro_batch=16)
     assert np.all(np.asarray(one.counts) >= 2)
-    np.testing.assert_array_equal(one.counts, many.counts)
-    np.testing.assert_allclose(one.losses, many.losses, rtol=1e-5)  # sums within an image
+    assert np.ptp(resampler.probabilities(one)) > 0
+    for other in (many, rounds):
+        np.testing.assert_array_equal(one.counts, other.counts)
+        np.testing.assert_allclose(one.losses, other.losses, rtol=1e-4)  # sums of gradients
+
+
+def parts(preconditioning, augment=None, num_classes=0):
+    return Parts(
+        None, (8, 8, 3), num_classes, preconditioning, DiscreteLevels(), edm_weight, augment
+    )
+
+
+def test_by_name():
+    """Registered objectives, and the combinations that make no sense."""
+    iddpm = parts(iddpm_preconditioning())
+    made = OBJECTIVES["ddpm"](iddpm, loss="bound", resample=True)
+    assert made.kind.factor(made.process.num_steps) == 1000 and made.resampler.num_steps == 1000
+    assert type(OBJECTIVES["ddpm"](iddpm)) is DDPMObjective
+    linear = respacing.ddpm_levels("linear").astype(np.float32)
+    OBJECTIVES["ddpm"](parts(iddpm_preconditioning(levels=linear)), schedule="linear")
+    for wrong in (iddpm_preconditioning(levels=linear), edm_preconditioning()):
+        with pytest.raises(ValueError, match="not those of the"):
+            OBJECTIVES["ddpm"](parts(wrong))
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        OBJECTIVES["classifier"](iddpm)
+    with pytest.raises(ValueError, match="leave augment out"):
+        OBJECTIVES["classifier"](parts(edm_preconditioning(), lambda k, x: (x, x), 7))
+    assert OBJECTIVES["classifier"](parts(edm_preconditioning(), num_classes=7)).num_classes == 7
