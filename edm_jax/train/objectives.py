@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from edm_jax.ddpm.losses import LossKind
-from edm_jax.ddpm.objective import DDPMObjective, ResampledDDPMObjective
 from edm_jax.ddpm.process import ddpm_process
 from edm_jax.noise import NoiseDistribution, WeightFn
 from edm_jax.precond import Preconditioning
 from edm_jax.train.classifier import ClassifierObjective
+from edm_jax.train.ddpm import DDPMObjective, ResampledDDPMObjective
 from edm_jax.train.objective import DenoisingObjective, Objective
 from edm_jax.typing import Array, Key
 

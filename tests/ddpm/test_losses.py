@@ -9,7 +9,7 @@ import pytest
 
 from edm_jax import ddpm
 from edm_jax.ddpm import bound
-from edm_jax.ddpm.objective import DDPMObjective, ResampledDDPMObjective
+from edm_jax.train.ddpm import DDPMObjective, ResampledDDPMObjective
 from tests.support import ddpm_golden as dg
 
 

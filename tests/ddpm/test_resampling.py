@@ -9,11 +9,11 @@ import optax
 import pytest
 
 from edm_jax import ddpm, respacing
-from edm_jax.ddpm.objective import DDPMObjective, ResampledDDPMObjective
 from edm_jax.noise import DiscreteLevels, edm_weight
 from edm_jax.precond import edm_preconditioning, iddpm_preconditioning
 from edm_jax.train import sharding
 from edm_jax.train.averaging import Averaging
+from edm_jax.train.ddpm import DDPMObjective, ResampledDDPMObjective
 from edm_jax.train.objective import StatefulObjective
 from edm_jax.train.objectives import OBJECTIVES, Parts
 from edm_jax.train.step import init_state, make_train_step
