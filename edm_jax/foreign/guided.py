@@ -71,7 +71,8 @@ def check_supported(tensors: Mapping, narrow_norms: bool) -> None:
         sign = "out.2.positional_embedding" if "out.2.positional_embedding" in tensors else None
         raise WeightsError(
             "a noisy classifier of guided-diffusion, no denoiser "
-            f"({'it has ' + sign if sign else 'it has no output_blocks'})"
+            f"({'it has ' + sign if sign else 'it has no output_blocks'}); load it with "
+            "edm_jax.classifier.load_classifier"
         )
     for name in names:
         if re.fullmatch(r"input_blocks\.[0-9]+\.0\.op\.(weight|bias)", name) or re.fullmatch(
@@ -294,17 +295,17 @@ def name_map(tensors: Mapping, s: Structure, size: int) -> Iterator[tuple[str, s
     yield from both("out.2", "out_conv")
 
 
-def qkv_permutation(channels: int, order: str) -> np.ndarray:
+def qkv_permutation(channels: int, order: str, head_channels: int = _HEAD_CHANNELS) -> np.ndarray:
     """Index p with ``qkv_here = qkv_there[p]`` along the rows.
 
     Row (head h, channel i, part j of q, k, v) is at ``h 3c + 3 i + j`` here, at
     ``h 3c + j c + i`` in the legacy order and at ``j C + h c + i`` in the new one.
     """
-    heads = channels // _HEAD_CHANNELS
+    heads = channels // head_channels
     rows = np.arange(3 * channels)
     if order == "legacy":
-        return rows.reshape(heads, 3, _HEAD_CHANNELS).transpose(0, 2, 1).reshape(-1)
-    return rows.reshape(3, heads, _HEAD_CHANNELS).transpose(1, 2, 0).reshape(-1)
+        return rows.reshape(heads, 3, head_channels).transpose(0, 2, 1).reshape(-1)
+    return rows.reshape(3, heads, head_channels).transpose(1, 2, 0).reshape(-1)
 
 
 def _converted(tensor: Tensor | np.ndarray, operation: str, order: str, name: str) -> np.ndarray:

@@ -300,6 +300,20 @@ def _without_prefixes(tensors: Tensors) -> Tensors:
     return tensors
 
 
+def plain_tensors(data: memoryview) -> tuple[Tensors, str]:
+    """The tensors of a file that holds one plain state dictionary, and the kind of the file.
+
+    Raises:
+      WeightsError: it is damaged, of an unknown kind, or holds something else.
+    """
+    if is_safetensors(data):
+        return _without_prefixes(read_safetensors(data)[1]), "safetensors"
+    if container_of(data) is None:
+        raise _unknown_file(data)
+    kind, root = read_torch(data)
+    return _without_prefixes(next(iter(_state_dicts(root, "raw").values()))), kind
+
+
 def _from_state_dicts(
     variants: Mapping[str, Tensors],
     kind: str,

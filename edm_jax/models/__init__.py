@@ -18,6 +18,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from edm_jax.models.classifier import NoisyClassifier
 from edm_jax.models.dhariwal import DhariwalUNet
 from edm_jax.models.names import (
     from_state_dict,
@@ -41,6 +42,7 @@ __all__ = [
     "PRESETS",
     "PRESET_NETWORKS",
     "DhariwalUNet",
+    "NoisyClassifier",
     "SongUNet",
     "UNet",
     "abstract_variables",
@@ -55,7 +57,11 @@ __all__ = [
     "to_state_dict",
 ]
 
-NETWORKS: dict[str, type[nn.Module]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
+NETWORKS: dict[str, type[nn.Module]] = {
+    "SongUNet": SongUNet,
+    "DhariwalUNet": DhariwalUNet,
+    "NoisyClassifier": NoisyClassifier,
+}
 
 # The architectures the EDM paper trained, as arguments of their network; resolution,
 # channels, labels and dropout come from the data and the run.  The first two are those

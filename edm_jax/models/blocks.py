@@ -107,6 +107,7 @@ class UNetBlock(nn.Module):
       dropout: rate.
       skip_scale: see above.
       eps: of the norms.
+      norm_groups: groups of every norm; None: as many as its channels ask for.
       resample_filter: one-dimensional filter, see `resample`.
       resample_proj: whether a resampling skip has a 1x1 kernel even if channels agree.
       adaptive_scale: see above.
@@ -123,6 +124,7 @@ class UNetBlock(nn.Module):
     dropout: float = 0.0
     skip_scale: float = 1.0
     eps: float = 1e-5
+    norm_groups: int | None = None
     resample_filter: Sequence[float] = (1, 1)
     resample_proj: bool = False
     adaptive_scale: bool = True
@@ -156,13 +158,13 @@ class UNetBlock(nn.Module):
         conv = {"features": out, "initial": self.initial}
         residual = x
 
-        h = GroupNorm(self.eps, silu=True, name="norm0")(x)
+        h = GroupNorm(self.eps, silu=True, groups=self.norm_groups, name="norm0")(x)
         h = Conv2d(kernel_size=3, **conv, **sampling, name="conv0")(h)
         width = 2 * out if self.adaptive_scale else out
         affine = Linear(width, initial=self.initial, axes=("embed", "channels_out"), name="affine")
         # The embedding takes the precision of the feature map only here.
         p = affine(emb).astype(h.dtype)
-        norm1 = GroupNorm(self.eps, silu=True, name="norm1")
+        norm1 = GroupNorm(self.eps, silu=True, groups=self.norm_groups, name="norm1")
         if self.adaptive_scale:
             h = norm1(h, modulation=(p[:, :out], p[:, out:]))
         else:
@@ -180,7 +182,8 @@ class UNetBlock(nn.Module):
     def _attend(self, x: Array) -> Array:
         b, height, width, channels = x.shape
         heads, tokens = self.heads, height * width
-        h = GroupNorm(self.eps, name="norm2")(x).reshape(b, tokens, channels)
+        h = GroupNorm(self.eps, groups=self.norm_groups, name="norm2")(x)
+        h = h.reshape(b, tokens, channels)
         initial = self.initial if self.initial_attn is None else self.initial_attn
         a = attention(*QKV(heads, initial, name="qkv")(h))
         a = a.reshape(b, height, width, channels)

@@ -69,7 +69,7 @@ def encoder_plan(net: Any, first_width: int, encoder_type: str = "standard") -> 
                 entries.append(Entry(name, "aux_residual", aux, width, down=True))
                 aux = width
         for i in range(net.num_blocks):
-            out = net.model_channels * mult
+            out = int(net.model_channels * mult)  # half a width at 512x512 (ADM's classifier)
             attention = r in net.attn_resolutions
             entries.append(Entry(f"{prefix}block{i}", "block", width, out, attention=attention))
             width = out

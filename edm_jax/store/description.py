@@ -29,7 +29,7 @@ from edm_jax.typing import PyTree
 
 FORMAT_VERSION = 1
 # Kind of model -> which choices, each with a name, its description must hold.
-KINDS = {"denoiser": ("network", "precond")}
+KINDS = {"denoiser": ("network", "precond"), "classifier": ("network", "precond")}
 MAX_LEVELS = 1 << 16  # M of a table of noise levels
 _MAX_NODES = 1 << 14
 _MAX_DEPTH = 16

@@ -6,8 +6,14 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
+from edm_jax.ddpm.losses import LossKind
+from edm_jax.ddpm.process import ddpm_process
 from edm_jax.noise import NoiseDistribution, WeightFn
 from edm_jax.precond import Preconditioning
+from edm_jax.train.classifier import ClassifierObjective
+from edm_jax.train.ddpm import DDPMObjective, ResampledDDPMObjective
 from edm_jax.train.objective import DenoisingObjective, Objective
 from edm_jax.typing import Array, Key
 
@@ -45,6 +51,48 @@ def denoising(parts: Parts) -> Objective:
     )
 
 
+def ddpm(
+    parts: Parts,
+    *,
+    loss: str = "hybrid",
+    variance: str = "learned",
+    prediction: str = "eps",
+    bound_factor: float | None = None,
+    schedule: str = "cosine",
+    num_levels: int = 1000,
+    resample: bool = False,
+) -> Objective:
+    """DDPM, iDDPM and ADM as published: `ddpm.LossKind`, `ddpm.ddpm_process`.
+
+    Raises:
+      ValueError: the preconditioning tells the network other time labels than the process.
+    """
+    process = ddpm_process(schedule, num_levels)
+    levels = process.tables["sigma"].astype(np.float32)
+    told = np.asarray(parts.preconditioning(levels).c_noise)
+    if not np.allclose(told, process.labels, atol=0.5):
+        raise ValueError(
+            f"the ddpm objective trains on {num_levels} {schedule} levels, which are not those of "
+            f"the {parts.preconditioning.name} preconditioning; use 'iddpm' with the same table"
+        )
+    kind = LossKind(loss, variance, prediction, bound_factor)
+    made = ResampledDDPMObjective if resample else DDPMObjective
+    return made(parts.apply, process, kind, parts.num_classes, parts.augment)
+
+
+def classifier(parts: Parts) -> Objective:
+    """Cross entropy of a noisy classifier, at levels from p(sigma)."""
+    if parts.augment is not None:
+        raise ValueError("a classifier is not told how images are augmented; leave augment out")
+    return ClassifierObjective(
+        parts.apply, parts.preconditioning, parts.distribution, parts.num_classes
+    )
+
+
 # ``(parts, **options) -> objective``, which has ``per_image(params, buffers, batch, key,
 # image_ids) -> (loss, level)``; the training step knows no more.
-OBJECTIVES: Mapping[str, Callable[..., Any]] = {"denoising": denoising}
+OBJECTIVES: Mapping[str, Callable[..., Any]] = {
+    "denoising": denoising,
+    "ddpm": ddpm,
+    "classifier": classifier,
+}

@@ -185,10 +185,12 @@ class GroupNorm(nn.Module):
     Attributes:
       eps: added to the variance.
       silu: whether the activation follows.
+      groups: their number; None: `num_groups` of the channels.
     """
 
     eps: float = 1e-5
     silu: bool = False
+    groups: int | None = None
 
     @nn.compact
     def __call__(
@@ -215,7 +217,7 @@ class GroupNorm(nn.Module):
         y = x.astype(jnp.float32)
         if shift is not None:
             shift = jnp.broadcast_to(shift.astype(jnp.float32), (y.shape[0], channels))
-        centre, gain = _group_statistics(y, shift, self.eps)
+        centre, gain = _group_statistics(y, shift, self.eps, self.groups)
         gain = gain * scale[None]
         offset = bias[None] - centre * gain
         if modulation is not None:
@@ -256,7 +258,9 @@ def _channel_moments_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple
     return (mean, var), (dmean, 2 * ((x * dx).mean((1, 2)) - mean * dmean))
 
 
-def _group_statistics(x: Array, shift: Array | None, eps: float) -> tuple[Array, Array]:
+def _group_statistics(
+    x: Array, shift: Array | None, eps: float, groups: int | None = None
+) -> tuple[Array, Array]:
     """``(B, C)`` centre and gain with ``norm(x + shift) = (x - centre) * gain``.
 
     Moments are taken per channel, where memory is contiguous, and combined within the
@@ -264,7 +268,7 @@ def _group_statistics(x: Array, shift: Array | None, eps: float) -> tuple[Array,
     neither x + shift nor a normalised image is ever stored.
     """
     batch, channels = x.shape[0], x.shape[-1]
-    groups = num_groups(channels)
+    groups = num_groups(channels) if groups is None else groups
     grouped = (batch, groups, channels // groups)
     mean, var = channel_moments(x)
     mean = (mean if shift is None else mean + shift).reshape(grouped)
