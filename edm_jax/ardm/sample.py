@@ -1,0 +1,170 @@
+"""Sampling: a scan over the calls of a policy, one order and one key per image.
+
+Sequential sampling is the policy 0, 1, .. D; inpainting gives the known variables the lowest
+ranks and begins behind them.  Values that are known never change.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from edm_jax.ardm import orders
+from edm_jax.ardm.outputs import TINY
+from edm_jax.ardm.policy import stage_policies
+from edm_jax.ardm.process import PredictFn, Process, check_values, num_variables
+from edm_jax.arguments import is_known
+from edm_jax.progress import ReportFn
+from edm_jax.samplers import loop
+from edm_jax.typing import Array, ArrayLike, Key
+
+_ORDER = 0  # stream of a key; call i draws from stream i + 1
+UniformFn = Callable[[Array], Array]
+
+
+def draw_step(
+    predict: PredictFn,
+    process: Process,
+    x: Array,
+    ranks: Array,
+    t: ArrayLike,
+    t_next: ArrayLike,
+    uniform: Array,
+    stage: ArrayLike = 0,
+) -> Array:
+    """Draw the variables of ranks t .. t_next - 1; 1 network call.
+
+    Args:
+      predict, process: the model, see `edm_jax.ardm.process`.
+      x: state, ``(B, ...)`` int32; variables of ranks below t are known.
+      ranks: ``(B, *mask_shape)``.
+      t, t_next: scalars or ``(B,)``; equal ones draw nothing.
+      uniform: ``(B, *process.noise_shape)`` in (0, 1), for all positions.
+      stage: scalar.
+
+    Returns:
+      The next state.
+    """
+    batch = x.shape[:1]
+    t, t_next = (orders.per_variable(value, ranks) for value in (t, t_next))
+    known = ranks < t
+    stages = jnp.full(batch, stage, jnp.int32)
+    num_known = jnp.broadcast_to(t.reshape(-1), batch).astype(jnp.int32)
+    # Of a network that is asked for nothing any more the time would lie outside its range.
+    num_known = jnp.minimum(num_known, math.prod(ranks.shape[1:]) - 1)
+    outputs = predict(process.shown(x, known, stages), known, num_known, stages)
+    drawn = process.draw(outputs, x, uniform, stages)
+    return jnp.where((t <= ranks) & (ranks < t_next), drawn, x)
+
+
+def uniform_noise(keys: Key, index: ArrayLike, shape: tuple[int, ...]) -> Array:
+    """Uniform draws in (0, 1) of call ``index``: ``(B, *shape)``, one key per image."""
+
+    def draw(key: Key) -> Array:
+        return jax.random.uniform(jax.random.fold_in(key, index + 1), shape, minval=TINY)
+
+    return jax.vmap(draw)(keys)
+
+
+def _check_start(policy: Array, num_given: Array) -> None:
+    """Raise ValueError for a known policy that begins behind the variables given."""
+    if not is_known(policy, num_given):
+        return
+    first, fewest = int(jnp.max(policy[:, 0])), int(jnp.min(num_given))
+    if first > fewest:
+        raise ValueError(
+            f"a policy must begin with 0 or the number of variables given, {fewest}, got {first}"
+        )
+
+
+def sample(
+    predict: PredictFn,
+    process: Process,
+    keys: Key,
+    shape: tuple[int, ...],
+    policy: ArrayLike,
+    *,
+    ranks: ArrayLike | None = None,
+    values: ArrayLike | None = None,
+    given: ArrayLike | None = None,
+    uniform_fn: UniformFn | None = None,
+    trajectory: bool = False,
+    progress: bool | ReportFn = False,
+) -> Array:
+    """Draw one example for each key; it depends on its key alone, not on its batch.
+
+    The program is compiled once for each (shape, n), whatever the policy says.
+
+    Args:
+      predict, process: the model, see `edm_jax.ardm.process`.
+      keys: ``(B,)``, as `seeds.image_keys` makes them.
+      shape: of one example, ``(H, W, C)`` or ``(L,)``.
+      policy: ``(n + 1,)`` integers 0 = k_0 < .. < k_n = D, or ``(S, n + 1)`` with one for each
+        stage; may be traced.  n network calls per stage.
+      ranks: None draws orders, a new one for each stage; or ``(B, *mask_shape)`` ranks for
+        all stages, ``(S, B, *mask_shape)`` for each.  Given variables come first in them.
+      values, given: condition on ``values`` ``(B, *shape)`` where the mask ``given``
+        ``(B, *mask_shape)`` is True.  Calls of the policy that would draw only given ones
+        do nothing: ``num_given + optimal_policy(loss_t[num_given:], n)`` wastes none.
+      uniform_fn: index of the call -> ``(B, *noise_shape)`` uniforms, to replay recorded ones.
+      trajectory: return all states.
+      progress: as in `samplers.loop.scan`.
+
+    Returns:
+      ``(B, *shape)`` int32 in 0..K-1; with trajectory ``(S n + 1, B, *shape)``, the first
+      being the state before any draw.
+
+    Raises:
+      ValueError: for a policy that does not go up to D, ranks that are no permutation, values
+        outside 0..K-1, or a mask that leaves nothing to draw.
+    """
+    shape, batch = tuple(shape), keys.shape[0]
+    mask_shape, variables = process.mask_shape(shape), num_variables(process, shape)
+    policies = stage_policies(policy, process.num_stages, variables)
+    x = jnp.broadcast_to(process.start(shape), (batch, *shape))
+    num_given = jnp.zeros(batch, jnp.int32)
+    if (values is None) != (given is None):
+        raise ValueError("values and given must come together: what is known, and where")
+    if given is not None:
+        orders.check_given(given, (batch, *mask_shape))
+        check_values(values, process.num_values, "values")
+        given = jnp.asarray(given)
+        num_given = jnp.sum(given.reshape(batch, -1), axis=1, dtype=jnp.int32)
+        x = jnp.where(given, jnp.asarray(values), x).astype(jnp.int32)
+    _check_start(policies, num_given)
+    stage_ranks = (
+        None
+        if ranks is None
+        else orders.stage_ranks(ranks, process.num_stages, (batch, *mask_shape))
+    )
+    num_calls = policies.shape[1] - 1
+
+    def stage_body(x: Array, stage: Array, policy: Array, ranks: Array | None) -> tuple:
+        if ranks is None:
+            order_keys = jax.vmap(lambda k: jax.random.fold_in(k, _ORDER))(keys)
+            order_keys = jax.vmap(lambda k: jax.random.fold_in(k, stage))(order_keys)
+            ranks = orders.random_ranks(order_keys, mask_shape, given)
+        k = jnp.maximum(policy[:, None], num_given[None, :])
+
+        def body(x: Array, i: Array, t: Array, t_next: Array) -> tuple[Array, Array | None]:
+            index = stage * num_calls + i
+            if uniform_fn is None:
+                uniform = uniform_noise(keys, index, process.noise_shape(shape))
+            else:
+                uniform = uniform_fn(index)
+            x = draw_step(predict, process, x, ranks, t, t_next, uniform, stage)
+            return x, (x if trajectory else None)
+
+        return loop.scan(body, x, (jnp.arange(num_calls), k[:-1], k[1:]), progress=progress)
+
+    stages = jnp.arange(process.num_stages)
+    start = x
+    x, visited = jax.lax.scan(
+        lambda x, inputs: stage_body(x, *inputs), x, (stages, policies, stage_ranks)
+    )
+    if not trajectory:
+        return x
+    return jnp.concatenate([start[None], visited.reshape(-1, batch, *shape)])
