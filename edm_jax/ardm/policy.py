@@ -214,7 +214,7 @@ def stage_policies(policy: ArrayLike | jax.Array, stages: int, num_variables: in
       num_variables: D.
     """
     shape = np.shape(policy)
-    if len(shape) == 2 and shape[0] != stages or len(shape) not in (1, 2):
+    if (len(shape) == 2 and shape[0] != stages) or len(shape) not in (1, 2):
         raise ValueError(
             f"policy must have shape (n + 1,), or ({stages}, n + 1) with one for each stage, got "
             f"{shape}; build it with uniform_policy or optimal_policies"

@@ -86,7 +86,8 @@ def check_values(x: ArrayLike, num_values: int, name: str = "x") -> None:
             f"{name} must hold integers 0..{num_values - 1}, got {jnp.asarray(x).dtype}"
         )
     if is_known(x) and np.size(x):
-        low, high = int(np.min(x)), int(np.max(x))
+        values = np.asarray(x)
+        low, high = int(values.min()), int(values.max())
         if low < 0 or high >= num_values:
             raise ValueError(
                 f"{name} must hold integers 0..{num_values - 1}, got {low} to {high}; give the "

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from edm_jax.ardm import orders
 from edm_jax.ardm.outputs import TINY
@@ -73,7 +74,7 @@ def _check_start(policy: Array, num_given: Array) -> None:
     """Raise ValueError for a known policy that begins behind the variables given."""
     if not is_known(policy, num_given):
         return
-    first, fewest = int(jnp.max(policy[:, 0])), int(jnp.min(num_given))
+    first, fewest = int(np.asarray(policy)[:, 0].max()), int(np.asarray(num_given).min())
     if first > fewest:
         raise ValueError(
             f"a policy must begin with 0 or the number of variables given, {fewest}, got {first}"

@@ -160,7 +160,8 @@ class Upscale:
         past = self.level(x, stage)
         if self.parameterization == "direct":
             unit = _power(self.base, self.num_stages - 1 - stage, self.num_stages)
-            children = past[..., None] + unit[..., None] * jnp.arange(self.base)
+            digits = jnp.arange(self.base).reshape((1,) * x.ndim + (-1,))
+            children = past[..., None] + unit[..., None] * digits
             logits = self._digit_logits(outputs, x.shape, stage)
             allowed = jnp.where(children < self.num_values, logits, -jnp.inf)
             return pick(children, gumbel_argmax(allowed, uniform))
