@@ -112,7 +112,9 @@ def test_rgb_draws_its_distribution():
     params = jnp.asarray(np.random.default_rng(3).standard_normal(20).astype(np.float32))
     drawn = _frequencies(output, params, (3,))
     pixels = np.indices((3, 3, 3)).reshape(3, -1).T
-    log_prob = jax.jit(output.log_prob)(jnp.broadcast_to(params, (27, 20)), jnp.asarray(pixels))[:, 0]
+    log_prob = jax.jit(output.log_prob)(jnp.broadcast_to(params, (27, 20)), jnp.asarray(pixels))[
+        :, 0
+    ]
     np.testing.assert_allclose(np.exp(log_prob).sum(), 1, rtol=1e-5)  # 27 float32 numbers
     _assert_frequencies(drawn @ np.array([9, 3, 1]), np.exp(log_prob))
 
