@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from edm_jax.ardm import orders
 from edm_jax.ardm.process import PredictFn, Process, network_predictor, num_steps, num_variables
+from edm_jax.ardm.profile import LossProfile
 from edm_jax.typing import Array, Key, PyTree
 
 STEPS = ("uniform", "grid")
@@ -74,26 +75,46 @@ def step_terms(
     return bound_terms(process.log_prob(outputs, x, stage), known, t, process.num_stages)
 
 
+def to_levels(images: Array, num_values: int) -> Array:
+    """uint8 0..255 -> 0..K-1, the nearest of K grey levels; exact inverse of `to_uint8`."""
+    if num_values == 256:
+        return images.astype(jnp.int32)
+    return jnp.round(images.astype(jnp.float32) * ((num_values - 1) / 255)).astype(jnp.int32)
+
+
+def to_uint8(x: Array, num_values: int) -> Array:
+    """0..K-1 -> uint8, spread over 0..255; K at most 256."""
+    return jnp.round(x.astype(jnp.float32) * (255 / (num_values - 1))).astype(jnp.uint8)
+
+
 @dataclasses.dataclass(frozen=True)
 class OrderAgnostic:
-    """The training loss of an order-agnostic model: bits per dimension.
+    """The training loss of an order-agnostic model, in bits per dimension.
+
+    Its history is the `LossProfile` of the run, from which policies are made.  The loss does
+    not depend on it.
 
     Attributes:
       apply: ``apply(variables, x_in, time, known, stage, train=..., image_ids=..., rngs=...)``,
         the network.
       process: the kind of model.
+      shape: of one example, ``(H, W, C)`` or ``(L,)``.
       batch_size: images of the global batch, for the grid.
       ce_weight: of the auxiliary cross entropy; published: 0.001 for images, 0.0001 for text
         and audio.
       steps: ``uniform`` draws a step per image, ``grid`` spreads those of a batch evenly
         ("antithetic").
+      levels: whether the data are pixels 0..255, of which the nearest of K levels count;
+        otherwise they are the values themselves.
     """
 
     apply: Callable[..., Array]
     process: Process
+    shape: tuple[int, ...]
     batch_size: int
     ce_weight: float = 0.001
     steps: str = "uniform"
+    levels: bool = False
 
     def __post_init__(self) -> None:
         if self.steps not in STEPS:
@@ -113,7 +134,7 @@ class OrderAgnostic:
 
         Args:
           params, buffers: of the network.
-          batch: ``image`` integers 0..K-1, ``(B, H, W, C)`` or, for sequences, ``(B, L)``.
+          batch: ``image`` integers ``(B, H, W, C)`` or, for sequences, ``(B, L)``.
           key: of this step.
           image_ids: ``(B,)`` positions in the global batch; an image's order and step follow
             from the key and its position.
@@ -122,8 +143,8 @@ class OrderAgnostic:
           ``(B,)`` losses in bits per dimension, elbo + ce_weight * ce, and ``(B,)`` float32
           steps s D + t.
         """
-        x = batch["image"].astype(jnp.int32)
-        shape = x.shape[1:]
+        x, shape = batch["image"], self.shape
+        x = to_levels(x, self.process.num_values) if self.levels else x.astype(jnp.int32)
         variables, total = num_variables(self.process, shape), num_steps(self.process, shape)
         keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(image_ids)
         step = self.draw_steps(jax.random.fold_in(key, 2**30), keys[:, 0], image_ids, total)
@@ -141,13 +162,24 @@ class OrderAgnostic:
         terms = step_terms(predict, self.process, x, ranks, t, stage)
         return terms.elbo + self.ce_weight * terms.ce, step.astype(jnp.float32)
 
-    def elbo_per_t(self, loss: Array, step: Array, shape: tuple[int, ...]) -> Array:
-        """The term of the bound that a loss of `per_image` stands for, for the profile.
+    def initial_state(self) -> LossProfile:
+        """The profile of no steps."""
+        return LossProfile.zeros(num_steps(self.process, self.shape))
+
+    def with_state(self, state: LossProfile) -> OrderAgnostic:
+        """The same objective: the profile only watches."""
+        return self
+
+    def update(self, state: LossProfile, loss: Array, level: Array) -> LossProfile:
+        """The profile after a step of the whole batch: losses and steps as `per_image` has them."""
+        return state.update(level.astype(jnp.int32), self.elbo_per_t(loss, level))
+
+    def elbo_per_t(self, loss: Array, step: Array) -> Array:
+        """The term of the bound that a loss of `per_image` stands for.
 
         Args:
           loss, step: ``(B,)``, as `per_image` returns them.
-          shape: of one image.
         """
-        variables = num_variables(self.process, shape)
+        variables = num_variables(self.process, self.shape)
         unknown = variables - step % variables
         return loss / (self.process.num_stages * variables + self.ce_weight * unknown)

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import jax.numpy as jnp
 import numpy as np
 
-from edm_jax.ardm.outputs import Output, Softmax
+from edm_jax.ardm.outputs import Output
 from edm_jax.arguments import is_known
 from edm_jax.typing import Array, ArrayLike
 
@@ -183,8 +183,3 @@ def network_predictor(
         return apply(x_in, time, known, stage, **options)
 
     return predict
-
-
-def text_process(num_values: int) -> Absorbing:
-    """The model of sequences: softmax, the absorbing value a class of its own."""
-    return Absorbing(Softmax(num_values), absorbing=num_values)

@@ -124,6 +124,15 @@ class ArdmTransformer(nn.Module):
         require(good and self.model_channels >= 4, "model_channels", rule, self.model_channels)
         super().__post_init__()
 
+    def example_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes of the arguments for one example."""
+        return (
+            jax.ShapeDtypeStruct((1, self.length), jnp.int32),
+            jax.ShapeDtypeStruct((1,), jnp.float32),
+            jax.ShapeDtypeStruct((1, self.length), jnp.bool_),
+            jax.ShapeDtypeStruct((1,), jnp.int32),
+        )
+
     @nn.compact
     def __call__(
         self,

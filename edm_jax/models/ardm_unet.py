@@ -170,6 +170,16 @@ class ArdmUNet(nn.Module):
         for width in (self.model_channels, 2 * self.model_channels):
             num_groups(width)
 
+    def example_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes of the arguments for one example."""
+        r = self.img_resolution
+        return (
+            jax.ShapeDtypeStruct((1, r, r, self.in_channels), jnp.int32),
+            jax.ShapeDtypeStruct((1,), jnp.float32),
+            jax.ShapeDtypeStruct((1, r, r, self.mask_channels), jnp.bool_),
+            jax.ShapeDtypeStruct((1,), jnp.int32),
+        )
+
     @nn.compact
     def __call__(
         self,

@@ -137,7 +137,7 @@ def _objective(**options):
     """A network without parameters that answers zero logits: every loss is known."""
     apply = lambda variables, x, time, known, stage, **kwargs: jnp.zeros((*x.shape, 5))  # noqa: E731
     process = Absorbing(Softmax(5))
-    return objective.OrderAgnostic(apply, process, 8, **options)
+    return objective.OrderAgnostic(apply, process, (2, 2, 1), 8, **options)
 
 
 def _batch():
@@ -162,7 +162,7 @@ def test_an_image_depends_on_its_position_alone(steps):
         seen.append((np.asarray(time), np.asarray(known)))
         return jnp.zeros((*x.shape, 5))
 
-    loss = objective.OrderAgnostic(apply, Absorbing(Softmax(5)), 8, steps=steps)
+    loss = objective.OrderAgnostic(apply, Absorbing(Softmax(5)), (2, 2, 1), 8, steps=steps)
     key, batch = jax.random.key(3), _batch()
     loss.per_image({}, {}, batch, key, jnp.arange(8))
     for part in (slice(0, 8, 2), slice(1, 8, 2)):
@@ -175,11 +175,22 @@ def test_an_image_depends_on_its_position_alone(steps):
     np.testing.assert_array_equal(known.reshape(8, -1).sum(axis=1), 4 * time)
 
 
-def test_term_of_the_bound_from_the_loss():
+def test_the_history_is_the_profile():
+    """Of the uniform model: log2(K) / D wherever a step was seen."""
     whole = _objective(ce_weight=0.5)
     loss, step = whole.per_image({}, {}, _batch(), jax.random.key(0), jnp.arange(8))
-    per_t = whole.elbo_per_t(loss, step, (2, 2, 1))
-    np.testing.assert_allclose(per_t, np.log2(5) / 4, rtol=1e-6)
+    profile = whole.with_state(whole.initial_state()).update(whole.initial_state(), loss, step)
+    np.testing.assert_array_equal(profile.count, np.bincount(step.astype(int), minlength=4))
+    seen = np.asarray(profile.count) > 0
+    np.testing.assert_allclose(np.asarray(profile.value)[seen], np.log2(5) / 4, rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_values", [2, 16, 17, 256])
+def test_grey_levels(num_values):
+    x = jnp.arange(num_values)
+    pixels = objective.to_uint8(x, num_values)
+    assert pixels.dtype == jnp.uint8 and pixels[0] == 0 and pixels[-1] == 255
+    np.testing.assert_array_equal(objective.to_levels(pixels, num_values), x)
 
 
 def test_profile_follows_the_recursion(archive):

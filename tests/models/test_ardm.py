@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -114,6 +115,16 @@ def test_every_parameter_matters(changes, shape):
         assert total(variables, time, known, stage[::-1])[0] != value
 
 
+def test_number_of_parameters_of_the_text_network():
+    """12 layers of 768 with an MLP of 3072: 7.1 million each, as in BERT base."""
+    net = ArdmTransformer(250, 27, 28)
+    params = jax.eval_shape(net.init, jax.random.key(0), *net.example_inputs())["params"]
+    block = sum(leaf.size for leaf in jax.tree.leaves(nn.meta.unbox(params["block0"])))
+    w, h, e = 768, 3072, 4 * 768
+    assert block == 4 * (w * w + w) + 2 * w * h + w + h + 4 * w + (e * w + w)
+    assert len([name for name in params if name.startswith("block")]) == 12
+
+
 def test_every_position_sees_every_other():
     """No causal mask: the first token moves the last output and the last the first."""
     net = _transformer()
@@ -129,10 +140,7 @@ def test_every_position_sees_every_other():
 def test_number_of_blocks_of_the_published_network():
     """32 down, 2 in the middle, 33 up; the mask and the values of three channels come in."""
     net = ArdmUNet(32, 3, 3 * 256, 256)
-    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.int32)
-    mask = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.bool_)
-    time = jax.ShapeDtypeStruct((1,), jnp.float32)
-    params = jax.eval_shape(net.init, jax.random.key(0), image, time, mask)["params"]
+    params = jax.eval_shape(net.init, jax.random.key(0), *net.example_inputs())["params"]
     blocks = [name for name in params if "_block" in name]
     assert len(blocks) == 67
     with_attention = [name for name in blocks if "qkv" in params[name]]
@@ -195,7 +203,7 @@ def test_objective_and_sampling(net, process, shape):
     """One training loss with its gradient, and samples in two calls per stage."""
     x, time, known = _inputs(shape, mask_shape=process.mask_shape(shape))
     variables = _init(net, x, time, known, jnp.zeros(B, jnp.int32), noise=0.1)
-    loss = OrderAgnostic(net.apply, process, B)
+    loss = OrderAgnostic(net.apply, process, shape, B)
 
     @jax.jit
     @jax.value_and_grad
