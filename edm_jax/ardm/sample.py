@@ -81,7 +81,7 @@ def _check_start(policy: Array, num_given: Array) -> None:
         )
 
 
-def sample(
+def sample_ardm(
     predict: PredictFn,
     process: Process,
     keys: Key,

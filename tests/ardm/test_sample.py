@@ -9,7 +9,7 @@ from edm_jax import seeds
 from edm_jax.ardm import orders, policy
 from edm_jax.ardm.outputs import Softmax
 from edm_jax.ardm.process import Absorbing
-from edm_jax.ardm.sample import sample
+from edm_jax.ardm.sample import sample_ardm
 from tests.support import ardm as models
 
 
@@ -24,7 +24,7 @@ def test_recorded_draws(archive, golden_json, schedule):
     config = golden_json(archive, "sampling/config")
     process = Absorbing(Softmax(config["num_classes"]), config["absorbing"])
     uniforms = jnp.asarray(archive[f"sampling/{schedule}/uniforms"])
-    states = sample(
+    states = sample_ardm(
         models.linear_predict(archive),
         process,
         seeds.image_keys(range(6)),
@@ -45,7 +45,7 @@ def _policies(archive):
 def test_frequencies_are_the_mixture_over_orders(archive, index):
     """All 81 outcomes of the enumerated table; the mixture depends on the policy."""
     count = 20000
-    drawn = sample(
+    drawn = sample_ardm(
         models.table_predict(archive["tabular/logits"]),
         models.table_process(),
         jax.random.split(jax.random.key(index), count),
@@ -70,7 +70,7 @@ def test_policies_differ_in_what_they_draw(archive):
 def _linear(archive, seed_list, **options):
     process = Absorbing(Softmax(5), 2)
     keys = seeds.image_keys(seed_list)
-    return np.asarray(sample(models.linear_predict(archive), process, keys, (9,), **options))
+    return np.asarray(sample_ardm(models.linear_predict(archive), process, keys, (9,), **options))
 
 
 def test_an_image_depends_on_its_key_alone(archive):
@@ -94,7 +94,9 @@ def test_one_program_for_all_policies_of_a_length(archive):
     def draw(steps):
         traces.append(1)
         keys = seeds.image_keys(range(2))
-        return sample(models.linear_predict(archive), Absorbing(Softmax(5), 2), keys, (9,), steps)
+        return sample_ardm(
+            models.linear_predict(archive), Absorbing(Softmax(5), 2), keys, (9,), steps
+        )
 
     for steps in ([0, 1, 9], [0, 4, 9]):
         expected = _linear(archive, range(2), policy=np.array(steps))
@@ -107,7 +109,7 @@ def test_given_values_stay_and_condition(archive):
     count, values = 20000, np.array([2, 0, 1, 0])
     given = np.array([True, False, True, True])
     drawn = np.asarray(
-        sample(
+        sample_ardm(
             models.table_predict(archive["tabular/consistent_logits"]),
             models.table_process(),
             jax.random.split(jax.random.key(5), count),

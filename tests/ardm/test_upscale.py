@@ -9,7 +9,7 @@ import pytest
 
 from edm_jax import seeds
 from edm_jax.ardm import likelihood, objective, orders, policy, upscale
-from edm_jax.ardm.sample import sample
+from edm_jax.ardm.sample import sample_ardm
 from tests.support import ardm as models
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}  # float32 sums against float64
@@ -132,7 +132,9 @@ def test_frequencies_of_the_enumerated_model(archive, lengths, policies):
     """All 16 outcomes, with a new order in each stage."""
     count = 20000
     process, predict = upscale.Upscale(4, 2), models.two_stage_predict(archive)
-    drawn = sample(predict, process, jax.random.split(jax.random.key(0), count), (2,), policies)
+    drawn = sample_ardm(
+        predict, process, jax.random.split(jax.random.key(0), count), (2,), policies
+    )
     each = [np.exp(-lengths(*pair, policies)) for pair in itertools.product(ORDERS, ORDERS)]
     probabilities = np.mean(each, axis=0)
     assert probabilities.sum() == pytest.approx(1, abs=1e-5)  # 16 float32 numbers
@@ -156,7 +158,7 @@ def test_draws_stay_below_their_past(parameterization, num_values, base):
         )
 
     keys = seeds.image_keys(range(200))
-    states = sample(predict, process, keys, (6,), policy.uniform_policy(3, 6), trajectory=True)
+    states = sample_ardm(predict, process, keys, (6,), policy.uniform_policy(3, 6), trajectory=True)
     states = np.asarray(states).reshape(-1, 200, 6)
     assert states[-1].min() >= 0 and states[-1].max() < num_values
     assert len(np.unique(states[-1])) > num_values / 2
@@ -176,7 +178,7 @@ def test_given_values_show_only_the_digits_of_the_stage():
 
     values, given = np.array([[13, 0, 0]]), np.array([[True, False, False]])
     keys = seeds.image_keys([0])
-    drawn = sample(predict, process, keys, (3,), [1, 2, 3], values=values, given=given)
+    drawn = sample_ardm(predict, process, keys, (3,), [1, 2, 3], values=values, given=given)
     np.testing.assert_array_equal(drawn, [[13, 13, 13]])
 
 

@@ -12,7 +12,7 @@ from edm_jax.ardm import policy, upscale
 from edm_jax.ardm.objective import OrderAgnostic
 from edm_jax.ardm.outputs import DiscretizedLogisticRGB, Softmax
 from edm_jax.ardm.process import Absorbing, network_predictor
-from edm_jax.ardm.sample import sample
+from edm_jax.ardm.sample import sample_ardm
 from edm_jax.models.ardm_transformer import ArdmTransformer
 from edm_jax.models.ardm_unet import ArdmUNet, DiscreteInput, time_embedding
 
@@ -216,7 +216,7 @@ def test_objective_and_sampling(net, process, shape):
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
     predict = network_predictor(functools.partial(net.apply, variables), process, shape)
     calls = policy.uniform_policy(2, int(np.prod(process.mask_shape(shape))))
-    drawn = jax.jit(lambda keys: sample(predict, process, keys, shape, calls))
+    drawn = jax.jit(lambda keys: sample_ardm(predict, process, keys, shape, calls))
     drawn = np.asarray(drawn(jax.random.split(jax.random.key(1), 2)))
     assert drawn.shape == (2, *shape) and drawn.min() >= 0 and drawn.max() < process.num_values
 
