@@ -38,6 +38,23 @@ def check_given(given: ArrayLike, shape: tuple[int, ...]) -> None:
             )
 
 
+def check_given_first(ranks: ArrayLike, given: ArrayLike | None) -> None:
+    """Raise ValueError unless the variables given have the lowest ranks, where all is known.
+
+    Args:
+      ranks: ``(S, B, *mask_shape)``.
+      given: ``(B, *mask_shape)`` bool, or None.
+    """
+    if given is None or not is_known(ranks, given):
+        return
+    mask = np.asarray(given)
+    count = mask.reshape(len(mask), -1).sum(axis=1).reshape((-1,) + (1,) * (mask.ndim - 1))
+    if not np.array_equal(np.asarray(ranks) < count, np.broadcast_to(mask, np.shape(ranks))):
+        raise ValueError(
+            "ranks must put the given variables first; draw them with random_ranks(..., given)"
+        )
+
+
 def random_ranks(keys: Key, shape: tuple[int, ...], given: ArrayLike | None = None) -> Array:
     """Ranks of all variables in an order drawn uniformly, one order per image.
 

@@ -22,7 +22,7 @@ from edm_jax.progress import ReportFn
 from edm_jax.samplers import loop
 from edm_jax.typing import Array, ArrayLike, Key
 
-_ORDER = 0  # stream of a key; call i draws from stream i + 1
+_ORDER = 0  # stream of a key and stage; call i draws from stream i + 1
 UniformFn = Callable[[Array], Array]
 
 
@@ -59,15 +59,6 @@ def draw_step(
     outputs = predict(process.shown(x, known, stages), known, num_known, stages)
     drawn = process.draw(outputs, x, uniform, stages)
     return jnp.where((t <= ranks) & (ranks < t_next), drawn, x)
-
-
-def uniform_noise(keys: Key, index: ArrayLike, shape: tuple[int, ...]) -> Array:
-    """Uniform draws in (0, 1) of call ``index``: ``(B, *shape)``, one key per image."""
-
-    def draw(key: Key) -> Array:
-        return jax.random.uniform(jax.random.fold_in(key, index + 1), shape, minval=TINY)
-
-    return jax.vmap(draw)(keys)
 
 
 def _check_start(policy: Array, num_given: Array) -> None:
@@ -123,49 +114,59 @@ def sample_ardm(
         outside 0..K-1, or a mask that leaves nothing to draw.
     """
     shape, batch = tuple(shape), keys.shape[0]
-    mask_shape, variables = process.mask_shape(shape), num_variables(process, shape)
-    policies = stage_policies(policy, process.num_stages, variables)
-    x = jnp.broadcast_to(process.start(shape), (batch, *shape))
-    num_given = jnp.zeros(batch, jnp.int32)
-    if (values is None) != (given is None):
-        raise ValueError("values and given must come together: what is known, and where")
-    if given is not None:
-        orders.check_given(given, (batch, *mask_shape))
-        check_values(values, process.num_values, "values")
-        given = jnp.asarray(given)
-        num_given = jnp.sum(given.reshape(batch, -1), axis=1, dtype=jnp.int32)
-        x = jnp.where(given, jnp.asarray(values), x).astype(jnp.int32)
+    mask_shape, stages = process.mask_shape(shape), process.num_stages
+    policies = stage_policies(policy, stages, num_variables(process, shape))
+    x, num_given = _start(process, (batch, *shape), values, given)
     _check_start(policies, num_given)
-    stage_ranks = (
-        None
-        if ranks is None
-        else orders.stage_ranks(ranks, process.num_stages, (batch, *mask_shape))
-    )
+    if ranks is not None:
+        ranks = orders.stage_ranks(ranks, stages, (batch, *mask_shape))
+        orders.check_given_first(ranks, given)
     num_calls = policies.shape[1] - 1
 
-    def stage_body(x: Array, stage: Array, policy: Array, ranks: Array | None) -> tuple:
+    def one_stage(x: Array, inputs: tuple) -> tuple[Array, Array | None]:
+        stage, k, ranks = inputs
         if ranks is None:
-            order_keys = jax.vmap(lambda k: jax.random.fold_in(k, _ORDER))(keys)
-            order_keys = jax.vmap(lambda k: jax.random.fold_in(k, stage))(order_keys)
-            ranks = orders.random_ranks(order_keys, mask_shape, given)
-        k = jnp.maximum(policy[:, None], num_given[None, :])
+            ranks = orders.random_ranks(_streams(keys, stage, _ORDER), mask_shape, given)
+        k = jnp.maximum(k[:, None], num_given[None, :])
 
-        def body(x: Array, i: Array, t: Array, t_next: Array) -> tuple[Array, Array | None]:
-            index = stage * num_calls + i
+        def call(x: Array, i: Array, t: Array, t_next: Array) -> tuple[Array, Array | None]:
             if uniform_fn is None:
-                uniform = uniform_noise(keys, index, process.noise_shape(shape))
+                uniform = _uniform(_streams(keys, stage, i + 1), process.noise_shape(shape))
             else:
-                uniform = uniform_fn(index)
+                uniform = uniform_fn(stage * num_calls + i)
             x = draw_step(predict, process, x, ranks, t, t_next, uniform, stage)
             return x, (x if trajectory else None)
 
-        return loop.scan(body, x, (jnp.arange(num_calls), k[:-1], k[1:]), progress=progress)
+        return loop.scan(call, x, (jnp.arange(num_calls), k[:-1], k[1:]), progress=progress)
 
-    stages = jnp.arange(process.num_stages)
-    start = x
-    x, visited = jax.lax.scan(
-        lambda x, inputs: stage_body(x, *inputs), x, (stages, policies, stage_ranks)
-    )
+    last, visited = jax.lax.scan(one_stage, x, (jnp.arange(stages), policies, ranks))
     if not trajectory:
-        return x
-    return jnp.concatenate([start[None], visited.reshape(-1, batch, *shape)])
+        return last
+    return jnp.concatenate([x[None], visited.reshape(-1, batch, *shape)])
+
+
+def _streams(keys: Key, stage: Array, index: ArrayLike) -> Key:
+    """The keys of one stage for the order (0) or for a call (its number + 1)."""
+    fold = jax.random.fold_in
+    return jax.vmap(lambda key: fold(fold(key, stage), index))(keys)
+
+
+def _uniform(keys: Key, shape: tuple[int, ...]) -> Array:
+    """``(B, *shape)`` in (0, 1), one key per image."""
+    return jax.vmap(lambda key: jax.random.uniform(key, shape, minval=TINY))(keys)
+
+
+def _start(
+    process: Process, shape: tuple[int, ...], values: ArrayLike | None, given: ArrayLike | None
+) -> tuple[Array, Array]:
+    """The state before any draw, and ``(B,)`` how many variables are given in it."""
+    x = jnp.broadcast_to(process.start(shape[1:]), shape)
+    if (values is None) != (given is None):
+        raise ValueError("values and given must come together: what is known, and where")
+    if given is None:
+        return x, jnp.zeros(shape[0], jnp.int32)
+    orders.check_given(given, (shape[0], *process.mask_shape(shape[1:])))
+    check_values(values, process.num_values, "values")
+    given = jnp.asarray(given)
+    count = jnp.sum(given.reshape(shape[0], -1), axis=1, dtype=jnp.int32)
+    return jnp.where(given, jnp.asarray(values), x).astype(jnp.int32), count

@@ -23,6 +23,7 @@ INPUTS = ("embed", "one_hot", "float")
 ATTENTION = ("middle", "all")
 _FREQUENCY_RANGE = 10000.0
 _TIME_SCALE = 1000.0
+_EPS = 1e-6  # of the norms; Flax's default, which the release uses
 
 
 def time_embedding(time: Array, channels: int) -> Array:
@@ -216,43 +217,46 @@ class ArdmUNet(nn.Module):
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, axes)
             h = h + self.param("position_map", zeros, shape, jnp.float32).astype(h.dtype)[None]
 
-        block_type = UNetBlock
-        if self.remat == "blocks" and not self.is_initializing():
-            block_type = remat(UNetBlock)
-        count = 0
-
-        def block(h: Array, name: str, attention: bool = False) -> Array:
-            nonlocal count
-            count += 1
-            return block_type(
-                out_channels=self.model_channels,
-                attention=attention or (self.attention == "all" and not name.startswith("mid")),
-                num_heads=1,
-                dropout=self.dropout,
-                eps=1e-6,
-                adaptive_scale=False,
-                name=name,
-            )(h, emb, None if seeds is None else seeds[count - 1])
-
+        names = self._blocks()
+        seed_of = dict.fromkeys(names) if seeds is None else dict(zip(names, seeds, strict=True))
         skips = [h]
-        for i in range(self.num_blocks):
-            h = block(h, f"down_block{i}")
-            skips.append(h)
-        h = block(h, "middle_block0", attention=True)
-        h = block(h, "middle_block1")
-        for i in range(self.num_blocks + 1):
-            h = block(jnp.concatenate([h, skips.pop()], axis=-1), f"up_block{i}")
-        h = GroupNorm(1e-6, silu=True, name="out_norm")(h)
+        for name in names:
+            down, up = name.startswith("down"), name.startswith("up")
+            h = jnp.concatenate([h, skips.pop()], axis=-1) if up else h
+            h = self._block(name)(h, emb, seed_of[name])
+            skips += [h] if down else []
+        h = GroupNorm(_EPS, silu=True, name="out_norm")(h)
         # Zero at the start: a uniform distribution, or nearly so.
         out = Conv2d(self.out_channels, 3, initial=Init(weight=0.0), name="out_conv")
         return out(h).astype(jnp.float32)
+
+    def _blocks(self) -> list[str]:
+        """Names of the residual blocks in order; an upward one has a skip of each downward one
+        and of the input."""
+        down = [f"down_block{i}" for i in range(self.num_blocks)]
+        up = [f"up_block{i}" for i in range(self.num_blocks + 1)]
+        return [*down, "middle_block0", "middle_block1", *up]
+
+    def _block(self, name: str) -> nn.Module:
+        recompute = self.remat == "blocks" and not self.is_initializing()
+        block_type = remat(UNetBlock) if recompute else UNetBlock
+        everywhere = self.attention == "all" and not name.startswith("middle")
+        return block_type(
+            out_channels=self.model_channels,
+            attention=everywhere or name == "middle_block0",
+            num_heads=1,
+            dropout=self.dropout,
+            eps=_EPS,
+            adaptive_scale=False,
+            name=name,
+        )
 
     def _dropout_seeds(self, batch: int, image_ids: Array | None) -> Array | None:
         """``(blocks, B, 2)`` uint32."""
         if self.dropout == 0:
             return None
         ids = jnp.arange(batch) if image_ids is None else jnp.asarray(image_ids)
-        return dropout_seeds(self.make_rng("dropout"), ids, 2 * self.num_blocks + 3)
+        return dropout_seeds(self.make_rng("dropout"), ids, len(self._blocks()))
 
     def _check_inputs(self, x: Array, known: Array) -> None:
         r, batch = self.img_resolution, x.shape[0]

@@ -163,6 +163,10 @@ def test_a_mask_that_knows_everything_is_refused(archive):
         _linear(archive, range(2), policy=[0, 9], given=given, values=values)
     with pytest.raises(ValueError, match=r"values must hold .* got 7 to 7"):
         _linear(archive, range(2), policy=[0, 9], given=given[:1].repeat(2, 0), values=values + 7)
+    order = np.broadcast_to(np.arange(9), (2, 9))
+    late = np.broadcast_to(np.arange(9) == 4, (2, 9))
+    with pytest.raises(ValueError, match="ranks must put the given variables first"):
+        _linear(archive, range(2), policy=[1, 9], given=late, values=values, ranks=order)
     with pytest.raises(ValueError, match="given must be a bool mask"):
         _linear(archive, range(2), policy=[0, 9], given=given * 1, values=values)
 
