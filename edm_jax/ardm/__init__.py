@@ -19,7 +19,7 @@ from edm_jax.ardm.outputs import DiscretizedLogistic, DiscretizedLogisticRGB, So
 from edm_jax.ardm.policy import optimal_policies, policy_table, sequential_policy, uniform_policy
 from edm_jax.ardm.process import Absorbing, network_predictor
 from edm_jax.ardm.profile import LossProfile
-from edm_jax.ardm.registry import build, network_sizes
+from edm_jax.ardm.registry import build, model_predictor, network_sizes
 from edm_jax.ardm.sample import sample_ardm
 from edm_jax.ardm.upscale import Upscale
 
@@ -32,6 +32,7 @@ __all__ = [
     "Softmax",
     "Upscale",
     "build",
+    "model_predictor",
     "network_predictor",
     "network_sizes",
     "optimal_policies",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from edm_jax.ardm.outputs import OUTPUTS
-from edm_jax.ardm.process import Absorbing, Process
+from edm_jax.ardm.process import Absorbing, PredictFn, Process, network_predictor
 from edm_jax.ardm.upscale import Upscale
 from edm_jax.names import lookup
 
@@ -70,3 +71,21 @@ def network_sizes(process: Process, shape: tuple[int, ...]) -> dict[str, Any]:
         "mask_channels": process.mask_shape(tuple(shape))[-1],
         "out_channels": process.num_outputs(shape[2]),
     }
+
+
+def model_predictor(model: Any) -> tuple[PredictFn, Process]:
+    """What the functions of this room take, of a loaded `Model` of kind "ardm".
+
+        predict, process = model_predictor(edm_jax.load("runs/digits_ardm"))
+        sample_ardm(predict, process, keys, model.image_shape, uniform_policy(16, 64))
+
+    Pass the model as an argument of the outermost jit.
+
+    Raises:
+      ValueError: for a model of another kind.
+    """
+    if model.kind != "ardm":
+        raise ValueError(f"need a model of kind 'ardm', got {model.kind!r}")
+    process = build(**model.description["process"])
+    apply = functools.partial(model.net.apply, model.variables)
+    return network_predictor(apply, process, model.image_shape), process

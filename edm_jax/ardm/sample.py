@@ -18,8 +18,7 @@ from edm_jax.ardm.outputs import TINY
 from edm_jax.ardm.policy import stage_policies
 from edm_jax.ardm.process import PredictFn, Process, check_values, num_variables
 from edm_jax.arguments import is_known
-from edm_jax.progress import ReportFn
-from edm_jax.samplers import loop
+from edm_jax.progress import ReportFn, report, reporter
 from edm_jax.typing import Array, ArrayLike, Key
 
 _ORDER = 0  # stream of a key and stage; call i draws from stream i + 1
@@ -103,7 +102,7 @@ def sample_ardm(
         do nothing: ``num_given + optimal_policy(loss_t[num_given:], n)`` wastes none.
       uniform_fn: index of the call -> ``(B, *noise_shape)`` uniforms, to replay recorded ones.
       trajectory: return all states.
-      progress: as in `samplers.loop.scan`.
+      progress: False; True for a bar on the terminal; or a function ``(done, total)``.
 
     Returns:
       ``(B, *shape)`` int32 in 0..K-1; with trajectory ``(S n + 1, B, *shape)``, the first
@@ -121,7 +120,8 @@ def sample_ardm(
     if ranks is not None:
         ranks = orders.stage_ranks(ranks, stages, (batch, *mask_shape))
         orders.check_given_first(ranks, given)
-    num_calls = policies.shape[1] - 1
+    num_calls, report_fn = policies.shape[1] - 1, reporter(progress)
+    report(report_fn, 0, stages * num_calls)
 
     def one_stage(x: Array, inputs: tuple) -> tuple[Array, Array | None]:
         stage, k, ranks = inputs
@@ -129,15 +129,17 @@ def sample_ardm(
             ranks = orders.random_ranks(_streams(keys, stage, _ORDER), mask_shape, given)
         k = jnp.maximum(k[:, None], num_given[None, :])
 
-        def call(x: Array, i: Array, t: Array, t_next: Array) -> tuple[Array, Array | None]:
+        def call(x: Array, inputs: tuple[Array, ...]) -> tuple[Array, Array | None]:
+            i, t, t_next = inputs
             if uniform_fn is None:
                 uniform = _uniform(_streams(keys, stage, i + 1), process.noise_shape(shape))
             else:
                 uniform = uniform_fn(stage * num_calls + i)
             x = draw_step(predict, process, x, ranks, t, t_next, uniform, stage)
+            report(report_fn, stage * num_calls + i + 1, stages * num_calls, after=x)
             return x, (x if trajectory else None)
 
-        return loop.scan(call, x, (jnp.arange(num_calls), k[:-1], k[1:]), progress=progress)
+        return jax.lax.scan(call, x, (jnp.arange(num_calls), k[:-1], k[1:]))
 
     last, visited = jax.lax.scan(one_stage, x, (jnp.arange(stages), policies, ranks))
     if not trajectory:

@@ -18,6 +18,8 @@ from typing import Any
 
 import flax.linen as nn
 
+from edm_jax.models.ardm_transformer import ArdmTransformer
+from edm_jax.models.ardm_unet import ArdmUNet
 from edm_jax.models.dhariwal import DhariwalUNet
 from edm_jax.models.names import (
     from_state_dict,
@@ -40,6 +42,8 @@ __all__ = [
     "NETWORKS",
     "PRESETS",
     "PRESET_NETWORKS",
+    "ArdmTransformer",
+    "ArdmUNet",
     "DhariwalUNet",
     "SongUNet",
     "UNet",
@@ -55,7 +59,13 @@ __all__ = [
     "to_state_dict",
 ]
 
-NETWORKS: dict[str, type[nn.Module]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
+NETWORKS: dict[str, type[nn.Module]] = {
+    "SongUNet": SongUNet,
+    "DhariwalUNet": DhariwalUNet,
+    # Of autoregressive diffusion; called otherwise, see their ``example_inputs``.
+    "ArdmUNet": ArdmUNet,
+    "ArdmTransformer": ArdmTransformer,
+}
 
 # The architectures the EDM paper trained, as arguments of their network; resolution,
 # channels, labels and dropout come from the data and the run.  The first two are those

@@ -124,6 +124,11 @@ class ArdmTransformer(nn.Module):
         require(good and self.model_channels >= 4, "model_channels", rule, self.model_channels)
         super().__post_init__()
 
+    @property
+    def image_shape(self) -> tuple[int]:
+        """``(L,)``: shape of one example."""
+        return (self.length,)
+
     def example_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shapes of the arguments for one example."""
         return (

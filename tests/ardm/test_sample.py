@@ -80,6 +80,13 @@ def test_an_image_depends_on_its_key_alone(archive):
     assert len(np.unique(whole, axis=0)) == 6
 
 
+def test_progress_counts_the_calls(archive):
+    told = []
+    _linear(archive, range(2), policy=[0, 4, 9], progress=lambda *call: told.append(call))
+    jax.effects_barrier()
+    assert sorted(tuple(map(int, call)) for call in told) == [(0, 2), (1, 2), (2, 2)]
+
+
 def test_padded_calls_draw_nothing(archive):
     steps = policy.uniform_policy(4, 9)
     padded = policy.pad_policy(steps, 7)

@@ -118,3 +118,26 @@ def as_text(tokens: np.typing.ArrayLike, alphabet: str | None = None) -> str:
     if alphabet is None:
         return tokens.astype(np.uint8).tobytes().decode("utf-8", errors="replace")
     return "".join(alphabet[token] for token in tokens)
+
+
+def open_split(
+    path: str,
+    split: str = "train",
+    *,
+    use_labels: bool = True,
+    length: int = 250,
+    alphabet: str = "",
+) -> TextSource:
+    """A text as `registry.SOURCES` opens it; there are no labels.
+
+    Args:
+      path: of the file.
+      split: see `SPLITS`.
+      use_labels: without effect.
+      length: of a sequence.
+      alphabet: the characters; empty takes bytes.
+    """
+    del use_labels
+    if not path:
+        raise ValueError("path is missing: the name of the text file")
+    return TextSource(path, length, split=split, alphabet=alphabet or None)

@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
+from edm_jax.data.sources.registry import open_source
 from edm_jax.data.sources.text import TEXT8, TextSource, as_text
 
 
@@ -66,6 +67,13 @@ def test_travels_to_processes(path):
 def test_refusals(path, arguments, message):
     with pytest.raises(ValueError, match=message):
         TextSource(path, **arguments)
+
+
+def test_opened_by_name(path):
+    source = open_source("text", str(path), "test", length=5, alphabet=TEXT8)
+    assert len(source) == 1 and source.num_values == 27
+    with pytest.raises(ValueError, match="path is missing"):
+        open_source("text")
 
 
 def test_missing_file(tmp_path):
