@@ -23,6 +23,8 @@ TRAIN = [
 DATA = ["array-record>=0.5", "lmdb>=1.4", "pyspng>=0.1.1"]
 TENSORBOARD = ["tensorflow>=2.18", "tensorboard>=2.18"]
 DIFFRAX = ["diffrax>=0.7"]
+# The range coder of edm_jax.ardm.codec.
+CODEC = ["constriction>=0.5"]
 TEST = ["hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.7", "ruff>=0.9", "safetensors>=0.5"]
 
 setup(
@@ -38,6 +40,7 @@ setup(
         "data": DATA,
         "tensorboard": TENSORBOARD,
         "diffrax": DIFFRAX,
-        "dev": TRAIN + DATA + TENSORBOARD + DIFFRAX + TEST,
+        "codec": CODEC,
+        "dev": TRAIN + DATA + TENSORBOARD + DIFFRAX + CODEC + TEST,
     },
 )

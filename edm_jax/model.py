@@ -15,7 +15,7 @@ import numpy as np
 from edm_jax import models
 from edm_jax.names import unknown
 from edm_jax.precond import PRECONDITIONINGS, Preconditioning, precondition
-from edm_jax.store.description import FORMAT_VERSION, check_description, kind_of
+from edm_jax.store.description import FORMAT_VERSION, KINDS, check_description, kind_of
 from edm_jax.store.errors import WeightsError
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, PyTree
 
@@ -25,9 +25,9 @@ Labels = ArrayLike | str | Sequence[str]
 def describe(
     *,
     network: Mapping[str, Any],
-    precond: Mapping[str, Any],
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[int, ...],
     num_classes: int,
+    precond: Mapping[str, Any] | None = None,
     label_names: tuple[str, ...] | None = None,
     progress: Mapping[str, Any] | None = None,
     kind: str = "denoiser",
@@ -37,9 +37,10 @@ def describe(
 
     Args:
       network: ``{"name": ..., **constructor arguments}`` of `models.build`.
-      precond: ``{"name": ..., **arguments}`` of `precond.PRECONDITIONINGS`.
-      image_shape: ``(H, W, C)``.
+      image_shape: ``(H, W, C)``, or ``(L,)`` for sequences.
       num_classes: label dimension, 0 for none.
+      precond: ``{"name": ..., **arguments}`` of `precond.PRECONDITIONINGS`; None for kinds
+        without.
       label_names: of the classes, if known.
       progress: step, images seen, and the like.
       kind: what the model is, one of `store.description.KINDS`.
@@ -52,7 +53,7 @@ def describe(
         "format_version": FORMAT_VERSION,
         "kind": kind,
         "network": dict(network),
-        "precond": dict(precond),
+        **({} if precond is None else {"precond": dict(precond)}),
         "image_shape": list(image_shape),
         "num_classes": num_classes,
         "label_names": None if label_names is None else list(label_names),
@@ -63,25 +64,28 @@ def describe(
 
 
 @functools.lru_cache(maxsize=64)
-def _build(key: str) -> tuple[nn.Module, Preconditioning]:
+def _build(key: str) -> tuple[nn.Module, Preconditioning | None]:
     """Network and preconditioning of a description; equal ones share compiled programs."""
     parts = json.loads(key)
-    network, precond = parts["network"], parts["precond"]
+    network, precond = parts["network"], parts.get("precond")
     net = models.build(network.pop("name"), **network)
+    if precond is None:
+        return net, None
     if precond.get("levels") is not None:
         precond["levels"] = np.asarray(precond["levels"], np.float32)
     return net, PRECONDITIONINGS[precond.pop("name")](**precond)
 
 
-def build(description: Mapping[str, Any]) -> tuple[nn.Module, Preconditioning]:
-    """The network and the preconditioning that a description names.
+def build(description: Mapping[str, Any]) -> tuple[nn.Module, Preconditioning | None]:
+    """The network and the preconditioning (of a denoiser) that a description names.
 
     Raises:
       WeightsError: for a description of a newer version or one that makes no sense.
     """
     check_description(description)
     try:
-        parts = {name: description[name] for name in ("network", "precond")}
+        wanted = [name for name in ("network", "precond") if name in KINDS[kind_of(description)]]
+        parts = {name: description[name] for name in wanted}
         return _build(json.dumps(parts, sort_keys=True))
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"the model description is not usable: {error}") from error
@@ -97,12 +101,12 @@ class _Static:
     def __init__(
         self,
         net: nn.Module,
-        preconditioning: Preconditioning,
+        preconditioning: Preconditioning | None,
         description: Mapping[str, Any],
         variant: str,
     ):
         self.fields = (net, preconditioning, description, variant)
-        data = {key: description.get(key) for key in ("image_shape", "num_classes")}
+        data = {key: description.get(key) for key in ("image_shape", "num_classes", "process")}
         self._key = (net, preconditioning, kind_of(description), json.dumps(data))
 
     def __eq__(self, other: object) -> bool:
@@ -126,7 +130,7 @@ class Model:
 
     Attributes:
       net: the raw network, a pure Flax module.
-      preconditioning: coefficients, noise range and rounding.
+      preconditioning: coefficients, noise range and rounding; None if it is no denoiser.
       variables: of the network: ``{"params": ...}`` and perhaps ``"buffers"``.
       description: the JSON description (`describe`).
       variant: which weights these are, for example ``ema_500kimg``.
@@ -135,7 +139,7 @@ class Model:
     def __init__(
         self,
         net: nn.Module,
-        preconditioning: Preconditioning,
+        preconditioning: Preconditioning | None,
         variables: PyTree,
         description: Mapping[str, Any],
         variant: str = "ema",
@@ -173,8 +177,8 @@ class Model:
         return self._static.fields[0]
 
     @property
-    def preconditioning(self) -> Preconditioning:
-        """Coefficients, noise range and rounding."""
+    def preconditioning(self) -> Preconditioning | None:
+        """Coefficients, noise range and rounding of a denoiser."""
         return self._static.fields[1]
 
     @property
@@ -198,8 +202,8 @@ class Model:
         return self.variables["params"]
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """``(H, W, C)``."""
+    def image_shape(self) -> tuple[int, ...]:
+        """``(H, W, C)``, or ``(L,)`` for sequences."""
         return tuple(self.description["image_shape"])
 
     @property
@@ -244,7 +248,12 @@ class Model:
 
         Pass the variables as an argument of the outermost jit; closed over, they would
         become constants of the program.
+
+        Raises:
+          ValueError: for a model of another kind.
         """
+        if self.preconditioning is None:
+            raise ValueError(f"a model of kind {self.kind!r} has no denoiser")
         return precondition(functools.partial(self.net.apply, variables), self.preconditioning)
 
     def label_rows(self, labels: Labels | None, batch_size: int) -> Array | None:

@@ -18,6 +18,8 @@ from typing import Any
 
 import flax.linen as nn
 
+from edm_jax.models.ardm_transformer import ArdmTransformer
+from edm_jax.models.ardm_unet import ArdmUNet
 from edm_jax.models.classifier import NoisyClassifier
 from edm_jax.models.dhariwal import DhariwalUNet
 from edm_jax.models.names import (
@@ -41,6 +43,8 @@ __all__ = [
     "NETWORKS",
     "PRESETS",
     "PRESET_NETWORKS",
+    "ArdmTransformer",
+    "ArdmUNet",
     "DhariwalUNet",
     "NoisyClassifier",
     "SongUNet",
@@ -61,6 +65,9 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "SongUNet": SongUNet,
     "DhariwalUNet": DhariwalUNet,
     "NoisyClassifier": NoisyClassifier,
+    # Of autoregressive diffusion; called otherwise, see their ``example_inputs``.
+    "ArdmUNet": ArdmUNet,
+    "ArdmTransformer": ArdmTransformer,
 }
 
 # The architectures the EDM paper trained, as arguments of their network; resolution,

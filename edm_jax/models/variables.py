@@ -37,8 +37,17 @@ def inputs(net: nn.Module, shape: tuple[int, ...] | None = None) -> tuple[Any, .
     Args:
       net: called as ``net.apply(variables, x, c_noise, class_labels, augment_labels)``; the
         sizes of the labels are its fields ``label_dim`` and ``augment_dim``, 0 if it lacks them.
+        One that is called otherwise says so by a method ``example_inputs()``.
       shape: of one example; by default `data_shape`.
+
+    Raises:
+      ValueError: for a network with ``example_inputs`` of another shape.
     """
+    if hasattr(net, "example_inputs"):
+        own = net.example_inputs()
+        if shape is not None and tuple(shape) != own[0].shape[1:]:
+            raise ValueError(f"{type(net).__name__} takes {own[0].shape[1:]}, got {tuple(shape)}")
+        return own
 
     def struct(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, jnp.float32)

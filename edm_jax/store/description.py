@@ -3,6 +3,7 @@
     {"format_version": 1, "kind": "denoiser" (also where it is left out),
      "network": {"name": "SongUNet" | "DhariwalUNet", constructor arguments},
      "precond": {"name": "edm" | "vp" | "ve" | "iddpm", arguments of the factory},
+     ("process": {"name": "absorbing" | "upscale", arguments} instead, where "kind" is "ardm")
      "image_shape": [H, W, C], "num_classes": label_dim, "label_names": null or [...],
      "progress": null or {"nimg", "kimg", "step"}, "data": {"num_images" of a run, ...},
      "source": {"file", "sha256", "format", "class_name", "licence", ...}}
@@ -23,13 +24,20 @@ from typing import Any
 import numpy as np
 
 from edm_jax import models
+from edm_jax.ardm.registry import build as build_process
 from edm_jax.precond import PRECONDITIONINGS
 from edm_jax.store.errors import NewerFormatError, WeightsError, show
 from edm_jax.typing import PyTree
 
 FORMAT_VERSION = 1
 # Kind of model -> which choices, each with a name, its description must hold.
-KINDS = {"denoiser": ("network", "precond"), "classifier": ("network", "precond")}
+KINDS = {
+    "denoiser": ("network", "precond"),
+    "classifier": ("network", "precond"),
+    "ardm": ("network", "process"),
+}
+SEQUENCES = ("ardm",)  # kinds whose examples may be sequences, of image_shape [length]
+MAX_VALUES = 1 << 16  # of a discrete variable
 MAX_LEVELS = 1 << 16  # M of a table of noise levels
 _MAX_NODES = 1 << 14
 _MAX_DEPTH = 16
@@ -152,6 +160,20 @@ def check_levels(levels: object) -> None:
         raise WeightsError("levels must decrease strictly (in float32) and end with 0")
 
 
+def check_process(process: Mapping[str, Any]) -> None:
+    """Raise WeightsError unless the process of an autoregressive model can be built."""
+    values = process.values()
+    if not all(
+        v is None or isinstance(v, str) or (isinstance(v, int) and abs(v) <= MAX_VALUES)
+        for v in values
+    ):
+        raise WeightsError(f"process: {show(process)} holds what is no name or small integer")
+    try:
+        build_process(**process)
+    except ValueError as error:
+        raise WeightsError(f"process: {error}") from None
+
+
 def check_version(description: object) -> None:
     """Raise WeightsError unless this is a dictionary of a version known here.
 
@@ -188,6 +210,8 @@ def check_description(description: object) -> None:
             raise WeightsError(f"the description has no {key} with a name")
     if "precond" in KINDS[kind]:
         check_precond(description["precond"])
+    if "process" in KINDS[kind]:
+        check_process(description["process"])
     _check_data(description)
     for key in ("data", "source", "progress"):
         if not isinstance(description.get(key), dict | None):
@@ -205,7 +229,7 @@ def _check_data(description: Mapping[str, Any]) -> None:
     shape, classes = description.get("image_shape"), description.get("num_classes")
     if (
         not isinstance(shape, list)
-        or len(shape) != 3
+        or len(shape) not in ((1, 3) if kind_of(description) in SEQUENCES else (3,))
         or not all(type(n) is int and n > 0 for n in shape)
     ):
         raise WeightsError(f"image_shape must be [height, width, channels], got {show(shape)}")
@@ -213,12 +237,12 @@ def _check_data(description: Mapping[str, Any]) -> None:
         raise WeightsError(f"num_classes must be an integer >= 0, got {show(classes)}")
     network = description["network"]
     # Of these sizes a network may have any; those it has must agree.
-    height, width, channels = shape
-    for field, sizes in (
-        ("img_resolution", (height, width)),
-        ("in_channels", (channels,)),
-        ("label_dim", (classes,)),
-    ):
+    expected = [("label_dim", (classes,))]
+    if len(shape) == 3:
+        expected += [("img_resolution", shape[:2]), ("in_channels", shape[2:])]
+    else:
+        expected += [("length", shape)]
+    for field, sizes in expected:
         if any(_network_size(network, field, size) != size for size in sizes):
             raise WeightsError(
                 f"image_shape {shape} and num_classes {classes} are not those of the network: "

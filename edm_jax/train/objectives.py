@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from edm_jax.ardm.objective import OrderAgnostic
+from edm_jax.ardm.registry import build as build_process
 from edm_jax.ddpm.losses import LossKind
 from edm_jax.ddpm.process import ddpm_process
 from edm_jax.noise import NoiseDistribution, WeightFn
@@ -24,19 +26,21 @@ class Parts:
 
     Attributes:
       apply: of the network.
-      image_shape: ``(H, W, C)`` of the data.
+      image_shape: ``(H, W, C)`` of the data, or ``(L,)``.
       num_classes: dimension of the labels, 0 for none.
       preconditioning, distribution, weight: see `objective.DenoisingObjective`.
       augment: None, or ``(keys, images) -> (images, augment_labels)``.
+      batch_size: global.
     """
 
     apply: Callable[..., Array]
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     num_classes: int
     preconditioning: Preconditioning
     distribution: NoiseDistribution
     weight: WeightFn
     augment: Callable[[Key, Array], tuple[Array, Array]] | None = None
+    batch_size: int = 1
 
 
 def denoising(parts: Parts) -> Objective:
@@ -89,10 +93,36 @@ def classifier(parts: Parts) -> Objective:
     )
 
 
+def order_agnostic(
+    parts: Parts,
+    process: Mapping[str, Any],
+    ce_weight: float = 0.001,
+    steps: str = "uniform",
+    levels: bool = True,
+) -> Objective:
+    """Autoregressive diffusion (Hoogeboom et al. 2022).
+
+    Args:
+      parts: of which the network, the shape and the batch are used.
+      process: ``{"name": ..., **arguments}`` of `ardm.registry.build`.
+      ce_weight, steps, levels: see `OrderAgnostic`.
+    """
+    return OrderAgnostic(
+        apply=parts.apply,
+        process=build_process(**process),
+        shape=tuple(parts.image_shape),
+        batch_size=parts.batch_size,
+        ce_weight=ce_weight,
+        steps=steps,
+        levels=levels,
+    )
+
+
 # ``(parts, **options) -> objective``, which has ``per_image(params, buffers, batch, key,
 # image_ids) -> (loss, level)``; the training step knows no more.
 OBJECTIVES: Mapping[str, Callable[..., Any]] = {
     "denoising": denoising,
     "ddpm": ddpm,
     "classifier": classifier,
+    "order_agnostic": order_agnostic,
 }

@@ -150,6 +150,7 @@ class Experiment:
             distribution=self.distribution,
             weight=self.weight,
             augment=pipe and (lambda keys, images: augment(keys, images, pipe)),
+            batch_size=self.training.batch_size,
         )
         return construct(OBJECTIVES, self.objective, "config.objective", parts)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from edm_jax.data.sources import digits, image_files, tfds
+from edm_jax.data.sources import digits, image_files, text, tfds
 from edm_jax.data.sources.base import ImageSource
 from edm_jax.names import lookup
 
@@ -14,6 +14,7 @@ from edm_jax.names import lookup
 SOURCES: Mapping[str, Callable[..., ImageSource]] = {
     "digits": digits.open_split,
     "images": image_files.open_split,
+    "text": text.open_split,
     "tfds": tfds.open_split,
 }
 

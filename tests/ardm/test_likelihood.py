@@ -1,0 +1,153 @@
+"""Likelihoods: exact code lengths of enumerated models, bounds of policies, estimates."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from edm_jax.ardm import likelihood, orders, policy
+from edm_jax.ardm.outputs import Softmax
+from edm_jax.ardm.process import Absorbing
+from tests.support import ardm as models
+
+# Sums of a few float32 log probabilities against float64.
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def archive(golden):
+    return golden("14_ardm")
+
+
+@pytest.mark.parametrize("schedule", ["sequential", "parallel"])
+def test_code_length(archive, schedule):
+    process = Absorbing(Softmax(5), 2)
+    steps = np.append(archive[f"sampling/{schedule}/policy"], 9)
+    nats = likelihood.code_length(
+        models.linear_predict(archive),
+        process,
+        archive["coding/x"],
+        archive["sampling/ranks"],
+        steps,
+    )
+    np.testing.assert_allclose(nats / np.log(2), archive[f"coding/{schedule}/bits"], **TOLERANCE)
+
+
+@pytest.fixture(scope="module")
+def order_lengths(archive):
+    """Code lengths of the free table: policy -> (24 orders, 81 examples)."""
+    predict, process = models.table_predict(archive["tabular/logits"]), models.table_process()
+    x, every = jnp.asarray(archive["tabular/x"]), jnp.asarray(archive["tabular/orders"])
+
+    @jax.jit
+    def lengths(steps):
+        def one(order):
+            ranks = jnp.broadcast_to(orders.ranks_of_order(order), x.shape)
+            return likelihood.code_length(predict, process, x, ranks, steps)
+
+        return jax.lax.map(one, every)
+
+    return lambda row: lengths(policy.pad_policy(np.append(row[row >= 0], 4), 4))
+
+
+def test_every_order_of_a_table(archive, order_lengths):
+    got = order_lengths(np.arange(4))
+    np.testing.assert_allclose(got, -archive["tabular/free/log_p_order"], **TOLERANCE)
+    np.testing.assert_allclose(got.mean(axis=0), -archive["tabular/free/elbo"], **TOLERANCE)
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_mean_over_orders_is_the_bound_of_the_policy(archive, order_lengths, index):
+    got = order_lengths(archive["tabular/policies"][index])
+    bound = np.asarray(got).mean(axis=0)
+    np.testing.assert_allclose(
+        bound, np.abs(archive["tabular/free/policy_bound"][index]), **TOLERANCE
+    )
+    mixture = np.exp(-np.asarray(got, np.float64)).mean(axis=0)
+    expected = archive["tabular/free/policy_sample_prob"][index]
+    np.testing.assert_allclose(mixture, expected, rtol=1e-5)
+
+
+def test_consistent_tables_have_the_same_length_in_every_order(archive):
+    predict = models.table_predict(archive["tabular/consistent_logits"])
+    x = archive["tabular/x"]
+    ranks = orders.random_ranks(jax.random.split(jax.random.key(0), 81), (4,))
+    nats = likelihood.code_length(predict, models.table_process(), x, ranks, None)
+    np.testing.assert_allclose(nats, -np.log(archive["tabular/joint"]), **TOLERANCE)
+
+
+@pytest.mark.parametrize("index", [0, 3, 5])
+def test_cost_of_a_policy_is_its_bound(archive, index):
+    """From the profile of one example, which is what `policy_cost` is a model of."""
+    row = archive["tabular/policies"][index]
+    steps = np.append(row[row >= 0], 4)
+    profile = archive["tabular/free/loss_t"]
+    costs = [policy.policy_cost(profile[:, i], steps) for i in range(81)]
+    np.testing.assert_allclose(
+        costs, np.abs(archive["tabular/free/policy_bound"][index]), rtol=1e-9
+    )
+
+
+def _mean_within(values, expected, sigmas=5):
+    """The mean of independent values lies within five standard errors."""
+    got = likelihood.estimate(np.asarray(values))
+    assert abs(got.mean - expected) < sigmas * got.standard_error
+
+
+def test_random_steps_estimate_the_bound(archive):
+    predict, process = models.table_predict(archive["tabular/logits"]), models.table_process()
+    x = jnp.broadcast_to(archive["tabular/x"][40], (20000, 4))
+    keys = jax.random.split(jax.random.key(1), 20000)
+    nats = 4 * np.log(2)
+    values = likelihood.bound_sample(predict, process, x, keys)
+    _mean_within(nats * values, -archive["tabular/free/elbo"][40])
+
+
+@pytest.mark.parametrize("index", [1, 3, 5])
+def test_random_calls_estimate_the_bound_of_a_policy(archive, index):
+    predict, process = models.table_predict(archive["tabular/logits"]), models.table_process()
+    row = archive["tabular/policies"][index]
+    steps = policy.pad_policy(np.append(row[row >= 0], 4), 4)
+    x = jnp.broadcast_to(archive["tabular/x"][17], (20000, 4))
+    keys = jax.random.split(jax.random.key(index), 20000)
+    values = likelihood.policy_bound_sample(predict, process, x, keys, steps)
+    _mean_within(4 * np.log(2) * values, abs(archive["tabular/free/policy_bound"][index, 17]))
+
+
+def test_bound_of_a_data_set(archive):
+    """Passes over the 81 examples, in batches of any size."""
+    predict, process = models.table_predict(archive["tabular/logits"]), models.table_process()
+    x = archive["tabular/x"]
+    sample_fn = jax.jit(functools.partial(likelihood.bound_sample, predict, process))
+
+    def batches(size):
+        return ((np.arange(81)[i : i + size], x[i : i + size]) for i in range(0, 81, size))
+
+    whole = likelihood.bound(sample_fn, batches(81), seed=3, passes=20)
+    parts = likelihood.bound(sample_fn, batches(27), seed=3, passes=20)
+    assert whole == pytest.approx(parts)
+    assert whole.num_images == 81
+    expected = -archive["tabular/free/elbo"].mean() / (4 * np.log(2))
+    # Over examples of one set the error is smaller than over sets: an upper bound serves.
+    assert abs(whole.mean - expected) < 5 * whole.standard_error
+
+
+def test_standard_error():
+    values = np.array([[1.0, 2, 3, 4], [3.0, 4, 5, 6]])
+    got = likelihood.estimate(values)
+    assert got.mean == 3.5 and got.num_images == 4
+    assert got.standard_error == pytest.approx(np.sqrt(5 / 3) / 2)
+    assert np.isnan(likelihood.estimate([1.0]).standard_error)
+
+
+def test_refusals(archive):
+    predict, process = models.table_predict(archive["tabular/logits"]), models.table_process()
+    ranks = np.broadcast_to(np.arange(4), (2, 4))
+    with pytest.raises(ValueError, match=r"integers 0\.\.2, got 0 to 3"):
+        likelihood.code_length(predict, process, np.array([[0, 0, 0, 3]] * 2), ranks, None)
+    with pytest.raises(ValueError, match="must end in D = 4"):
+        likelihood.code_length(predict, process, np.zeros((2, 4), int), ranks, [0, 3])
+    with pytest.raises(ValueError, match="at least one batch"):
+        likelihood.bound(None, [])

@@ -1,0 +1,48 @@
+"""Models for the tests of `edm_jax.ardm` whose every probability is known."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from edm_jax.ardm.outputs import Softmax
+from edm_jax.ardm.process import Absorbing
+
+VARIABLES, VALUES = 4, 3  # of the golden table
+
+
+def table_process():
+    """Four variables of three values; unknown ones show a class of their own."""
+    return Absorbing(Softmax(VALUES), absorbing=VALUES)
+
+
+def table_predict(logits):
+    """The golden table as a network: logits[mask, code of the known values, variable, value]."""
+    table = jnp.asarray(logits, jnp.float32)
+    bits = 2 ** np.arange(VARIABLES)
+    digits = VALUES ** np.arange(VARIABLES)[::-1]
+
+    def predict(x_in, known, t, stage):
+        return table[known @ bits, jnp.where(known, x_in, 0) @ digits]
+
+    return predict
+
+
+def linear_predict(archive):
+    """The golden network of the sampling cases: linear in the one-hot known values."""
+    bias, weight = (jnp.asarray(archive[f"sampling/{name}"]) for name in ("bias", "weight"))
+    variables, values = bias.shape
+
+    def predict(x_in, known, t, stage):
+        shown = jnp.where(known[..., None], jnp.eye(values)[x_in], 0)
+        return bias[None] + jnp.einsum("dkej,bej->bdk", weight, shown) / np.sqrt(variables)
+
+    return predict
+
+
+def two_stage_predict(archive):
+    """The golden table of upscaling: logits[stage, mask, mixed x_0, mixed x_1, variable, K]."""
+    table = jnp.asarray(archive["upscale/tabular/logits"])
+
+    def predict(x_in, known, t, stage):
+        return table[stage, known @ np.array([1, 2]), x_in[:, 0], x_in[:, 1]]
+
+    return predict
