@@ -14,6 +14,7 @@ from types import ModuleType
 
 from edm_jax.figures.sheets import image_grid
 from edm_jax.generate import Sampling, sample, to_uint8
+from edm_jax.likelihood import decode, encode, interpolate, log_likelihood
 from edm_jax.loading import load
 from edm_jax.losses import denoising_loss
 from edm_jax.model import Model
@@ -35,15 +36,19 @@ __all__ = [
     "Sampling",
     "SongUNet",
     "Trajectory",
+    "decode",
     "denoising_loss",
     "edm_coefs",
     "edm_preconditioning",
     "edm_weight",
+    "encode",
     "image_grid",
     "image_keys",
+    "interpolate",
     "karras_sigmas",
     "latents",
     "load",
+    "log_likelihood",
     "precondition",
     "sample",
     "sample_heun",

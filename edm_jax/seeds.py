@@ -1,8 +1,9 @@
 """Randomness of sampling: one key per image, made from that image's integer seed.
 
 Nothing an image draws depends on the batch it sits in (EDM section F.3): image i is
-the same for any batch size, order, padding or device count.  The streams of
-an image (latent, label, churn, path) are separate, so choosing a label changes no noise.
+the same for any batch size, order, padding or device count.  The streams of an image
+(latent, label, churn, path, and those of its likelihood) are separate, so choosing a label changes
+no noise.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 
 from edm_jax.typing import Array, ArrayLike, Key
 
-_LATENT, _LABEL, _CHURN, _PATH = 0, 1, 2, 3
+_LATENT, _LABEL, _CHURN, _PATH, _PROBE, _DEQUANTISATION, _BOUND = range(7)
 
 
 def seed_bits(seeds: Iterable[int] | ArrayLike) -> np.ndarray:
@@ -102,6 +103,20 @@ def normal(key: Key, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> 
     return draw.astype(dtype)
 
 
+def uniform(key: Key, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+    """Numbers in [0, 1), drawn as `normal` draws its own."""
+    check_keys(key, shape)
+    if key.ndim == 0:
+        return jax.random.uniform(key, shape, jnp.float32).astype(dtype)
+    draw = jax.vmap(lambda k: jax.random.uniform(k, shape[1:], jnp.float32))(key)
+    return draw.astype(dtype)
+
+
+def signs(key: Key, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+    """Random signs, -1 or 1 (Rademacher), drawn as `normal` draws its own."""
+    return jnp.where(uniform(key, shape) < 0.5, -1, 1).astype(dtype)
+
+
 def _stream(key: Key, index: ArrayLike) -> Key:
     fold = jax.random.fold_in
     return jax.vmap(lambda k: fold(k, index))(key) if key.ndim else fold(key, index)
@@ -130,3 +145,18 @@ def path_noise(
 ) -> Array:
     """Standard normal noise of one node of a noise path (`samplers.path`); of shape ``shape``."""
     return normal(_stream(_stream(key, _PATH), node), shape, dtype)
+
+
+def probe_key(key: Key, index: ArrayLike) -> Key:
+    """Keys of random probe ``index`` of a divergence, of the shape of key."""
+    return _stream(_stream(key, _PROBE), index)
+
+
+def dequantisation_key(key: Key, index: ArrayLike) -> Key:
+    """Keys of the noise that makes 8-bit images continuous, in pass ``index``."""
+    return _stream(_stream(key, _DEQUANTISATION), index)
+
+
+def bound_key(key: Key, index: ArrayLike) -> Key:
+    """Keys of the noise levels and the noise of a variational bound, in pass ``index``."""
+    return _stream(_stream(key, _BOUND), index)
