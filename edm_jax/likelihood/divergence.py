@@ -34,7 +34,10 @@ def _event_dot(a: Array, b: Array) -> Array:
 def _linear_map(fn: Callable[[Array], Array], x: Array) -> tuple[Array, Callable[[Array], Array]]:
     """fn(x), and v -> J v (or transposed, if fn has no forward mode: the trace is the same)."""
     try:
-        return jax.linearize(fn, x)
+        value, product = jax.linearize(fn, x)
+        # A function without forward mode is found out when its derivative is mapped.
+        jax.eval_shape(jax.vmap(product), x[None])
+        return value, product
     except _NO_FORWARD_MODE:
         value, pull_back = jax.vjp(fn, x)
         return value, lambda v: pull_back(v.astype(value.dtype))[0]
@@ -54,9 +57,9 @@ def exact_trace(block: int = BLOCK) -> TraceFn:
         size = math.prod(x.shape[1:])
 
         def diagonal(i: Array) -> Array:
-            unit = jnp.zeros((size,), x.dtype).at[i].set(1).reshape(x.shape[1:])
-            column = product(jnp.broadcast_to(unit, x.shape))
-            return column.reshape(x.shape[0], size)[:, i]
+            unit = (jnp.arange(size) == i).astype(x.dtype).reshape((1, *x.shape[1:]))
+            unit = unit * jnp.ones_like(x)
+            return _event_dot(unit, product(unit))
 
         entries = jax.lax.map(diagonal, jnp.arange(size), batch_size=min(block, size))
         return value, jnp.sum(entries, axis=0)[None]
@@ -83,15 +86,8 @@ def hutchinson_trace(probes: Array) -> TraceFn:
                 f"probes must have shape (P, {', '.join(map(str, x.shape))}), got {probes.shape}"
             )
         vectors = probes.astype(x.dtype)
-        if len(vectors) > 1:
-            value, product = _linear_map(fn, x)
-            return value, jax.vmap(lambda v: _event_dot(v, product(v)))(vectors)
-        try:  # jvp: nothing is stored in between, unlike linearize
-            value, moved = jax.jvp(fn, (x,), (vectors[0],))
-        except _NO_FORWARD_MODE:
-            value, product = _linear_map(fn, x)
-            moved = product(vectors[0])
-        return value, _event_dot(vectors[0], moved)[None]
+        value, product = _linear_map(fn, x)
+        return value, jax.vmap(lambda v: _event_dot(v, product(v)))(vectors)
 
     trace.probes = probes
     return trace

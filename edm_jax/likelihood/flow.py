@@ -64,8 +64,9 @@ class Prior(NamedTuple):
 
     def log_ratio(self, x: Array, sigma_max: Array) -> Array:
         """ln p(x; S) without -d (ln(2 pi) / 2 + ln S): ``(B, ...)`` -> ``(B,)``."""
-        ones = jnp.ones((1, *x.shape[1:]), x.dtype)
-        mean, ratio = (jnp.asarray(v, x.dtype) * ones for v in (self.mean, self.variance))
+        event = x.shape[1:]
+        each = (jnp.asarray(value, x.dtype) for value in (self.mean, self.variance))
+        mean, ratio = (jnp.broadcast_to(value, event)[None] for value in each)
         ratio = ratio / jnp.square(sigma_max)
         terms = jnp.square((x - mean) / sigma_max) / (1 + ratio) + jnp.log1p(ratio)
         return -0.5 * jnp.sum(terms, axis=tuple(range(1, x.ndim)))
@@ -182,7 +183,7 @@ def flow_log_likelihood(
         exact=traces.shape[1] == 1 and getattr(trace, "exact", False),
         log_prior=log_prior,
         latent=x_end / sigma_max,
-        calls=jnp.full(x.shape[:1], solver_info.calls * (len(sigmas) - 1)),
+        calls=jnp.full(x.shape[:1], solver_info.calls(len(sigmas) - 1)),
     )
 
 

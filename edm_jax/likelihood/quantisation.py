@@ -105,22 +105,28 @@ def decoder_cost(index: Array, levels: ArrayLike, sigma: ArrayLike) -> Array:
     return jnp.sum(table[index], axis=tuple(range(1, index.ndim)))
 
 
-def log_probability(log_density: Array, index: Array, sigma_min: ArrayLike, method: str) -> Array:
+def log_probability(
+    log_density: Array,
+    index: Array,
+    sigma_min: ArrayLike,
+    method: str,
+    levels: ArrayLike | None = None,
+) -> Array:
     """The lower bound of ln P(v) from the log density of its `dequantise`-d image.
 
     Args:
       log_density: ``(B,)`` nats, at noise level s0.
-      index: ``(B, ...)`` integers 0..255.
+      index: ``(B, ...)`` integers 0..L-1.
       sigma_min: s0.
       method: of METHODS; with ``none`` the density stays one.
+      levels: ``(L,)`` evenly spaced values of the integers; by default those of 8-bit images.
     """
     size = math.prod(index.shape[1:])
+    levels = eight_bit_levels() if levels is None else levels
     if method == "uniform":
-        return log_density + size * math.log(BIN_WIDTH)
+        return log_density + size * math.log(float(levels[1] - levels[0]))
     if method == "gaussian":
-        entropy = 0.5 * math.log(2 * math.pi * math.e) + jnp.log(
-            jnp.asarray(sigma_min, log_density.dtype)
-        )
-        cost = decoder_cost(index, eight_bit_levels(), sigma_min).astype(log_density.dtype)
-        return log_density - cost + size * entropy
+        log_sigma = jnp.log(jnp.asarray(sigma_min, log_density.dtype))
+        cost = decoder_cost(index, levels, sigma_min).astype(log_density.dtype)
+        return log_density - cost + size * (0.5 * math.log(2 * math.pi * math.e) + log_sigma)
     return log_density

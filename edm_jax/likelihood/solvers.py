@@ -9,11 +9,13 @@ holds the network once whatever the method is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from edm_jax import names
 from edm_jax.likelihood.divergence import TraceFn
@@ -21,7 +23,7 @@ from edm_jax.progress import ReportFn
 from edm_jax.samplers import loop
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, PyTree
 
-WINDOW = 4  # slopes that a method remembers, the newest included
+SLOTS = 5  # slopes that a method may remember
 
 
 class Evaluations(NamedTuple):
@@ -29,33 +31,31 @@ class Evaluations(NamedTuple):
 
     Attributes:
       sigma: ``(M,)`` where the slope is taken.
-      weights: ``(M, WINDOW)`` of the newest slope and those before, newest first: the next
-        state is the state at the last level reached plus their weighted sum.
+      slot: ``(M,)`` where it is remembered, in place of what was there.
+      weights: ``(M, SLOTS)`` of the slopes remembered then: the next state is the state at the
+        last level reached plus their weighted sum.
       ends: ``(M,)`` whether that is the state at the next level.
-      keeps: ``(M,)`` whether the slope is remembered.
       starts: ``(M,)`` whether to begin again from the first state.
     """
 
     sigma: Array
+    slot: Array
     weights: Array
     ends: Array
-    keeps: Array
     starts: Array
 
 
-def _step_rows(
-    sigmas: Array, places: list[Callable], weights: list[Array], keeps: list[bool]
-) -> Evaluations:
-    """Rows of a one-step method; ``weights[j]`` is ``(N, WINDOW)`` for its j-th evaluation."""
-    count, low, high = sigmas.shape[0] - 1, sigmas[:-1], sigmas[1:]
-    sigma = jnp.stack([place(low, high) for place in places], 1).reshape(-1)
-    ends = [False] * (len(places) - 1) + [True]
+def _step_rows(sigmas: Array, places: list[Callable], weights: list[Array]) -> Evaluations:
+    """Rows of a one-step method; ``weights[j]`` is ``(N, SLOTS)`` for its j-th evaluation."""
+    count, calls = sigmas.shape[0] - 1, len(places)
+    sigma = jnp.stack([place(sigmas[:-1], sigmas[1:]) for place in places], 1).reshape(-1)
+    index = jnp.arange(count * calls)
     return Evaluations(
         sigma,
-        jnp.stack(weights, 1).reshape(-1, WINDOW),
-        jnp.tile(jnp.array(ends), count),
-        jnp.tile(jnp.array(keeps), count),
-        jnp.arange(count * len(places)) == 0,
+        index % calls,
+        jnp.stack(weights, 1).reshape(-1, SLOTS),
+        index % calls == calls - 1,
+        index == 0,
     )
 
 
@@ -76,30 +76,33 @@ def _at_end(low: Array, high: Array) -> Array:
     return high
 
 
+def _scaled(step: Array, *weights: float) -> Array:
+    """``(N, SLOTS)``: steps ``(N, 1)`` times the weights of the first slots."""
+    return step * jnp.array([(*weights, *(0,) * (SLOTS - len(weights)))], step.dtype)
+
+
 def rk4(sigmas: Array) -> Evaluations:
     """Classical Runge-Kutta in ln sigma: order 4, 4 calls a step, of which 2 between levels."""
-    row = lambda *w: _log_step(sigmas) * jnp.array([w], sigmas.dtype)  # noqa: E731
-    weights = [row(0.5, 0, 0, 0), row(0.5, 0, 0, 0), row(1, 0, 0, 0)]
-    weights.append(row(1 / 6, 1 / 3, 1 / 3, 1 / 6))
-    places = [_at_start, _in_the_middle, _in_the_middle, _at_end]
-    return _step_rows(sigmas, places, weights, [True] * 4)
+    h = _log_step(sigmas)
+    weights = [_scaled(h, 1 / 2), _scaled(h, 0, 1 / 2), _scaled(h, 0, 0, 1)]
+    weights.append(_scaled(h, 1 / 6, 1 / 3, 1 / 3, 1 / 6))
+    return _step_rows(sigmas, [_at_start, _in_the_middle, _in_the_middle, _at_end], weights)
 
 
 def heun(sigmas: Array) -> Evaluations:
     """Heun's method in ln sigma: order 2, 2 calls a step."""
-    row = lambda *w: _log_step(sigmas) * jnp.array([w], sigmas.dtype)  # noqa: E731
-    weights = [row(1, 0, 0, 0), row(0.5, 0.5, 0, 0)]
-    return _step_rows(sigmas, [_at_start, _at_end], weights, [True] * 2)
+    h = _log_step(sigmas)
+    weights = [_scaled(h, 1), _scaled(h, 1 / 2, 1 / 2)]
+    return _step_rows(sigmas, [_at_start, _at_end], weights)
 
 
 def heun_sigma(sigmas: Array) -> Evaluations:
     """Heun's method in sigma, that of EDM's sampler (Algorithm 1): order 2, 2 calls a step."""
-    low, high = sigmas[:-1], sigmas[1:]
+    low, high = sigmas[:-1, None], sigmas[1:, None]
     # dx/dsigma is the slope in ln sigma over sigma.
-    at_low, at_high, zero = (high - low) / low, (high - low) / high, jnp.zeros_like(low)
-    weights = [jnp.stack([at_low, zero, zero, zero], 1)]
-    weights.append(jnp.stack([at_high / 2, at_low / 2, zero, zero], 1))
-    return _step_rows(sigmas, [_at_start, _at_end], weights, [True] * 2)
+    at_low, at_high = (high - low) / low, (high - low) / high
+    weights = [_scaled(at_low, 1), _scaled(at_low, 1 / 2) + _scaled(at_high, 0, 1 / 2)]
+    return _step_rows(sigmas, [_at_start, _at_end], weights)
 
 
 def _interpolation_weights(nodes: Array, start: Array, end: Array) -> Array:
@@ -108,7 +111,7 @@ def _interpolation_weights(nodes: Array, start: Array, end: Array) -> Array:
     By Gauss's rule of two points, which is exact for the degrees up to 3 that occur.
     """
     half, middle = (end - start) / 2, (end + start) / 2
-    points = middle + half * jnp.array([-1, 1], nodes.dtype) / jnp.sqrt(3.0).astype(nodes.dtype)
+    points = middle + half * jnp.array([-1, 1], nodes.dtype) / math.sqrt(3)
     gaps = nodes[:, None] - nodes[None]
     same = jnp.eye(nodes.shape[0], dtype=bool)
     # (points, i, j): (t - node_j) / (node_i - node_j), a product over j that leaves out j = i.
@@ -117,45 +120,78 @@ def _interpolation_weights(nodes: Array, start: Array, end: Array) -> Array:
     return half * jnp.sum(basis, axis=0)
 
 
+def _adams_start(sigmas: Array, taus: Array) -> Evaluations:
+    """The first steps, up to three: all their levels at once, in sweeps.
+
+    Each sweep integrates the interpolation of the newest slopes at these levels and gains one
+    order, until that of the interpolation is reached.
+    """
+    block = min(3, sigmas.shape[0] - 1)
+    at, rows = [0] + list(range(1, block + 1)) * block, []
+    for k, j in enumerate(at):
+        last = k == len(at) - 1
+        known = k + 1 if k < block else block + 1  # levels with a slope
+        target = j + 1 if j < block else block if last else 1
+        weights = _interpolation_weights(taus[:known], taus[0], taus[target])
+        rows.append(jnp.pad(weights, (0, SLOTS - known)))
+    at, index = jnp.array(at), jnp.arange(len(at))
+    return Evaluations(sigmas[at], at, jnp.stack(rows), index == len(at) - 1, index == 0)
+
+
 def adams(sigmas: Array) -> Evaluations:
     """Adams-Bashforth-Moulton (predict, evaluate, correct, evaluate) in ln sigma.
 
-    Order 4, 2 calls a step, all of them at the given levels, which may be spaced in any way:
-    the method for networks that know a table of noise levels only.  The first steps, with
-    fewer slopes behind them, are of lower order.
+    Order 4, 2 calls a step and 4 more to start, all of them at the given levels, which may be
+    spaced in any way: the method for networks that know a table of noise levels only.
     """
     taus, count = jnp.log(sigmas), sigmas.shape[0] - 1
+    start = _adams_start(sigmas, taus)
+    if count <= 3:
+        return start
+    steps = np.arange(3, count)
+    past = steps[:, None] - np.arange(4)[None]  # levels behind each step, newest first
+    each = jax.vmap(_interpolation_weights)
+    predict = each(taus[past], taus[steps], taus[steps + 1])
+    correct = each(taus[past + 1], taus[steps], taus[steps + 1])
 
-    def row(i: Any, order: int, first: int) -> Array:
-        """Weights of the slopes at levels i + first, i + first - 1, ... for the i-th step."""
-        nodes = jnp.stack([taus[i + first - j] for j in range(order)])
-        weights = _interpolation_weights(nodes, taus[i], taus[i + 1])
-        return jnp.pad(weights, (0, WINDOW - order))
+    def in_slots(weights: Array, slots: np.ndarray) -> Array:
+        row = np.arange(len(steps))[:, None]
+        return jnp.zeros((len(steps), SLOTS), weights.dtype).at[row, slots].set(weights)
 
-    predict = [row(i, i + 1, 0) for i in range(min(3, count))]
-    correct = [row(i, min(i + 2, 4), 1) for i in range(min(3, count))]
-    predict, correct = jnp.stack(predict), jnp.stack(correct)
-    if count > 3:
-        later = jnp.arange(3, count)
-        predict = jnp.concatenate([predict, jax.vmap(lambda i: row(i, 4, 0))(later)])
-        correct = jnp.concatenate([correct, jax.vmap(lambda i: row(i, 4, 1))(later)])
-    return _step_rows(sigmas, [_at_start, _at_end], [predict, correct], [True, False])
+    ahead = np.concatenate([np.full((len(steps), 1), 4), past[:, :3] % 4], axis=1)
+    rows = _step_rows(
+        sigmas[3:], [_at_start, _at_end], [in_slots(predict, past % 4), in_slots(correct, ahead)]
+    )
+    slot = jnp.stack([steps % 4, np.full(len(steps), 4)], 1).reshape(-1)
+    rows = rows._replace(slot=slot, starts=jnp.zeros_like(rows.starts))
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), start, rows)
 
 
 class SolverInfo(NamedTuple):
-    """A method: its rows for given levels, order, calls a step, and whether all are at levels."""
+    """A method.
+
+    Attributes:
+      rows: levels -> Evaluations.
+      order: of convergence.
+      at_levels: whether it calls the network at the given levels only.
+      calls: N -> network calls.
+    """
 
     rows: Callable[[Array], Evaluations]
     order: int
-    calls: int
     at_levels: bool
+    calls: Callable[[int], int]
+
+
+def _adams_calls(num_steps: int) -> int:
+    return num_steps**2 + 1 if num_steps < 3 else 2 * num_steps + 4
 
 
 SOLVERS = {
-    "rk4": SolverInfo(rk4, 4, 4, False),
-    "adams": SolverInfo(adams, 4, 2, True),
-    "heun": SolverInfo(heun, 2, 2, True),
-    "heun_sigma": SolverInfo(heun_sigma, 2, 2, True),
+    "rk4": SolverInfo(rk4, 4, False, lambda num_steps: 4 * num_steps),
+    "adams": SolverInfo(adams, 4, True, _adams_calls),
+    "heun": SolverInfo(heun, 2, True, lambda num_steps: 2 * num_steps),
+    "heun_sigma": SolverInfo(heun_sigma, 2, True, lambda num_steps: 2 * num_steps),
 }
 
 
@@ -164,13 +200,13 @@ def get(name: str) -> SolverInfo:
     return names.lookup(SOLVERS, name, "solver of the flow")
 
 
-def _moved(base: PyTree, window: list[PyTree], weights: Array) -> PyTree:
+def _moved(base: PyTree, slopes: tuple[PyTree, ...], weights: Array) -> PyTree:
     """base plus the weighted sum of the slopes; no matrix product, whose float32 may be less."""
 
     def add(state: Array, *slopes: Array) -> Array:
         return state + sum(weights[i].astype(k.dtype) * k for i, k in enumerate(slopes))
 
-    return jax.tree.map(add, base, *window)
+    return jax.tree.map(add, base, *slopes)
 
 
 def _pick(flag: Array, a: PyTree, b: PyTree) -> PyTree:
@@ -210,19 +246,18 @@ def integrate(
 
     shape = () if trace is None else jax.eval_shape(slope, x, evaluations.sigma[0])[1]
     first = (x, jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), shape))
-    nothing = jax.tree.map(jnp.zeros_like, [first] * (WINDOW - 1))
+    nothing = (jax.tree.map(jnp.zeros_like, first),) * SLOTS
 
     def step(carry: tuple, *row: Array) -> tuple[tuple, tuple]:
         now = Evaluations(*row)
-        stage, base, past = carry
         # Slopes of another pass have no weight, but zeros keep an infinity there from spreading.
-        stage, base, past = _pick(now.starts, (x, first, nothing), (stage, base, past))
-        window = [slope(stage, now.sigma), *past]
-        moved = _moved(base, window, now.weights)
+        stage, base, slopes = _pick(now.starts, (x, first, nothing), carry)
+        new = slope(stage, now.sigma)
+        slopes = tuple(_pick(now.slot == i, new, old) for i, old in enumerate(slopes))
+        moved = _moved(base, slopes, now.weights)
         base = _pick(now.ends, moved, base)
-        past = _pick(now.keeps, window[:-1], past)
         seen = () if observe is None else observe(moved[0])
-        return (moved[0], base, past), (moved[1], seen)
+        return (moved[0], base, slopes), (moved[1], seen)
 
     rows = tuple(jnp.asarray(field) for field in evaluations)
     carry, (traces, seen) = loop.scan(step, (x, first, nothing), rows, progress=progress)

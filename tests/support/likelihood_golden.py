@@ -33,7 +33,7 @@ def _boxes(edges, probs):
 
     def log_p(x, sigma):
         event = probs.ndim
-        at = (edges - x[..., None]) / sigma  # (d, K+1)
+        at = (edges[None] - x[:, None]) / sigma  # (d, K+1)
         mass = jnp.diff(jax.scipy.stats.norm.cdf(at), axis=-1)
         # Beyond the box the difference of two numbers near 1 is none; mirror it.
         mirrored = -jnp.diff(jax.scipy.stats.norm.cdf(-at), axis=-1)
