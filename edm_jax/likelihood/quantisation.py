@@ -12,8 +12,8 @@ gives a density at s0 > 0; two ways lead from it to a lower bound of ln P(v):
 
       ln P(v) >= E[ln p(z; s0) + ln P(v | z)] + d (ln(2 pi e) / 2 + ln s0)
 
-  For networks trained on raw integers.  The decoder costs less than 1e-5 bits per dimension for
-  s0 <= 0.1 w and about 0.05 at 0.002 (0.255 w).
+  For networks trained on raw integers.  What the decoder does not know of the data costs less
+  than 1e-5 bits per dimension for s0 <= 0.1 w and about 0.05 at 0.002 (0.255 w).
 """
 
 from __future__ import annotations
