@@ -97,3 +97,32 @@ def report(report_fn: ReportFn | None, done: Any, total: int, *, after: PyTree =
     # call follows must be an argument of it, or the compiler may run it at any time.
     first = [jnp.ravel(leaf)[:1] for leaf in jax.tree.leaves(after)[:1]]
     jax.debug.callback(call, done, *first)
+
+
+def scan(
+    step: Callable[..., tuple[PyTree, PyTree]],
+    state: PyTree,
+    inputs: tuple[PyTree, ...],
+    progress: bool | ReportFn = False,
+) -> tuple[PyTree, PyTree]:
+    """`jax.lax.scan` of ``state, out = step(state, *inputs_i)`` that shows its progress.
+
+    Args:
+      step: one iteration.
+      state: pytree of arrays of fixed shapes.
+      inputs: arrays with leading axis N.
+      progress: as `reporter` takes it; off, it adds nothing to the compiled program.
+
+    Returns:
+      The final state, and ``out`` of every iteration stacked.
+    """
+    report_fn, total = reporter(progress), jax.tree.leaves(inputs)[0].shape[0]
+    report(report_fn, 0, total)
+
+    def body(state: PyTree, xs: tuple) -> tuple[PyTree, PyTree]:
+        done, inputs_i = xs
+        state, out = step(state, *inputs_i)
+        report(report_fn, done, total, after=state)
+        return state, out
+
+    return jax.lax.scan(body, state, (jnp.arange(1, total + 1), inputs))

@@ -4,6 +4,7 @@ import io
 import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from edm_jax import progress
@@ -63,3 +64,15 @@ def test_missing_tqdm_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm", None)
     with pytest.raises(ImportError, match="pip install tqdm"):
         progress.reporter(True)
+
+
+def test_scan_counts_and_stacks():
+    seen = []
+    step = lambda total, x: (total + x, 2 * x)  # noqa: E731
+    run = jax.jit(lambda x: progress.scan(step, 0, (x,), lambda *a: seen.append(a)))
+    total, doubled = run(jnp.arange(4))
+    jax.effects_barrier()
+    assert int(total) == 6 and doubled.tolist() == [0, 2, 4, 6]
+    assert sorted(seen) == [(i, 4) for i in range(5)]
+    quiet = jax.jit(lambda x: progress.scan(step, 0, (x,))).lower(jnp.arange(4)).as_text()
+    assert "callback" not in quiet

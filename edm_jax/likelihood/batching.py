@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edm_jax.model import Model, check_labels
+from edm_jax.model import Model
 from edm_jax.progress import ReportFn, reporter
 from edm_jax.typing import Array, ArrayLike, PyTree
 
@@ -37,6 +37,8 @@ def check_images(images: ArrayLike, model: Model) -> np.ndarray:
     Raises:
       ValueError: for another shape, type or range.
     """
+    if model.kind != "denoiser":
+        raise ValueError(f"likelihood and codes are those of a denoiser, got a {model.kind}")
     images, shape = np.asarray(images), model.image_shape
     if images.ndim != 4 or images.shape[1:] != shape or not len(images):
         raise ValueError(
@@ -86,9 +88,6 @@ def check_label_rows(labels: ArrayLike | None, model: Model, count: int) -> np.n
                 "of a model trained with label dropout"
             )
         return None
-    if model.num_classes and np.ndim(labels) < 2:
-        labels = np.asarray(labels)
-        check_labels(labels, model.num_classes, count)
     return np.asarray(model.label_rows(labels, count))
 
 
@@ -141,9 +140,9 @@ def batches(
             report_fn(rows.stop, count)
 
 
-def everywhere(variables: PyTree, sharding: jax.sharding.NamedSharding | None) -> PyTree:
-    """Variables on every device of the sharding's mesh."""
+def everywhere(model: Model, sharding: jax.sharding.NamedSharding | None) -> Model:
+    """The model on every device of the sharding's mesh."""
     if sharding is None:
-        return variables
+        return model
     spec = jax.sharding.PartitionSpec()
-    return jax.device_put(variables, jax.sharding.NamedSharding(sharding.mesh, spec))
+    return jax.device_put(model, jax.sharding.NamedSharding(sharding.mesh, spec))

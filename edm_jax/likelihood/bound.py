@@ -19,7 +19,7 @@ from edm_jax import seeds
 from edm_jax.arguments import check_number, is_known
 from edm_jax.likelihood.flow import check_batch, with_rows
 from edm_jax.likelihood.quantisation import decoder_cost
-from edm_jax.progress import ReportFn
+from edm_jax.progress import ReportFn, scan
 from edm_jax.samplers import loop
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, Key, PyTree
 
@@ -81,7 +81,7 @@ def elbo(
       table: ``(M,)`` noise levels that the network knows, if it rounds (iDDPM): the estimate
         then evaluates D at the nearest of them.
       rows: pytree with leading axes B that the denoiser takes, such as label rows.
-      progress: as in `samplers.loop.scan`.
+      progress: as in `progress.scan`.
 
     Returns:
       Bound.
@@ -116,7 +116,7 @@ def elbo(
         error = (x - loop.evaluate(denoise, x + column * noise, sigma)) / column
         return state, jnp.sum(jnp.square(error), axis=event)
 
-    _, terms = loop.scan(term, (), (jnp.arange(num_levels),), progress=progress)
+    _, terms = scan(term, (), (jnp.arange(num_levels),), progress)
     width = jnp.log(high / low)
     diffusion = width * jnp.mean(terms, axis=0)
     pairs = terms.reshape(num_levels // 2, 2, batch)

@@ -42,7 +42,7 @@ def flow_encode(
         to 80.  May be traced.
       rows: pytree with leading axes B that the denoiser takes, such as label rows.
       solver: of `solvers.SOLVERS`.
-      progress: as in `samplers.loop.scan`, in network calls.
+      progress: as in `progress.scan`, in network calls.
 
     Returns:
       ``(B, ...)``, at least float32.

@@ -140,7 +140,7 @@ def flow_log_likelihood(
       half_sigmas: levels of the coarser grid; by default every second one.
       compare_steps: also integrate on the coarser grid, at half the cost again, and return the
         difference.
-      progress: as in `samplers.loop.scan`, in network calls.
+      progress: as in `progress.scan`, in network calls.
 
     Returns:
       FlowLikelihood.

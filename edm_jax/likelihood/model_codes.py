@@ -8,7 +8,6 @@ import hashlib
 import json
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 
@@ -16,9 +15,8 @@ from edm_jax.likelihood import batching, codes
 from edm_jax.likelihood.levels import flow_levels
 from edm_jax.likelihood.results import solver_for
 from edm_jax.model import Model
-from edm_jax.precond import Preconditioning, precondition
 from edm_jax.progress import ReportFn
-from edm_jax.typing import Array, ArrayLike, PyTree
+from edm_jax.typing import Array, ArrayLike
 
 NUM_STEPS = 32
 
@@ -78,23 +76,18 @@ class Codes:
         )  # fmt: skip
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("net", "preconditioning", "solver", "up", "final_denoise"),
-)
+@functools.partial(jax.jit, static_argnames=("solver", "up", "final_denoise"))
 def _batch_flow(
-    variables: PyTree,
+    model: Model,
     batch: dict[str, Array],
     sigmas: Array,
     *,
-    net: nn.Module,
-    preconditioning: Preconditioning,
     solver: str,
     up: bool,
     final_denoise: bool = False,
 ) -> Array:
     """One batch along the flow, from images to codes or back."""
-    denoise = precondition(functools.partial(net.apply, variables), preconditioning)
+    denoise = model.denoiser(model.variables)
     x, rows = batch["x"], batch.get("rows")
     if up:
         return codes.flow_encode(denoise, x, sigmas, rows=rows, solver=solver)
@@ -113,14 +106,11 @@ def _run(
     **static: Any,
 ) -> np.ndarray:
     count = len(arrays["x"])
-    variables = batching.everywhere(model.variables, sharding)
+    model = batching.everywhere(model, sharding)
     size = batching.check_batch_size(batch_size, count)
     results = []
     for at, batch in batching.batches(arrays, count, size, sharding, progress):
-        result = _batch_flow(
-            variables, batch, sigmas.astype(np.float32), net=model.net,
-            preconditioning=model.preconditioning, **static,
-        )  # fmt: skip
+        result = _batch_flow(model, batch, sigmas.astype(np.float32), **static)
         results.append(np.asarray(result)[: at.stop - at.start])
     return np.concatenate(results)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,25 +17,21 @@ from edm_jax.likelihood.flow import flow_log_likelihood
 from edm_jax.likelihood.levels import every_second, flow_levels, known_levels
 from edm_jax.likelihood.results import Likelihood, Settings, likelihood_settings, settings_json
 from edm_jax.model import Model
-from edm_jax.precond import Preconditioning, precondition
 from edm_jax.progress import ReportFn
-from edm_jax.typing import Array, ArrayLike, PyTree
+from edm_jax.typing import Array, ArrayLike
 
 
 @functools.partial(
     jax.jit,
-    static_argnames=("net", "preconditioning", "method", "dequantisation", "solver", "num_probes",
-                     "num_levels"),
-)  # fmt: skip
+    static_argnames=("method", "dequantisation", "solver", "num_probes", "num_levels"),
+)
 def _batch_pass(
-    variables: PyTree,
+    model: Model,
     batch: dict[str, Array],
     number: Array,
     grids: tuple[Array, Array],
     tolerance: Array,
     *,
-    net: nn.Module,
-    preconditioning: Preconditioning,
     method: str,
     dequantisation: str,
     solver: str | None,
@@ -44,16 +39,16 @@ def _batch_pass(
     num_levels: int,
 ) -> tuple[Array, Array, Array, Array]:
     """One pass over one batch: nats, their error by probes, step differences and calls."""
-    denoise = precondition(functools.partial(net.apply, variables), preconditioning)
+    denoise = model.denoiser(model.variables)
     rows, x, index = (batch.get(name) for name in ("rows", "x", "index"))
     keys = jax.vmap(jax.random.fold_in, (0, None))(seeds.image_keys(batch["ids"]), number)
     low, high = grids[0][0], grids[0][-1]
     if method == "bound":
-        table = jnp.asarray(known_levels(preconditioning))
+        table = jnp.asarray(known_levels(model.preconditioning))
         result = elbo(
             denoise, x, keys, sigma_min=low, sigma_max=high, num_levels=num_levels, rows=rows,
             levels=None if index is None else quantisation.eight_bit_levels(), index=index,
-            table=table if preconditioning.rounds else None,
+            table=table if model.preconditioning.rounds else None,
         )  # fmt: skip
         calls = jnp.full(x.shape[:1], num_levels)
         return result.log_likelihood, result.standard_error, result.step_difference, calls
@@ -149,10 +144,8 @@ def log_likelihood(
     if dequantisation != "none":
         arrays["index"] = batching.level_index(x)
     grids = _grids(model, settings)
-    variables = batching.everywhere(model.variables, sharding)
+    placed = batching.everywhere(model, sharding)
     static = {
-        "net": model.net,
-        "preconditioning": model.preconditioning,
         "method": method,
         "dequantisation": dequantisation,
         "solver": settings.solver,
@@ -164,7 +157,7 @@ def log_likelihood(
     for at, batch in batching.batches(arrays, count, size, sharding, progress):
         runs = [
             _batch_pass(
-                variables, batch, np.uint32(p), grids, np.float32(settings.tolerance or 0), **static
+                placed, batch, np.uint32(p), grids, np.float32(settings.tolerance or 0), **static
             )
             for p in range(passes)
         ]

@@ -19,7 +19,7 @@ import numpy as np
 
 from edm_jax import names
 from edm_jax.likelihood.divergence import TraceFn
-from edm_jax.progress import ReportFn
+from edm_jax.progress import ReportFn, scan
 from edm_jax.samplers import loop
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, PyTree
 
@@ -230,7 +230,7 @@ def integrate(
       evaluations: rows of a method, or several concatenated: each pass begins again from x.
       trace: of the divergence module; None integrates the state alone.
       observe: a summary of the state, to be recorded after every evaluation.
-      progress: as in `samplers.loop.scan`, in network calls.
+      progress: as in `progress.scan`, in network calls.
 
     Returns:
       The last state ``(B, ...)``; the integral of the trace over ln sigma after every
@@ -260,7 +260,7 @@ def integrate(
         return (moved[0], base, slopes), (moved[1], seen)
 
     rows = tuple(jnp.asarray(field) for field in evaluations)
-    carry, (traces, seen) = loop.scan(step, (x, first, nothing), rows, progress=progress)
+    carry, (traces, seen) = scan(step, (x, first, nothing), rows, progress)
     return carry[0], (None if trace is None else traces), seen
 
 

@@ -59,6 +59,6 @@ def exact_model(method="edm", num_classes=0, scale=1.0):
 
 
 def images(count, seed=0):
-    """uint8 images of the model's distribution, ``(count, *SHAPE)``."""
+    """uint8 images of the model's distribution, not 0 or 255, ``(count, *SHAPE)``."""
     x = np.random.default_rng(seed).normal(size=(count, *SHAPE)) * STD
-    return np.clip(np.rint((x + 1) * 127.5), 0, 255).astype(np.uint8)
+    return np.clip(np.rint((x + 1) * 127.5), 1, 254).astype(np.uint8)
