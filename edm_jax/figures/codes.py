@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -47,8 +48,25 @@ def strip(frames: np.ndarray, *, gap: int = 4, side: int = LEAST_SIDE) -> np.nda
     return sheet
 
 
+def plot_code_errors(axis: Any, measured: Sequence[CodeErrors]) -> None:
+    """Errors against N on axes of matplotlib, one colour for each solver."""
+    for colour, errors in zip(COLOURS, measured, strict=False):
+        for name, style in STYLES.items():
+            axis.loglog(errors.num_steps, getattr(errors, name), style, color=colour, marker="o",
+                        ms=3, label=f"{errors.solver}: {WORDS[name]}")  # fmt: skip
+    axis.axhline(LEVEL, color="#888888", lw=0.8)
+    steps = measured[0].num_steps
+    axis.annotate("one 8-bit level", (steps[0], LEVEL), va="bottom", fontsize=8, color="#555555")
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(steps, [str(n) for n in steps])
+    axis.set_xlabel("steps N")
+    axis.set_ylabel("root mean square error per element")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=7)
+
+
 def draw_code_errors(measured: Sequence[CodeErrors], path: str | pathlib.Path) -> None:
-    """Errors of codes and decoded images against N, one colour for each solver.
+    """Errors of codes and decoded images against N, as a picture.
 
     Args:
       measured: of `code_errors`, one for each solver.
@@ -62,22 +80,7 @@ def draw_code_errors(measured: Sequence[CodeErrors], path: str | pathlib.Path) -
     if not measured:
         raise ValueError("nothing to draw: pass what code_errors returns, in a list")
     figure, axis = plt.subplots(figsize=(6.4, 4.4))
-    for colour, errors in zip(COLOURS, measured, strict=False):
-        for name, style in STYLES.items():
-            label = f"{errors.solver}: {WORDS[name]}"
-            values = getattr(errors, name)
-            axis.loglog(
-                errors.num_steps, values, style, color=colour, marker="o", ms=3, label=label
-            )
-    axis.axhline(LEVEL, color="#888888", lw=0.8)
-    axis.annotate("one 8-bit level", (errors.num_steps[0], LEVEL), va="bottom", fontsize=8,
-                  color="#555555")  # fmt: skip
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(errors.num_steps, [str(n) for n in errors.num_steps])
-    axis.set_xlabel("steps N")
-    axis.set_ylabel("root mean square error per element")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=7)
+    plot_code_errors(axis, measured)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -73,8 +73,13 @@ class Prior(NamedTuple):
 
 
 def check_is_flow(denoise: Any) -> None:
-    """Raise ValueError for a denoiser that says it is guided: no density has its flow."""
-    if getattr(denoise, "guidance", None) is not None:
+    """Raise ValueError for a guided or thresholded denoiser: no density has its flow.
+
+    Known are those that `edm_jax.guidance` makes, and those with an attribute ``guidance``; one
+    that is hidden in another function cannot be seen.
+    """
+    made_by = str(getattr(denoise, "__module__", ""))
+    if getattr(denoise, "guidance", None) is not None or made_by.startswith("edm_jax.guidance"):
         raise ValueError(
             "a guided denoiser is not the flow of a density, so it has no likelihood and no "
             "codes, got one with guidance; pass the denoiser inside it"

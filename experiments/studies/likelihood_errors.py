@@ -1,0 +1,125 @@
+r"""Error against cost of the likelihood's solvers and of latent codes, where both are exact.
+
+python experiments/studies/likelihood_errors.py --out=docs/likelihood_errors.png
+
+Data are mixtures of Gaussians in 8 and in 64 dimensions.  Left: the largest error of the log
+density over four points, with the exact trace, so that only the solver's error is left.  Right:
+errors of codes and decoded images.  Prints the numbers of docs/likelihood.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+
+if __package__ in (None, ""):  # run as a script: make the repository importable
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from edm_jax import exact
+from edm_jax.likelihood import flow_levels, flow_log_likelihood, solvers
+from edm_jax.likelihood.code_errors import CodeErrors, code_errors
+
+CALLS = (32, 64, 128, 256)
+# Name -> (solver, rho of its levels; None: even in ln sigma).
+LINES = {
+    "rk4": ("rk4", None),
+    "adams": ("adams", None),
+    "heun": ("heun", None),
+    "heun_sigma, rho 7": ("heun_sigma", 7.0),
+}
+COLOURS = ("#1b6ca8", "#2a9d5c", "#e08214", "#c0392b")
+
+
+def mixture(size: int) -> exact.GaussianMixture:
+    """Four isotropic Gaussians in ``size`` dimensions, always the same."""
+    rng = np.random.default_rng(size)
+    means = rng.normal(size=(4, size)) * 0.5
+    return exact.GaussianMixture(means, rng.uniform(0.1, 0.4, 4), rng.uniform(0.5, 1, 4))
+
+
+def density_errors(size: int) -> dict[str, list[tuple[int, float]]]:
+    """For each of LINES: (network calls, largest error in bits per dimension)."""
+    bed = mixture(size)
+    x = bed.sample(jax.random.key(0), (4,))
+    table = {}
+    for name, (solver, rho) in LINES.items():
+
+        @jax.jit
+        def error(x: jax.Array, sigmas: jax.Array, solver: str = solver) -> jax.Array:
+            result = flow_log_likelihood(bed.denoise, x, sigmas, solver=solver, num_probes=0)
+            # Against the exact density at S too: the prior's error is no error of the solver.
+            end = bed.log_density(result.latent * sigmas[-1], sigmas[-1])
+            return result.volume + end - bed.log_density(x, sigmas[0])
+
+        rows, calls_of = [], solvers.get(solver).calls
+        for calls in CALLS:
+            steps = max(n for n in range(1, calls) if calls_of(n) <= calls)
+            worst = jnp.max(jnp.abs(error(x, jnp.asarray(flow_levels(steps, rho=rho)))))
+            rows.append((calls_of(steps), float(worst) / (size * np.log(2))))
+        table[name] = rows
+    return table
+
+
+def measured_codes(size: int) -> list[CodeErrors]:
+    """Code errors of the two solvers that a user chooses between."""
+    bed = mixture(size)
+    x = bed.sample(jax.random.key(1), (8,))
+    return [code_errors(bed.denoise, x, solver=name) for name in ("rk4", "heun_sigma")]
+
+
+def draw(errors: dict[int, dict], codes: list[CodeErrors], path: str) -> None:
+    """Both panels."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from edm_jax.figures.codes import plot_code_errors
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4))
+    for style, (size, table) in zip(("-", "--"), errors.items(), strict=True):
+        for colour, (name, rows) in zip(COLOURS, table.items(), strict=True):
+            left.loglog(*zip(*rows, strict=True), style, color=colour, marker="o", ms=3,
+                        label=f"{name}, d = {size}")  # fmt: skip
+    left.set_xlabel("evaluations of denoiser and divergence")
+    left.set_ylabel("largest error, bits per dimension")
+    left.set_xscale("log", base=2)
+    left.set_xticks(CALLS, [str(c) for c in CALLS])
+    left.grid(alpha=0.3)
+    left.set_ylim(bottom=1e-7)  # room for the legend
+    left.legend(fontsize=7, ncols=2, handlelength=3, loc="lower left")
+    plot_code_errors(right, codes)
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def main() -> int:
+    """Command line; see the head of the file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", required=True, help="PNG, PDF or SVG file")
+    arguments = parser.parse_args()
+    jax.config.update("jax_enable_x64", True)
+    errors = {size: density_errors(size) for size in (8, 64)}
+    for size, table in errors.items():
+        for name, rows in table.items():
+            cells = "  ".join(f"{calls}: {error:.1e}" for calls, error in rows)
+            print(f"d = {size:2d}  {name:18s} {cells}")
+    codes = measured_codes(8)
+    for each in codes:
+        for name in ("latent", "image", "round_trip"):
+            values = "  ".join(
+                f"{n}: {e:.1e}" for n, e in zip(each.num_steps, getattr(each, name), strict=True)
+            )
+            print(f"{each.solver:10s} {name:10s} {values}")
+    draw(errors, codes, arguments.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
