@@ -35,11 +35,16 @@ def to_uint8(images: ArrayLike) -> np.ndarray:
 
 
 def drawn_labels(model: Model, seeds: Iterable[int] | ArrayLike) -> np.ndarray | None:
-    """The class that each seed draws where none is asked for: ``(n,)`` int32; None without."""
+    """The class that each seed draws where none is asked for, of those trained on.
+
+    Returns:
+      ``(n,)`` int32; None without classes.
+    """
     if not model.num_classes:
         return None
+    classes = np.asarray(model.classes, np.int32)
     keys = seeds_lib.image_keys(seeds)
-    return np.asarray(seeds_lib.random_labels(keys, model.num_classes))
+    return classes[np.asarray(seeds_lib.random_labels(keys, len(classes)))]
 
 
 def batches(

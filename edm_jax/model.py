@@ -212,6 +212,12 @@ class Model:
         return self.description["num_classes"]
 
     @property
+    def classes(self) -> tuple[int, ...]:
+        """The classes that had images in training: all, where nothing else is known."""
+        present = (self.description.get("data") or {}).get("classes")
+        return tuple(range(self.num_classes) if present is None else present)
+
+    @property
     def label_names(self) -> tuple[str, ...] | None:
         """Names of the classes, if known."""
         names = self.description.get("label_names")

@@ -18,7 +18,7 @@ from edm_jax.figures import sheets
 from edm_jax.generate import Sampling
 from edm_jax.model import Model, check_labels
 from edm_jax.train.sharding import batch_sharding, make_mesh
-from edm_jax.typing import PyTree
+from edm_jax.typing import ArrayLike, PyTree
 from experiments.workdir import WorkdirError, prepare, to_json, write_atomically
 
 SETTINGS = "settings.json"
@@ -60,6 +60,8 @@ def parse_seeds(text: str) -> list[int]:
 def labels_of(text: str | None, model: Model, seeds: Sequence[int]) -> np.ndarray | None:
     """The class of every seed: those of ``--labels``, else what each seed draws.
 
+    A number is the index of a class; anything else is taken for names of classes.
+
     Returns:
       ``(n,)`` integers; None for an unconditional model.
 
@@ -70,7 +72,7 @@ def labels_of(text: str | None, model: Model, seeds: Sequence[int]) -> np.ndarra
         return generate.drawn_labels(model, seeds)
     if not model.num_classes:
         raise ValueError(f"--labels={text}: the model is unconditional; leave --labels out")
-    labels = np.asarray(parse_ranges(text, "labels"))
+    labels = np.asarray(_class_indices(text, model))
     if len(labels) not in (1, len(seeds)):
         raise ValueError(
             f"--labels={text}: {len(labels)} labels for {len(seeds)} seeds; give one, or one per "
@@ -79,6 +81,19 @@ def labels_of(text: str | None, model: Model, seeds: Sequence[int]) -> np.ndarra
     labels = np.broadcast_to(labels, (len(seeds),))
     check_labels(labels, model.num_classes, len(seeds))
     return labels
+
+
+def _class_indices(text: str, model: Model) -> ArrayLike:
+    names = model.label_names or ()
+    given = [text] if text in names else [part.strip() for part in text.split(",")]
+    if not are_names(text) or not names:
+        return parse_ranges(text, "labels")
+    return model.class_indices(given)
+
+
+def are_names(text: str) -> bool:
+    """Whether ``--labels`` holds names of classes, and not numbers and ranges."""
+    return any(not re.fullmatch(r"[\s\d-]*", part) for part in text.split(","))
 
 
 def write_images(

@@ -13,9 +13,10 @@ import jax
 import numpy as np
 
 from edm_jax import names
-from edm_jax.data.sources.base import ImageSource
+from edm_jax.data.sources.base import ImageSource, class_indices
 from edm_jax.evaluation import drawing
 from edm_jax.generate import Sampling
+from edm_jax.metrics import registry
 from edm_jax.metrics.registry import MEASURED, METRICS, Labelled
 from edm_jax.model import Model
 
@@ -32,9 +33,44 @@ def stack_source(source: ImageSource, limit: int | None = None) -> Labelled:
     return images, labels
 
 
-def balanced_labels(num_classes: int, count: int) -> np.ndarray | None:
+def with_classes(images: Labelled) -> Labelled:
+    """The same with classes in the place of one-hot vectors, as metrics take them."""
+    pixels, labels = images
+    indices = None if labels is None else class_indices(labels)
+    return pixels, labels if indices is None else indices
+
+
+def balanced_labels(classes: Sequence[int], count: int) -> np.ndarray | None:
     """Every class equally often, ``(count,)``; None without classes."""
-    return np.arange(count) % num_classes if num_classes else None
+    return np.resize(np.asarray(classes), count) if len(classes) else None
+
+
+def has_label_vectors(source: ImageSource) -> bool:
+    """Whether labels are vectors of numbers that are no classes."""
+    labels = getattr(source, "labels", None)
+    if labels is None:
+        return bool(source.num_classes) and np.ndim(source[0]["label"]) == 1
+    return class_indices(labels) is None
+
+
+def asked_labels(model: Model, source: ImageSource, count: int) -> np.ndarray | None:
+    """What an evaluation asks for: every class that has images equally often, or their vectors.
+
+    Args:
+      model: whose classes are asked for.
+      source: the images it was trained on.
+      count: how many.
+
+    Returns:
+      ``(count,)`` classes; ``(count, K)`` labels of the first images, over and over, where
+      these are vectors; None without labels.
+    """
+    if not model.num_classes or not has_label_vectors(source):
+        return balanced_labels(model.classes, count)
+    labels = getattr(source, "labels", None)
+    if labels is None:
+        labels = np.stack([source[i]["label"] for i in range(min(count, len(source)))])
+    return np.asarray(labels)[np.arange(count) % len(labels)]
 
 
 def evaluate(
@@ -68,18 +104,19 @@ def evaluate(
 
     Returns:
       JSON values: what was asked (number of images, NFE, request, weights) and one or more
-      numbers for each metric; nothing on processes other than 0.
+      numbers for each metric; why a metric is left out, in ``left_out``, where the data do
+      not allow it; nothing on processes other than 0.
 
     Raises:
       ValueError: before any work, for an unknown metric or a bad request.
     """
-    measures = [names.lookup(METRICS, name, "metric") for name in metrics]
+    measures = {name: names.lookup(METRICS, name, "metric") for name in metrics}
     if num_images < 2:
         raise ValueError(f"num_images must be at least 2, got {num_images}")
     sampling = Sampling() if sampling is None else sampling
     sampling.check(model.preconditioning)
     seeds = first_seed + np.arange(num_images)
-    labels = balanced_labels(model.num_classes, num_images)
+    labels = asked_labels(model, train, num_images)
     nfe = sampling.nfe(model.preconditioning)
     report(f"drawing {num_images} images, {describe_calls(nfe)} each")
     images = drawing.draw(
@@ -97,11 +134,21 @@ def evaluate(
         "weights": model.variant,
         "progress": model.description.get("progress"),
     }
-    real = stack_source(train)
-    unseen = None if test is None else stack_source(test)
-    for measure in measures:
-        result |= measure((images, labels), real, unseen)
-    return result
+    real = with_classes(stack_source(train))
+    unseen = None if test is None else with_classes(stack_source(test))
+    left_out = {}
+    for name, measure in measures.items():
+        reason = registry.obstacle(name, len(train), train.num_classes, real[1])
+        if not reason:
+            known = unseen is not None and not registry.floor_obstacle(name, len(unseen[0]))
+            try:
+                result |= measure((images, labels), real, unseen if known else None)
+            except (ValueError, ArithmeticError) as error:  # of a library: the others are had
+                reason = " ".join(str(error).split())
+        if reason:
+            left_out[name] = reason
+            report(f"{name} is left out: {reason}")
+    return result | ({"left_out": left_out} if left_out else {})
 
 
 def describe_calls(nfe: int | None) -> str:

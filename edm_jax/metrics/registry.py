@@ -1,4 +1,4 @@
-"""The metrics of an evaluation by name: images -> numbers."""
+"""The metrics of an evaluation by name: images -> numbers, and what they cannot be had of."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-# Images, ``(n, H, W, C)`` uint8, and their labels ``(n,)``; None or empty without.
+# Images, ``(n, H, W, C)`` uint8, and their labels: ``(n,)`` classes, or ``(n, K)`` vectors that are
+# none; None or empty without.
 Labelled = tuple[np.ndarray, np.ndarray | None]
 Metric = Callable[[Labelled, Labelled, Labelled | None], dict[str, float]]
 
@@ -31,6 +32,10 @@ def frechet_pixels(samples: Labelled, train: Labelled, test: Labelled | None) ->
     return {key: frechet_distance(*statistics(images), *real) for key, (images, _) in found.items()}
 
 
+def _needs_two(num_images: int, num_classes: int, labels: np.ndarray | None) -> str:
+    return "" if num_images > 1 else f"it takes two images or more, not {num_images}"
+
+
 def classifier(samples: Labelled, train: Labelled, test: Labelled | None) -> dict[str, float]:
     """How often a classifier of the training images sees the class that was asked for."""
     if samples[1] is None:
@@ -45,7 +50,42 @@ def classifier(samples: Labelled, train: Labelled, test: Labelled | None) -> dic
     }
 
 
+def _needs_classes(num_images: int, num_classes: int, labels: np.ndarray | None) -> str:
+    if not num_classes:
+        return "it tells classes apart, and there are none"
+    if labels is None or not len(labels):
+        return ""
+    if np.ndim(labels) > 1:
+        return "it tells classes apart, and the labels are vectors of other numbers"
+    return (
+        ""
+        if len(np.unique(labels)) > 1
+        else "it tells classes apart, and all images are of one class"
+    )
+
+
 METRICS: dict[str, Metric] = {"frechet_pixels": frechet_pixels, "classifier": classifier}
+# Why a metric cannot be had of so many training images, with such labels (None: not known), or "".
+_NEEDS = {"frechet_pixels": _needs_two, "classifier": _needs_classes}
+
+
+def obstacle(name: str, num_images: int, num_classes: int, labels: np.ndarray | None) -> str:
+    """Why a metric cannot be had of a data set, known before anything is drawn; or "".
+
+    Args:
+      name: of METRICS.
+      num_images: of the training images.
+      num_classes: dimension of their labels.
+      labels: of them, as in Labelled; None where they are not known.
+    """
+    needs = _NEEDS.get(name)
+    return needs(num_images, num_classes, labels) if needs else ""
+
+
+def floor_obstacle(name: str, num_images: int) -> str:
+    """Why a metric has no number for the real test images; or ""."""
+    return _needs_two(num_images, 0, None) if name == "frechet_pixels" else ""
+
 
 # What metrics return: key, label and format, in the order of the table.
 MEASURED: tuple[tuple[str, str, str], ...] = (

@@ -5,7 +5,8 @@
      "precond": {"name": "edm" | "vp" | "ve" | "iddpm", arguments of the factory},
      ("process": {"name": "absorbing" | "upscale", arguments} instead, where "kind" is "ardm")
      "image_shape": [H, W, C], "num_classes": label_dim, "label_names": null or [...],
-     "progress": null or {"nimg", "kimg", "step"}, "data": {"num_images" of a run, ...},
+     "progress": null or {"nimg", "kimg", "step"}, "data": {"num_images" of a run,
+     "classes": those with images, where others have none, ...},
      "source": {"file", "sha256", "format", "class_name", "licence", ...}}
 
 An infinite or default sigma_min, sigma_max is left out of ``precond``: JSON has no infinity.
@@ -250,6 +251,22 @@ def _check_data(description: Mapping[str, Any]) -> None:
                 f"{show(network.get('in_channels'))}, label_dim {show(network.get('label_dim', 0))}"
             )
     check_label_names(description.get("label_names"), classes)
+    data = description.get("data")
+    if isinstance(data, dict) and (present := data.get("classes")) is not None:
+        _check_classes(present, classes)
+
+
+def _check_classes(present: object, num_classes: int) -> None:
+    """Raise WeightsError unless this lists classes that have images, ascending."""
+    if (
+        not isinstance(present, list)
+        or not present
+        or not all(type(c) is int and 0 <= c < num_classes for c in present)
+        or any(a >= b for a, b in itertools.pairwise(present))
+    ):
+        raise WeightsError(
+            f"data: classes must ascend within 0..{num_classes - 1}, got {show(present)}"
+        )
 
 
 def _network_size(network: Mapping[str, Any], field: str, otherwise: int) -> Any:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import os
 import pathlib
+import sys
 import types
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from experiments import flags
 
@@ -32,12 +33,18 @@ FLAGS = (
     flags.choice(
         "transform",
         ("center-crop", "center-crop-wide"),
-        "How images become square; by default they are resized as they are.",
+        "How images get another shape; by default they are resized as they are.",
         example="center-crop",
+    ),
+    flags.text(
+        "background",
+        "A colour that transparent images are laid on; by default they cannot be used.",
+        example="white",
     ),
     flags.integer("max_images", "Stop after this many.", least=1, example="1000"),
     flags.integer("num_workers", "Threads; by default one per core.", least=1, example="8"),
     flags.switch("strict", "End with an error at the first unusable image."),
+    flags.switch("unlabelled", "Leave labels out, whatever there is."),
 )
 
 # More than that is no longer read on a screen; the rest goes to a file.
@@ -46,8 +53,12 @@ _LISTED = 50
 
 def run(values: types.SimpleNamespace) -> None:
     """Convert and report."""
-    options = ("resolution", "transform", "max_images", "num_workers", "strict")
-    convert_images(values.source, values.dest, **{name: getattr(values, name) for name in options})
+    names = {flag.name for flag in FLAGS} - {"source", "dest"}
+    convert_images(values.source, values.dest, **{name: getattr(values, name) for name in names})
+
+
+class MostSkipped(RuntimeError):
+    """A conversion that wrote what it could, which was less than half."""
 
 
 def convert_images(
@@ -55,11 +66,8 @@ def convert_images(
     dest: str | os.PathLike,
     *,
     resolution: str | tuple[int, int] | None = None,
-    transform: str | None = None,
-    max_images: int | None = None,
-    num_workers: int | None = None,
-    strict: bool = False,
     progress: bool = True,
+    **options: Any,
 ) -> None:
     """Convert ``source`` and print what came out, odd images by name.
 
@@ -68,47 +76,52 @@ def convert_images(
         train-images-idx3-ubyte.gz.
       dest: .zip file, or a folder that is empty or absent.
       resolution: "WxH" or (width, height).
-      transform, max_images, num_workers, strict, progress: see
-        `edm_jax.data.conversion.convert.convert`.
+      progress: show a progress bar.
+      **options: of `edm_jax.data.conversion.convert.convert`.
 
     Raises:
       ValueError, OSError: as `edm_jax.data.conversion.convert.convert`.
+      MostSkipped: after the report, if fewer images were written than skipped.
     """
     from edm_jax.data.conversion import convert
 
     if isinstance(resolution, str):
         resolution = convert.parse_resolution(resolution)
-    report = convert.convert(
-        source,
-        dest,
-        resolution=resolution,
-        transform=transform,
-        max_images=max_images,
-        num_workers=num_workers,
-        strict=strict,
-        progress=progress,
-    )
+    report = convert.convert(source, dest, resolution=resolution, progress=progress, **options)
     _print_report(report)
 
 
+def _say(text: str) -> None:
+    """Print; what the terminal has no letters for is escaped."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
 def _print_report(report: Report) -> None:
+    from edm_jax.data.sources.names import shown
+
+    dest = shown(report.dest)
     for note in report.notes:
-        print(f"Note: {note}.")
+        _say(f"Note: {note}.")
     lines = [
         f"{'used' if problem.used else 'SKIPPED'}  {problem.name}: {problem.text}"
         for problem in report.problems
     ]
     if lines:
-        print(f"{len(lines)} remarks on images:")
-        print("\n".join(f"  {line}" for line in lines[:_LISTED]))
+        _say(f"{len(lines)} remarks on images:")
+        _say("\n".join(f"  {line}" for line in lines[:_LISTED]))
     if len(lines) > _LISTED:
         path = f"{report.dest}.problems.txt"
         pathlib.Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
-        print(f"  ... and {len(lines) - _LISTED} more; all are in {path}")
+        _say(f"  ... and {len(lines) - _LISTED} more; all are in {shown(path)}")
     again = f" ({report.resumed} were there already)" if report.resumed else ""
-    print(
-        f"{report.dest}: {report.written} images written, {report.skipped} skipped{again}; "
+    _say(
+        f"{dest}: {report.written} images written, {report.skipped} skipped{again}; "
         f"{report.width}x{report.height}, {report.channels} channels, {report.labels}."
     )
     if report.skipped > report.written:
-        print("Most images were skipped: check the first one, which all others must resemble.")
+        skipped = [problem for problem in report.problems if not problem.used]
+        raise MostSkipped(
+            f"most images were skipped, {report.skipped} of {report.skipped + report.written}, "
+            f"such as {skipped[0].name}: {skipped[0].text}"
+        )

@@ -25,7 +25,7 @@ FLAGS = (
     flags.text("seeds", "Which seeds, such as 0-63 or 1,2,5-10.", "0-63"),
     flags.text(
         "labels",
-        "A class index for all images, or one per seed; by default every seed draws one.",
+        "A class, index or name, for all images, or one per seed; by default every seed draws one.",
         example="3",
     ),
     flags.path(
@@ -52,7 +52,7 @@ def run(values: types.SimpleNamespace) -> None:
     from experiments.workdir import CONFIG, read_config
 
     seeds = image_files.parse_seeds(values.seeds)  # before the model is loaded
-    if values.labels is not None:
+    if values.labels is not None and not image_files.are_names(values.labels):
         image_files.parse_ranges(values.labels, "labels")
     base, batch_size = Sampling(), 64
     if (values.workdir / CONFIG).exists():

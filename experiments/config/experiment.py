@@ -12,7 +12,7 @@ import optax
 
 from edm_jax import models
 from edm_jax.augment.pipe import AugmentPipe, augment
-from edm_jax.data.sources.base import ImageSource
+from edm_jax.data.sources.base import ImageSource, present_classes
 from edm_jax.generate import Sampling
 from edm_jax.model import describe
 from edm_jax.noise import NoiseDistribution, WeightFn
@@ -171,6 +171,10 @@ class Experiment:
         self, source: ImageSource, progress: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
         """What makes a checkpoint of this run self-describing."""
+        present = present_classes(source)
+        data: dict[str, Any] = {"num_images": len(source)}
+        if present is not None and len(present) < source.num_classes:
+            data["classes"] = list(present)
         return describe(
             network=self.network_arguments(source),
             precond=self.precond,
@@ -179,7 +183,7 @@ class Experiment:
             label_names=source.label_names,
             progress=progress,
             variants=[*self.averaging.names(), "raw"],
-            data={"num_images": len(source)},
+            data=data,
         )
 
 

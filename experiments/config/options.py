@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,7 +67,11 @@ class Data:
         """
         with named("config.data", ("path", "source", "resolution")):
             source = registry.open_source(
-                self.source, self.path, split, use_labels=self.conditional, **self.options
+                self.source,
+                os.path.expanduser(self.path),
+                split,
+                use_labels=self.conditional,
+                **self.options,
             )
             height, width = source.image_shape[:2]
             if self.resolution and (height, width) != (self.resolution, self.resolution):

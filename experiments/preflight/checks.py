@@ -175,6 +175,14 @@ def check_data(
     if not len(source):
         findings.errors.append(f"the data set {name} is empty")
         return
+    findings.warnings += getattr(source, "notes", ())
+    batch_size = experiment.training.batch_size
+    if batch_size > len(source):
+        findings.warnings.append(
+            f"config.train.batch_size={batch_size} is more than the {len(source):,} images: every "
+            f"step sees each {batch_size / len(source):.3g} times, and a request to stop waits for "
+            "the whole step; lower it"
+        )
     if data.conditional and not source.num_classes:
         findings.warnings.append(
             "config.data.conditional is on but the data have no labels: the network is "

@@ -19,7 +19,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from edm_jax.data.sources.base import ImageSource
+from edm_jax.data.sources.base import ImageSource, class_indices
+from edm_jax.metrics import registry
 from edm_jax.metrics.registry import MAX_PIXEL_NUMBERS
 from edm_jax.store import checkpoints
 from edm_jax.train.state import TrainState
@@ -168,10 +169,23 @@ def _check(
 
 def _check_evaluation(findings: Findings, experiment: Experiment, source: ImageSource) -> None:
     """The evaluation that training ends with can be made of this data set."""
+    metrics = [name for name in experiment.evaluation.metrics if name in registry.METRICS]
     with findings.part():
-        if experiment.data.open_test() is None:
+        test = experiment.data.open_test()
+        if test is None:
             findings.warnings.append(
                 "the data set has no test images: the evaluation is without its floor"
+            )
+        for name in metrics if test is not None else ():
+            if reason := registry.floor_obstacle(name, len(test)):
+                findings.warnings.append(f"{name} will be without its floor: {reason}")
+    labels = getattr(source, "labels", None)
+    indices = None if labels is None else class_indices(labels)
+    labels = labels if indices is None else indices
+    for name in metrics:
+        if reason := registry.obstacle(name, len(source), source.num_classes, labels):
+            findings.warnings.append(
+                f"config.evaluation.metrics: {name} will be left out: {reason}"
             )
     numbers = math.prod(source.image_shape)
     shape = "x".join(map(str, source.image_shape))

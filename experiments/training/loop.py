@@ -21,6 +21,7 @@ from experiments.preflight import costs
 from experiments.training.preemption import Interrupted, Preempted, StopRequest
 from experiments.training.results import finish, is_finished, show, summary
 from experiments.training.run import Run, Watch, check_run, open_run
+from experiments.words import format_duration
 
 
 class TrainingError(RuntimeError):
@@ -103,6 +104,7 @@ def _loop(
     if start == 0:
         run.status.say("compiling the training step ...")
     pending: tuple[int, Any] | None = None
+    pace = _Pace(run)
     for step in range(start + 1, intervals.total + 1):
         batch = next(batches)
         if step == start + 1:
@@ -116,6 +118,7 @@ def _loop(
         if run.profiler.after(step, state.step) or step == start + 1:
             jax.block_until_ready(state.step)  # compiled: rates count from here
             run.status.start(step)
+        pace.after(step - start, state)
         if step % intervals.log == 0 or step == intervals.total:
             pending = (step, _start_fetch(state))
         stopping = stop.asked()
@@ -139,6 +142,32 @@ def _loop(
             run.store.wait()
             raise Preempted(_stopped(run, step))
     return state
+
+
+class _Pace:
+    """Says how long a step takes, once, where it is so long that nobody would know."""
+
+    # The first step is compiled as well: a shorter one is no reason to wait for the second.
+    SECONDS = 10.0
+
+    def __init__(self, run: Run):
+        self._run, self._mark, self._slow = run, time.perf_counter(), True
+
+    def after(self, count: int, state: TrainState) -> None:
+        """Called after each step; waits for the second if the first took long."""
+        if count > 2 or not self._slow:
+            return
+        jax.block_until_ready(state.step)
+        seconds = time.perf_counter() - self._mark
+        self._mark += seconds
+        self._slow = seconds > self.SECONDS
+        if not self._slow:
+            return
+        compiling = ", compiling included" if count == 1 else ""
+        self._run.status.say(
+            f"a step takes {format_duration(seconds)}{compiling}; "
+            "a request to stop is answered after the step that is under way"
+        )
 
 
 def _save(run: Run, state: TrainState, step: int) -> None:

@@ -65,14 +65,17 @@ def _is_evaluated(run: Run, step: int) -> bool:
 
 
 def _save_grid(run: Run, state: TrainState, step: int, poll: Poll) -> None:
-    """The sample grid of the fixed seeds, a row per class."""
+    """The sample grid of the fixed seeds, a row per class that has images."""
     paused = run.status.pause()
     model = run.model(state, step)
     sampling = run.experiment.sampling
-    classes = min(model.num_classes, 10)
-    count = classes * GRID_COLUMNS if classes else GRID_UNLABELLED
-    columns = GRID_COLUMNS if classes else 8
-    labels = np.arange(count) // GRID_COLUMNS if classes else None
+    classes = model.classes[:10]
+    count, columns, labels = GRID_UNLABELLED, 8, None
+    if model.num_classes and protocol.has_label_vectors(run.source):
+        classes, labels = (), protocol.asked_labels(model, run.source, count)
+    elif classes:
+        count, columns = len(classes) * GRID_COLUMNS, GRID_COLUMNS
+        labels = np.repeat(classes, GRID_COLUMNS)
     seeds = np.arange(count)
     samples = drawing.draw(
         model, seeds, labels, sampling, batch_size=run.experiment.sample_batch, poll=poll
@@ -81,7 +84,7 @@ def _save_grid(run: Run, state: TrainState, step: int, poll: Poll) -> None:
         return
     names = None
     if classes:
-        names = (model.label_names or [str(i) for i in range(classes)])[:classes]
+        names = [model.label_names[i] if model.label_names else str(i) for i in classes]
     path, kimg = grid_path(run, step), step * run.batch_size / 1000
     calls = protocol.describe_calls(sampling.nfe(model.preconditioning))
     sheets.sample_grid(
@@ -178,10 +181,11 @@ def _draw_trajectories(run: Run, model: Model) -> None:
     if not count:
         return
     seeds = np.arange(count)
-    labels = protocol.balanced_labels(model.num_classes, count)
+    vectors = model.num_classes and protocol.has_label_vectors(run.source)
+    labels = protocol.asked_labels(model, run.source, count)
     visited = sample(model, seeds, labels, sampling=sampling, trajectory=True)
     classes = None
-    if labels is not None:
+    if labels is not None and not vectors:
         names = model.label_names or [str(i) for i in range(model.num_classes)]
         classes = [names[label] for label in labels]
     trajectories.denoising_trajectories(

@@ -48,7 +48,7 @@ def write_source(path: pathlib.Path) -> pathlib.Path:
 
 
 def write_odd_source(path: pathlib.Path) -> pathlib.Path:
-    """Nine files of which 0, 3 and 8 can be used; 3 and 8 deserve a remark."""
+    """Nine files of which 0, 3, 5 and 8 can be used; 3 and 8 deserve a remark."""
     transparent = np.dstack([noise(16, 16), np.zeros((16, 16), np.uint8)])
     frames = [Image.fromarray(noise(16, 16)) for _ in range(3)]
     cmyk = Image.fromarray(noise(16, 16, 4), "CMYK")

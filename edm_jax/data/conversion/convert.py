@@ -10,29 +10,34 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import json
 import os
-import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edm_jax.data.conversion.output import Output, open_output
-from edm_jax.data.sources.decode import encode_png
+from edm_jax.data.conversion.transforms import (
+    TRANSFORMS,
+    Resolution,
+    make_transform,
+    parse_resolution,
+)
+from edm_jax.data.sources.decode import encode_png, parse_background
+from edm_jax.data.sources.names import shown
 from edm_jax.data.sources.raw_images import Label, RawImages, open_raw_images
 
 if TYPE_CHECKING:
     from PIL import Image
 
-TRANSFORMS = ("center-crop", "center-crop-wide")
+__all__ = ["TRANSFORMS", "Problem", "Report", "convert", "parse_resolution"]
 
 # What a kill -9 loses at most; committing is cheap, but not free.
 _COMMIT_IMAGES = 1000
 _COMMIT_SECONDS = 5.0
-
-Resolution = tuple[int, int]  # width, height
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +64,7 @@ class Report:
       written, skipped: numbers of images.
       width, height, channels: of the written images.
       labels: what labels were written, in words.
+      label_names: of the classes, where they are known.
       resumed: how many of them were there from an earlier, interrupted run.
       problems: odd and unusable images, in order.
       notes: remarks on the whole.
@@ -71,86 +77,10 @@ class Report:
     height: int
     channels: int
     labels: str
+    label_names: tuple[str, ...] | None
     resumed: int
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
-
-
-def parse_resolution(text: str | None) -> Resolution | None:
-    """``"64x64"`` or ``"64,64"`` -> (width, height).
-
-    Raises:
-      ValueError: for any other text.
-    """
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+)[x,](\d+)", text)
-    if not match or "0" in match.groups():
-        raise ValueError(f"resolution must be WxH, such as 64x64, got {text!r}")
-    return int(match[1]), int(match[2])
-
-
-def make_transform(
-    transform: str | None, resolution: Resolution | None
-) -> Callable[[Image.Image], Image.Image]:
-    """The change of shape as a function of one image, Lanczos throughout.
-
-    Args:
-      transform: None resizes without keeping the aspect ratio; "center-crop" keeps the
-        central square; "center-crop-wide" keeps a central band of the aspect ratio of
-        ``resolution`` and puts it on a black square.
-      resolution: (width, height); None keeps the size, for ``transform=None`` alone.
-
-    Returns:
-      A function that raises ValueError for an image too small for "center-crop-wide".
-
-    Raises:
-      ValueError: if the result would not be a square with a power of two as its side.
-    """
-    if transform is not None and transform not in TRANSFORMS:
-        raise ValueError(f"transform must be one of {', '.join(TRANSFORMS)}, got {transform!r}")
-    if resolution is None:
-        if transform is not None:
-            raise ValueError(f"transform {transform} needs a resolution; add one such as 64x64")
-        return lambda image: image
-    width, height = resolution
-    square = width == height or (transform == "center-crop-wide" and height <= width)
-    if not square or width & (width - 1) or not width:
-        shape = "WxH with H <= W" if transform == "center-crop-wide" else "square"
-        raise ValueError(
-            f"resolution must be {shape}, the width a power of two, got {width}x{height}"
-        )
-    shapes = {None: _resize, "center-crop": _center_crop, "center-crop-wide": _center_crop_wide}
-    return lambda image: shapes[transform](image, width, height)
-
-
-def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
-    from PIL import Image
-
-    if image.size == (width, height):
-        return image
-    return image.resize((width, height), Image.Resampling.LANCZOS)
-
-
-def _center_crop(image: Image.Image, width: int, height: int) -> Image.Image:
-    w, h = image.size
-    crop = min(w, h)
-    left, top = (w - crop) // 2, (h - crop) // 2
-    image = image.crop((left, top, (w + crop) // 2, (h + crop) // 2))
-    return _resize(image.convert("RGB"), width, height)
-
-
-def _center_crop_wide(image: Image.Image, width: int, height: int) -> Image.Image:
-    from PIL import Image
-
-    w, h = image.size
-    crop = int(np.round(width * h / w))
-    if w < width or crop < height:
-        raise ValueError(f"{w}x{h} pixels are too few for {width}x{height}")
-    image = image.crop((0, (h - crop) // 2, w, (h + crop) // 2))
-    canvas = Image.new("RGB", (width, width))
-    canvas.paste(_resize(image.convert("RGB"), width, height), (0, (width - height) // 2))
-    return canvas
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,12 +93,16 @@ class _Converted:
 
 
 def _convert_one(
-    images: RawImages, transform: Callable[[Image.Image], Image.Image], index: int
+    images: RawImages,
+    transform: Callable[[Image.Image], Image.Image],
+    mode: str,
+    index: int,
 ) -> _Converted:
     name = images.names[index]
     try:
         image, notes = images.load(index)
-        pixels = np.asarray(transform(image))
+        # Colour before shape: the same pixels as if the file had been in colour.
+        pixels = np.asarray(transform(image if image.mode == mode else image.convert(mode)))
     except ValueError as error:
         text = str(error).removeprefix(f"{name}: ")
         return _Converted(None, (0, 0, 0), (Problem(name, text, used=False),))
@@ -196,14 +130,9 @@ def _in_order(
                 future.cancel()
 
 
-def check_first(name: str, shape: tuple[int, int, int]) -> None:
-    """ValueError unless the first image is a square with a power of two as its side."""
-    height, width, _ = shape
-    if height != width or width & (width - 1):
-        raise ValueError(
-            f"{name} is {width}x{height}: images must be square, the side a power of two; give a "
-            "resolution such as 64x64, and perhaps transform=center-crop"
-        )
+def _mode(images: RawImages, count: int) -> str:
+    """RGB if one image has colour, else L: looks no further than the first that has."""
+    return "RGB" if any(images.coloured(index) for index in range(count)) else "L"
 
 
 def convert(
@@ -212,34 +141,44 @@ def convert(
     *,
     resolution: Resolution | None = None,
     transform: str | None = None,
+    background: str | None = None,
     max_images: int | None = None,
     num_workers: int | None = None,
     strict: bool = False,
+    unlabelled: bool = False,
     progress: bool = True,
 ) -> Report:
     """Convert a collection of images to the EDM format.
 
-    Image i of the source becomes ``<i // 1000, 5 digits>/img<i, 8 digits>.png``; one
-    that cannot be used leaves a gap.  Labels are written if every written image has one.
+    Image i of the source becomes ``<i // 1000, 5 digits>/img<i, 8 digits>.png``; one that
+    cannot be used leaves a gap.  All become colour if one has colour, and stay grey else; they
+    are turned upright as their cameras say (EXIF).  Without a resolution, the first that can be
+    used decides the size.  Labels, and the names of classes where they are known, go into
+    dataset.json.
 
     Args:
       source: see `edm_jax.data.sources.raw_images.open_raw_images`.
       dest: a file ending in .zip, or a folder that is empty or absent.
       resolution: (width, height) of the result; None keeps that of the source.
       transform: see `make_transform`.
+      background: a colour that transparent images are laid on, such as ``white`` or
+        ``#ff8000``; None: they cannot be used.
       max_images: convert the first so many.
       num_workers: threads; None: one per processor, at most 32.
-      strict: fail at the first odd or unusable image instead of listing it.
+      strict: fail at the first image that cannot be used instead of listing it.
+      unlabelled: leave labels out, whatever there is.
       progress: show a progress bar.
 
     Raises:
-      ValueError: for bad arguments, an unusable source or destination, too little space,
-        or, when ``strict``, an odd image.
+      ValueError: for bad arguments, an unusable source or destination, labels for some of
+        the images only, too little space, or, when ``strict``, an image that cannot be used.
       OSError: if writing fails; the same call continues.
     """
-    source, dest = os.fspath(source), os.path.abspath(os.fspath(dest))
+    source = os.path.expanduser(os.fspath(source))
+    dest = os.path.abspath(os.path.expanduser(os.fspath(dest)))
     # Everything that can be checked without work.
     change = make_transform(transform, resolution)
+    colour = parse_background(background)
     if max_images is not None and max_images < 1:
         raise ValueError(f"max_images must be at least 1, got {max_images}")
     num_workers = min(32, os.cpu_count() or 1) if num_workers is None else num_workers
@@ -247,13 +186,17 @@ def convert(
         raise ValueError(f"num_workers must be at least 1, got {num_workers}")
     _check_apart(source, dest)
     output = open_output(dest)
-    images = open_raw_images(source)
+    images = open_raw_images(source, background=colour, use_labels=not unlabelled)
     count = min(len(images), max_images or len(images))
+    images.check_labelled(count)
+    mode = _mode(images, count)
     job = {
         "source": os.path.abspath(source),
         "images": images.fingerprint(),
         "resolution": list(resolution) if resolution else None,
         "transform": transform,
+        "background": None if colour is None else list(colour),
+        "mode": mode,
         "count": count,
         "versions": _versions(),
     }
@@ -262,11 +205,13 @@ def convert(
             resumed = output.next_index
             run = _Run(images, output, count, strict)
             run.check_resumed()
-            run.write_all(change, num_workers, progress)
+            run.write_all(
+                functools.partial(_convert_one, images, change, mode), num_workers, progress
+            )
             return run.finish(dest, resumed)
     except OSError as error:  # a full disk, most likely
         raise OSError(
-            f"writing dest {dest} failed ({error}); the same command goes on from here"
+            f"writing dest {shown(dest)} failed ({error}); the same command goes on from here"
         ) from error
 
 
@@ -294,25 +239,22 @@ class _Run:
         self.images, self.output, self.count, self.strict = images, output, count, strict
 
     def check_resumed(self) -> None:
-        if self.strict and self.output.problems:
-            self._fail(Problem(*self.output.problems[0][1:]))
+        self._fail_if_strict([Problem(*rest) for _, *rest in self.output.problems])
 
-    def _fail(self, problem: Problem) -> None:
-        raise ValueError(
-            f"{problem.name}: {problem.text}; repair or remove it, or convert without strict. "
-            "The same command goes on from here"
-        )
+    def _fail_if_strict(self, problems: Sequence[Problem]) -> None:
+        for problem in problems:
+            if self.strict and not problem.used:
+                raise ValueError(
+                    f"{problem.name}: {problem.text}; repair or remove it, or convert without "
+                    "strict. The same command goes on from here"
+                )
 
     def write_all(
-        self, change: Callable[[Image.Image], Image.Image], num_workers: int, progress: bool
+        self, work: Callable[[int], _Converted], num_workers: int, progress: bool
     ) -> None:
         from tqdm import tqdm
 
         output, start = self.output, self.output.next_index
-
-        def work(index: int) -> _Converted:
-            return _convert_one(self.images, change, index)
-
         bar = tqdm(total=self.count, initial=start, unit="img", disable=not progress)
         committed = time.monotonic()
         try:
@@ -332,15 +274,13 @@ class _Run:
         output, name = self.output, self.images.names[index]
         problems, png = result.problems, result.png
         if png is not None and output.shape is None:
-            check_first(name, result.shape)
             output.require_space(len(png), self.count - index)
             output.shape = result.shape
         elif png is not None and result.shape != output.shape:
-            (h, w, c), (height, width, channels) = result.shape, output.shape
-            text = f"{w}x{h}x{c} (width, height, channels), others {width}x{height}x{channels}"
-            problems, png = (*problems, Problem(name, text, used=False)), None
-        if problems and self.strict:
-            self._fail(problems[0])
+            (h, w, _), (height, width, _) = result.shape, output.shape
+            text = f"{w}x{h} pixels, the first image {width}x{height}; give a resolution"
+            problems, png = (Problem(name, text, used=False),), None
+        self._fail_if_strict(problems)
         output.add(index, png, [(index, p.name, p.text, p.used) for p in problems])
 
     def finish(self, dest: str, resumed: int) -> Report:
@@ -352,7 +292,11 @@ class _Run:
         labels = [[e.name, self.images.labels[i]] for i, e in output.entries]
         if any(label is None for _, label in labels):
             labels = None
-        output.finish(json.dumps({"labels": labels}).encode())
+        label_names = self.images.label_names if labels else None
+        metadata = {"labels": labels}
+        if label_names is not None:
+            metadata["label_names"] = list(label_names)
+        output.finish(json.dumps(metadata).encode())
         written = len(output.entries)
         height, width, channels = output.shape
         return Report(
@@ -362,16 +306,29 @@ class _Run:
             width=width,
             height=height,
             channels=channels,
-            labels=_describe([label for _, label in labels or []]),
+            labels=_describe([label for _, label in labels or []], label_names),
+            label_names=label_names,
             resumed=resumed,
             problems=problems,
             notes=self.images.notes,
         )
 
 
-def _describe(labels: list[Label]) -> str:
+# Classes that are named in a report.
+_NAMES_SHOWN = 10
+
+
+def _describe(labels: list[Label], label_names: tuple[str, ...] | None) -> str:
     if not labels:
         return "no labels"
     if isinstance(labels[0], list):
         return f"label vectors of {len(labels[0])} numbers"
-    return f"{len(set(labels))} classes, labels up to {max(labels)}"
+    present = sorted(set(labels))
+    text = f"{len(present)} classes, labels up to {max(labels)}"
+    if label_names is None:
+        return text
+    named = [f"{label} {label_names[label]}" for label in present[:_NAMES_SHOWN]]
+    more = ", ..." if len(present) > _NAMES_SHOWN else ""
+    empty = [name for label, name in enumerate(label_names) if label not in set(present)]
+    missing = f"; without an image: {', '.join(empty[:_NAMES_SHOWN])}" if empty else ""
+    return f"{text} ({', '.join(named)}{more}{missing})"

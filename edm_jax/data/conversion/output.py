@@ -16,10 +16,18 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from edm_jax.data.sources.image_files import METADATA
+from edm_jax.data.sources.labels import METADATA
+from edm_jax.data.sources.names import shown
 from edm_jax.data.sources.stored_zip import Entry, central_directory, stored_record
 
 _FORMAT = 1
+# Endings of files that somebody may expect, where a folder of that name would be made.
+_OTHER_FILES = (
+    ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".npz", ".npy", ".h5", ".hdf5",
+    ".mat", ".lmdb", ".mdb", ".tfrecord", ".tfrecords", ".array_record", ".parquet", ".arrow",
+    ".json", ".csv", ".png", ".jpg", ".jpeg", ".webp", ".gif", ".pkl", ".pt", ".pth",
+    ".safetensors",
+)  # fmt: skip
 
 
 def image_name(index: int) -> str:
@@ -35,6 +43,11 @@ def open_output(dest: str) -> Output:
       ValueError: if something is there already.
     """
     zipped = dest.lower().endswith(".zip")
+    if not zipped and dest.lower().endswith(_OTHER_FILES):
+        raise ValueError(
+            f"dest {shown(dest)}: what is written is a .zip file or a folder, no "
+            f"{os.path.splitext(dest)[1]}; choose a name that ends in .zip, or a folder's"
+        )
     occupied = os.path.lexists(dest) and (
         zipped or not os.path.isdir(dest) or bool(os.listdir(dest))
     )

@@ -106,6 +106,28 @@ def check_labels(
     return labels.astype(np.int32), high + 1 if num_classes is None else num_classes
 
 
+def present_classes(source: ImageSource) -> tuple[int, ...] | None:
+    """The classes that have an image, ascending; None where that is not known without reading.
+
+    Label vectors of which each has one 1 and else zeros count as classes; of any others there
+    is no such thing, and the answer is None.
+    """
+    labels = getattr(source, "labels", None)
+    if labels is None or not len(labels):
+        return None
+    classes = class_indices(labels)
+    return None if classes is None else tuple(np.unique(classes).tolist())
+
+
+def class_indices(labels: np.ndarray) -> np.ndarray | None:
+    """``(N,)`` class indices of ``(N,)`` labels or ``(N, K)`` one-hot rows; None of other rows."""
+    labels = np.asarray(labels)
+    if labels.ndim == 1:
+        return labels
+    one_hot = ((labels == 0) | (labels == 1)).all() and (labels.sum(axis=1) == 1).all()
+    return labels.argmax(axis=1).astype(np.int32) if one_hot else None
+
+
 def check_label_names(names: Sequence[str] | None, num_classes: int) -> tuple[str, ...] | None:
     """``names`` as a tuple; ValueError unless there is one per class."""
     if names is None:
@@ -231,6 +253,7 @@ class _Wrapper:
         self.image_shape = source.image_shape
         self.num_classes = source.num_classes
         self.label_names = source.label_names
+        self.notes = tuple(getattr(source, "notes", ()))
 
 
 class Subset(_Wrapper):

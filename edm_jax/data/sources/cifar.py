@@ -17,6 +17,10 @@ from typing import Any
 import numpy as np
 
 ARCHIVE_NAME = "cifar-10-python.tar.gz"
+# Classes 0 to 9, as its batches.meta calls them.
+CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
 _BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
 
 _RECONSTRUCT, _NDARRAY, _DTYPE, _ENCODE = "reconstruct", "ndarray", "dtype", "encode"

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edm_jax.data.sources.names import shown
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -27,6 +29,13 @@ IMAGE_FORMATS = (
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _STORED_BLOCK = 65535  # largest stored block of a deflate stream (RFC 1951, 3.2.4)
 _EXIF_ORIENTATION = 0x0112
+# Images that Pillow does not read, or not without other programs.
+_UNREAD = frozenset(
+    ".heic .heif .jxl .psd .svg .exr .hdr .eps .pdf .raw .dng .cr2 .cr3 .nef .arw .orf .rw2".split()
+)
+# Texts of a PNG that may say how it was turned.
+_TURNING = (b"XML:com.adobe.xmp", b"Raw profile type")
+Colour = tuple[int, int, int]
 
 
 @functools.cache
@@ -46,13 +55,39 @@ def image_extensions() -> frozenset[str]:
     return frozenset(ext.lower() for ext, name in known.items() if name in IMAGE_FORMATS)
 
 
-def is_image_name(name: str) -> bool:
-    """Whether a file of that name is taken for an image."""
+def _extension(name: str) -> str:
     base = name.rsplit("/", 1)[-1]
-    # macOS puts a "._x.png" that is no image beside x.png in its archives.
-    hidden = base.startswith("._") or "__MACOSX" in name.split("/")
     dot = base.rfind(".")
-    return dot > 0 and not hidden and base[dot:].lower() in image_extensions()
+    return base[dot:].lower() if dot > 0 else ""
+
+
+def has_image_extension(name: str) -> bool:
+    """Whether a file of that name holds an image that can be read."""
+    return _extension(name) in image_extensions()
+
+
+def has_unread_extension(name: str) -> bool:
+    """Whether a file of that name holds an image of a kind that is not read."""
+    return _extension(name) in _UNREAD
+
+
+def parse_background(text: str | None) -> Colour | None:
+    """A colour, such as ``white``, ``#ff8000`` or ``rgb(255, 128, 0)``, as (R, G, B).
+
+    Raises:
+      ValueError: for what is no opaque colour.
+    """
+    if text is None:
+        return None
+    from PIL import ImageColor
+
+    try:
+        colour = ImageColor.getrgb(text.strip())
+    except ValueError:
+        colour = ()
+    if len(colour) != 3:
+        raise ValueError(f"background must be a colour, such as white or #ff8000, got {text!r}")
+    return colour
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
@@ -76,8 +111,14 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     return pixels
 
 
-def open_image(data: bytes, name: str) -> tuple[Image.Image, list[str]]:
+def open_image(
+    data: bytes, name: str, background: Colour | None = None
+) -> tuple[Image.Image, list[str]]:
     """The same as a Pillow image of mode L or RGB, and notes on what was lost.
+
+    Args:
+      data, name: as in `decode_image`.
+      background: what transparent images are laid on; None refuses them.
 
     Raises:
       ValueError: as `decode_image`.
@@ -88,35 +129,67 @@ def open_image(data: bytes, name: str) -> tuple[Image.Image, list[str]]:
         image = Image.open(io.BytesIO(data), formats=_available_formats())
         notes = _notes(image, data)
         image.load()
-        if image.mode in ("L", "RGB") and "transparency" not in image.info:
-            return image, notes
-        return _to_grey_or_rgb(image), notes
+        turn = _turn(image)
+        if image.mode not in ("L", "RGB") or "transparency" in image.info:
+            image = _to_grey_or_rgb(image, background)
+        return (image if turn is None else image.transpose(turn)), notes
     except Exception as error:  # decoders of damaged data raise whatever they meet
         # Pillow's text for this one is the address of our buffer.
         unknown = isinstance(error, UnidentifiedImageError)
         text = "of no known format" if unknown else str(error).strip() or type(error).__name__
         raise ValueError(
-            f"{name}: cannot be used as an image ({text if data else 'empty file'}); repair or "
-            "remove it"
+            f"{shown(name)}: cannot be used as an image ({text if data else 'empty file'}); repair "
+            "or remove it"
         ) from error
+
+
+def is_coloured(data: bytes, name: str, background: Colour | None = None) -> bool:
+    """Whether `open_image` gives colour; False for what it refuses.
+
+    The header decides where it can, which takes a fraction of the time of decoding.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=_available_formats()) as image:
+            if image.mode in ("1", "L") and "transparency" not in image.info:
+                return False
+        return open_image(data, name, background)[0].mode == "RGB"
+    except Exception:  # as in `open_image`
+        return False
 
 
 def _notes(image: Image.Image, data: bytes) -> list[str]:
     notes = []
-    if getattr(image, "is_animated", False):
+    if getattr(image, "is_animated", False) and image.format != "MPO":  # previews, in photographs
         notes.append("several frames, the first is used")
     if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
         notes.append(f"{image.mode} converted to RGB")
     if image.mode.startswith("I;16") or (image.format == "PNG" and data[24] == 16):
         notes.append("16 bits per channel, the upper 8 are used")
-    if image.format in ("JPEG", "MPO", "TIFF", "WEBP", "PNG"):
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-        if orientation != 1:
-            notes.append(f"stored turned (EXIF orientation {orientation}), pixels used as stored")
     return notes
 
 
-def _to_grey_or_rgb(image: Image.Image) -> Image.Image:
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What brings an image upright that its camera stored turned (EXIF 2.3, tag 0x0112)."""
+    from PIL import Image
+
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION)
+    except Exception:  # damaged remarks do no harm to the pixels
+        return None
+    return {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }.get(orientation)
+
+
+def _to_grey_or_rgb(image: Image.Image, background: Colour | None) -> Image.Image:
     from PIL import Image
 
     mode = image.mode
@@ -130,7 +203,14 @@ def _to_grey_or_rgb(image: Image.Image) -> Image.Image:
         grey = mode in ("L", "1", "LA", "La")
         image = image.convert("RGBA")
         if image.getextrema()[3][0] < 255:
-            raise ValueError("partly transparent; flatten it onto a background first")
+            if background is None:
+                raise ValueError(
+                    "partly transparent; convert it onto a background, as with --mode=dataset "
+                    "--background=white"
+                )
+            grey = grey and len(set(background)) == 1
+            canvas = Image.new("RGBA", image.size, (*background, 255))
+            image = Image.alpha_composite(canvas, image)
         return image.convert("RGB").convert("L" if grey else "RGB")
     return image.convert("L" if mode in ("1", "L") else "RGB")
 
@@ -153,12 +233,16 @@ def _decode_png_fast(data: bytes) -> np.ndarray | None:
 
 
 def _is_plain_png(data: bytes) -> bool:
-    """Whether checksums hold, which pyspng does not look at, and nothing is transparent."""
+    """Whether checksums hold, which pyspng leaves to us; nothing transparent, nothing turned."""
     at, view = 8, memoryview(data)
     while at + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
         end = at + 8 + length
-        if end + 4 > len(data) or kind == b"tRNS":
+        if end + 4 > len(data) or kind in (b"tRNS", b"eXIf"):
+            return False
+        if kind in (b"tEXt", b"zTXt", b"iTXt") and view[at + 8 : end].tobytes().startswith(
+            _TURNING
+        ):
             return False
         if zlib.crc32(view[at + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
             return False

@@ -1,206 +1,40 @@
 """Images in a folder or in a zip archive, with labels from dataset.json or folder names.
 
 The EDM format is a folder or an uncompressed archive of ``00000/img00000000.png`` and so
-on, all of one size, with a dataset.json of ``{"labels": [[name, label], ...]}``; any
-other folder of images of one size is read alike.
+on, all of one size, with a dataset.json (see `labels`); any other folder or archive of images
+of one size is read alike.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import warnings
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from edm_jax.data.sources import base as source_lib
+from edm_jax.data.sources import labels as labels_lib
 from edm_jax.data.sources.base import ImageSource
-from edm_jax.data.sources.decode import decode_image, is_image_name
-from edm_jax.data.sources.stored_zip import ZipReader
-
-METADATA = "dataset.json"
-# Folders of the EDM format are ranges of numbers, not classes.
-_NUMBERED = re.compile(r"\d{5}/img\d{8}\.png")
-
-
-class FileStore(Protocol):
-    """Files by number, whatever holds them."""
-
-    path: str
-    names: list[str]  # relative, forward slashes, sorted as strings
-
-    def read(self, number: int) -> bytes: ...
-
-
-class FolderStore:
-    """The files below a folder, links followed.
-
-    Args:
-      path: of the folder.
-    """
-
-    def __init__(self, path: str | os.PathLike):
-        self.path = os.fspath(path)
-        self.names = sorted(self._walk("", ()))
-
-    def _walk(self, below: str, parents: tuple[tuple[int, int], ...]) -> list[str]:
-        status = os.stat(os.path.join(self.path, below))
-        here = (status.st_dev, status.st_ino)
-        if here in parents:  # a link to one of the folders it lies in
-            return []
-        names = []
-        with os.scandir(os.path.join(self.path, below)) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    names += self._walk(f"{below}{entry.name}/", (*parents, here))
-                elif entry.is_file():
-                    names.append(below + entry.name)
-        return names
-
-    def read(self, number: int) -> bytes:
-        """The content of file ``names[number]``."""
-        with open(os.path.join(self.path, self.names[number]), "rb", buffering=0) as file:
-            return file.read()
-
-
-def open_store(path: str | os.PathLike) -> FileStore:
-    """A folder or a zip archive as a `FileStore`.
-
-    Raises:
-      ValueError: if it is neither.
-    """
-    path = os.fspath(path)
-    if os.path.isdir(path):
-        return FolderStore(path)
-    if not os.path.exists(path):
-        raise ValueError(f"{path}: no such file or folder; check the path of the data set")
-    if not path.lower().endswith(".zip"):
-        raise ValueError(
-            f"{path}: expected a folder of images or a .zip archive; convert anything else "
-            "with --mode=dataset first"
-        )
-    return ZipReader(path)
-
-
-def read_metadata(store: FileStore) -> dict[str, Any] | None:
-    """``{file name: label}`` from dataset.json; None if there is none or it says null.
-
-    Raises:
-      ValueError: if it is not of the form ``{"labels": [[name, label], ...]}``.
-    """
-    if METADATA not in store.names:
-        return None
-    where = f"{store.path}: {METADATA}"
-    try:
-        metadata = json.loads(store.read(store.names.index(METADATA)))
-        pairs = metadata.get("labels")
-    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
-        raise ValueError(
-            f'{where} must be a JSON object such as {{"labels": null}} ({error}); repair it'
-        ) from error
-    if pairs is None:
-        return None
-    well_formed = isinstance(pairs, list) and all(
-        isinstance(p, list) and len(p) == 2 and isinstance(p[0], str) for p in pairs
-    )
-    if not well_formed:
-        bad = next((p for p in pairs if not isinstance(p, list) or len(p) != 2), pairs)
-        raise ValueError(
-            f'{where}: "labels" must be a list of [file name, label] pairs, got '
-            f"{str(bad)[:80]}; repair it"
-        )
-    labels = {name.replace("\\", "/"): label for name, label in pairs}
-    if len(labels) != len(pairs):
-        seen: set[str] = set()
-        twice = next(n for n, _ in pairs if n in seen or seen.add(n))
-        raise ValueError(f"{where} labels {twice!r} twice; repair it")
-    return labels
-
-
-def labels_from_metadata(
-    labels: dict[str, Any], names: Sequence[str], where: str
-) -> tuple[np.ndarray, int]:
-    """The labels of the images ``names``, in their order.
-
-    Args:
-      labels: ``{file name: label}``; a label is an integer or a list of numbers.
-      names: of all images.
-      where: what messages begin with.
-
-    Returns:
-      ``(N,)`` int32 or ``(N, K)`` float32, and the dimension of the labels.
-
-    Raises:
-      ValueError: if an image has no label, or labels differ in kind or length.
-    """
-    missing = [name for name in names if name not in labels]
-    if missing:
-        raise ValueError(
-            f"{where}: {len(missing)} of {len(names)} images have no label, for example "
-            f"{missing[0]!r}; label every image or none"
-        )
-    if len(labels) > len(names):
-        extra = sorted(labels.keys() - set(names))
-        warnings.warn(
-            f"{where}: {len(extra)} labels belong to no image, for example {extra[0]!r}",
-            stacklevel=2,
-        )
-    values = [labels[name] for name in names]
-    kinds = {type(value) for value in values}
-    if kinds == {int}:
-        return source_lib.check_labels(np.array(values, np.int64), len(names), where=where)
-    lengths = {len(value) for value in values} if kinds == {list} else set()
-    numbers = kinds == {list} and all(type(x) in (int, float) for v in values for x in v)
-    if len(lengths) != 1 or not numbers:
-        first = next(n for n, v in zip(names, values, strict=True) if not _like(v, values[0]))
-        raise ValueError(
-            f"{where}: all labels must be integers, or all lists of numbers of one length, got "
-            f"{str(labels[first])[:60]} for {first!r} beside {str(values[0])[:60]} for {names[0]!r}"
-        )
-    return source_lib.check_labels(np.array(values, np.float64), len(names), where=where)
-
-
-def _like(value: Any, first: Any) -> bool:
-    if type(value) is int:
-        return type(first) is int
-    return (
-        isinstance(value, list)
-        and isinstance(first, list)
-        and len(value) == len(first) > 0
-        and all(type(x) in (int, float) for x in value)
-    )
-
-
-def labels_from_folders(names: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]] | None:
-    """Class = number of the top-level folder, folders sorted by name.
-
-    Returns:
-      ``(N,)`` int32 and the folder names; None unless every image lies in a folder and
-      there is more than one.
-    """
-    if not all("/" in name for name in names):
-        return None
-    folders = [name.split("/", 1)[0] for name in names]
-    classes = sorted(set(folders))
-    if len(classes) < 2:
-        return None
-    number = {name: i for i, name in enumerate(classes)}
-    return np.array([number[f] for f in folders], np.int32), tuple(classes)
+from edm_jax.data.sources.decode import decode_image
+from edm_jax.data.sources.labels import METADATA
+from edm_jax.data.sources.names import shown
+from edm_jax.data.sources.stores import find_images, open_store
 
 
 class ImageFiles:
     """All images of a folder or zip archive, in the order of their sorted names.
 
-    Labels come from dataset.json.  A folder (not an archive) without that file has the
-    classes of its top-level folders.
+    Labels come from dataset.json; without that file, classes are the top-level folders.  What
+    other programs leave in folders (hidden files, thumbnails) is no image.
 
     Args:
       path: folder or .zip file.
       use_labels: whether items carry labels.
       resolution: what width and height must be; None takes the first image's.
+
+    Attributes:
+      notes: remarks on the whole, such as images that were left out.
 
     Raises:
       ValueError: if there are no images, no labels with ``use_labels``, or the first
@@ -217,17 +51,17 @@ class ImageFiles:
     ):
         store = open_store(path)
         self._store = store
-        self._numbers = np.array(
-            [i for i, name in enumerate(store.names) if is_image_name(name)], np.int64
-        )
+        found = find_images(store)
+        self._numbers, self.notes = found.numbers, found.notes
         if not len(self._numbers):
+            hidden = "".join(f" ({note})" for note in self.notes)
             raise ValueError(
-                f"{store.path}: no images among {len(store.names)} files; expected names such "
-                "as 00000/img00000000.png"
+                f"{shown(store.path)}: no images among {len(store.names)} files{hidden}; expected "
+                "names such as 00000/img00000000.png"
             )
         self._labels, self.num_classes, self.label_names = None, 0, None
         if use_labels:
-            self._labels, self.num_classes, self.label_names = self._find_labels()
+            self._labels, self.num_classes, self.label_names = self._find_labels(found.names)
             self._labels.flags.writeable = False  # items are views
         self.image_shape = decode_image(store.read(self._numbers[0]), self.name(0)).shape
         if resolution is not None and self.image_shape[:2] != (resolution, resolution):
@@ -237,32 +71,36 @@ class ImageFiles:
                 f"--resolution={resolution}x{resolution}"
             )
 
-    def _find_labels(self) -> tuple[np.ndarray, int, tuple[str, ...] | None]:
-        names = [self._store.names[i] for i in self._numbers]
-        path = self._store.path
-        metadata = read_metadata(self._store)
+    def _find_labels(self, names: list[str]) -> tuple[np.ndarray, int, tuple[str, ...] | None]:
+        path = shown(self._store.path)
+        cure = "set use_labels=False (config.data.conditional=False)"
+        metadata = labels_lib.read_metadata(self._store, names)
         if metadata is not None:
-            labels, dim = labels_from_metadata(metadata, names, f"{path}: {METADATA}")
-            return labels, dim, None
-        if METADATA in self._store.names:
+            if metadata.labels is None:
+                raise ValueError(f"{metadata.where} holds no labels; {cure}")
+            found = labels_lib.labels_from_metadata(metadata, names)
+            extra = sorted(metadata.labels.keys() - set(names))
+            if extra:
+                warnings.warn(
+                    f"{metadata.where}: {len(extra)} labels belong to no image, for example "
+                    f"{shown(extra[0])!r}",
+                    stacklevel=4,
+                )
+            return found
+        folders = labels_lib.labels_from_folders(names)
+        if isinstance(folders, str):
+            raise ValueError(f"{path}: no labels: {folders}; move them, or {cure}")
+        if folders is None:
             raise ValueError(
-                f"{path}: {METADATA} holds no labels; set use_labels=False "
-                "(config.data.conditional=False)"
+                f"{path}: no labels: there is no {METADATA}, and no two or more class folders; "
+                f"add the file, or {cure}"
             )
-        found = None
-        if not isinstance(self._store, ZipReader) and not _NUMBERED.fullmatch(names[0]):
-            found = labels_from_folders(names)
-        if found is None:
-            raise ValueError(
-                f"{path}: no labels: there is no {METADATA}, and class folders count only in a "
-                "folder (no archive) of two or more of them that hold every image; add the "
-                "file, or set use_labels=False (config.data.conditional=False)"
-            )
-        return found[0], len(found[1]), found[1]
+        self.notes += (folders.note,) if folders.note else ()
+        return folders.labels, len(folders.names), folders.names
 
     def name(self, index: int) -> str:
         """Where image ``index`` comes from, for messages."""
-        return f"{self._store.path}: {self._store.names[self._numbers[index]]}"
+        return shown(f"{self._store.path}: {self._store.names[self._numbers[index]]}")
 
     @property
     def labels(self) -> np.ndarray | None:

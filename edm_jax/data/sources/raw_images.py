@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edm_jax.data.sources import cifar, image_files
-from edm_jax.data.sources.decode import is_image_name, open_image
-from edm_jax.data.sources.stored_zip import ZipReader
+from edm_jax.data.sources import cifar
+from edm_jax.data.sources import labels as labels_lib
+from edm_jax.data.sources.decode import Colour, is_coloured, open_image
+from edm_jax.data.sources.names import shown
+from edm_jax.data.sources.stores import WEIGHTS_ENDINGS, FileStore, find_images, open_store
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -38,7 +40,10 @@ class RawImages:
       labels: one per image, as dataset.json writes them; None where there is none.
       load: the image of a number, mode L or RGB, and notes on what decoding lost.  Called
         from several threads.  Raises ValueError for an image that cannot be used.
-      notes: remarks on the whole, such as why there are no labels.
+      notes: remarks on the whole, such as what was left out.
+      label_names: of the classes, if known.
+      coloured: whether the image of a number has colour; None: those of mode RGB.
+      where: what messages on labels begin with.
     """
 
     def __init__(
@@ -47,89 +52,146 @@ class RawImages:
         labels: list[Label],
         load: Callable[[int], tuple[Image.Image, list[str]]],
         notes: tuple[str, ...] = (),
+        *,
+        label_names: tuple[str, ...] | None = None,
+        coloured: Callable[[int], bool] | None = None,
+        where: str = "",
     ):
         self.names = names
         self.labels = labels
         self.load = load
         self.notes = notes
+        self.label_names = label_names
+        self.coloured = coloured or (lambda index: load(index)[0].mode == "RGB")
+        self.where = where
 
     def __len__(self) -> int:
         return len(self.names)
 
     def fingerprint(self) -> str:
         """Changes when images are added, removed, renamed or relabelled."""
-        content = json.dumps([self.names, self.labels]).encode("utf-8", "surrogatepass")
-        return hashlib.blake2b(content, digest_size=16).hexdigest()
+        content = json.dumps([self.names, self.labels, self.label_names])
+        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+
+    def check_labelled(self, count: int) -> None:
+        """Raise ValueError if some of the first images have labels and others have not."""
+        without = [i for i in range(count) if self.labels[i] is None]
+        if without and any(label is not None for label in self.labels):
+            raise ValueError(
+                f"{self.where}: {len(without)} of {count} images have no label, for example "
+                f"{self.names[without[0]]!r}; label every image, or convert with --unlabelled"
+            )
 
 
-def open_raw_images(source: str | os.PathLike) -> RawImages:
+def open_raw_images(
+    source: str | os.PathLike, *, background: Colour | None = None, use_labels: bool = True
+) -> RawImages:
     """Recognise a source by its name.
 
     Args:
       source: a folder ending in "_lmdb" (LSUN), any other folder of images, a .zip
         archive of images, cifar-10-python.tar.gz, or train-images-idx3-ubyte.gz (MNIST,
         with the labels file beside it).
+      background: what transparent images are laid on; None refuses them.
+      use_labels: False does not look at labels.
 
     Raises:
-      ValueError: if it is none of them, damaged, or holds no images.
+      ValueError: if it is none of them, damaged, or holds no images, or labels that cannot
+        be used.
     """
-    path = os.fspath(source)
+    path = os.path.expanduser(os.fspath(source))
     base = os.path.basename(path.rstrip("/"))
     if not os.path.exists(path):
-        raise ValueError(f"source {path}: no such file or folder; check the path")
+        raise ValueError(f"source {shown(path)}: no such file or folder; check the path")
     if os.path.isdir(path):
-        images = _open_lmdb(path) if base.endswith("_lmdb") else _open_files(path)
+        lsun = base.endswith("_lmdb")
+        images = _open_lmdb(path, background) if lsun else _open_files(path, background, use_labels)
     elif base == cifar.ARCHIVE_NAME:
-        images = _from_arrays("CIFAR-10 training image", *cifar.read_cifar10(path))
+        images = _from_arrays("CIFAR-10 training image", *cifar.read_cifar10(path), cifar.CLASSES)
     elif base == MNIST_IMAGES:
         images = _from_arrays("MNIST training image", *_read_mnist(path))
-    elif base.lower().endswith(".zip"):
-        images = _open_files(path)
+    elif base.lower().endswith((".zip", *WEIGHTS_ENDINGS)):  # the latter are refused there
+        images = _open_files(path, background, use_labels)
     else:
         raise ValueError(
-            f"source {path} is not recognised; expected a folder, a folder ending in _lmdb, a "
-            f".zip archive, {cifar.ARCHIVE_NAME} or {MNIST_IMAGES}"
+            f"source {shown(path)} is not recognised; expected a folder, a folder ending in _lmdb, "
+            f"a .zip archive, {cifar.ARCHIVE_NAME} or {MNIST_IMAGES}"
         )
     if not len(images):
-        raise ValueError(f"source {path}: no images in it; check the path")
+        notes = "".join(f" ({note})" for note in images.notes)
+        raise ValueError(f"source {shown(path)}: no images in it{notes}; check the path")
+    if not use_labels:
+        images.labels, images.label_names = [None] * len(images), None
     return images
 
 
-def _open_files(path: str) -> RawImages:
-    store = image_files.open_store(path)
-    numbers = [i for i, name in enumerate(store.names) if is_image_name(name)]
-    names = [store.names[i] for i in numbers]
-    labels: list[Label] = [None] * len(names)
-    notes = []
-    metadata = image_files.read_metadata(store)
-    if metadata is not None:
-        labels = [metadata.get(name) for name in names]
-        missing = [n for n, label in zip(names, labels, strict=True) if label is None]
-        if missing:
-            notes.append(
-                f"{len(missing)} of {len(names)} images have no label in "
-                f"{image_files.METADATA}, for example {missing[0]!r}: labels are written only "
-                "if every image has one"
-            )
-        else:  # the same rules as for training, now rather than then
-            image_files.labels_from_metadata(metadata, names, f"{path}: {image_files.METADATA}")
-    elif image_files.METADATA not in store.names and not isinstance(store, ZipReader):
-        found = image_files.labels_from_folders(names)
-        if found is not None:
-            labels = found[0].tolist()
-        elif any("/" in name for name in names):
-            notes.append("no labels: images do not all lie in two or more class folders")
+def _open_files(path: str, background: Colour | None, use_labels: bool) -> RawImages:
+    store = open_store(path)
+    found = find_images(store)
+    names = [shown(name) for name in found.names]
+    numbers = found.numbers.tolist()
 
     def load(index: int) -> tuple[Image.Image, list[str]]:
         try:
-            return open_image(store.read(numbers[index]), names[index])
+            return open_image(store.read(numbers[index]), names[index], background)
         except OSError as error:
             raise ValueError(f"{names[index]}: cannot be read ({error})") from error
 
-    return RawImages(names, labels, load, tuple(notes))
+    def coloured(index: int) -> bool:
+        try:
+            return is_coloured(store.read(numbers[index]), names[index], background)
+        except (OSError, ValueError):  # told when it is converted
+            return False
+
+    labels, label_names, notes = _find_labels(store, found.names if use_labels else [])
+    if not use_labels:
+        labels = [None] * len(names)
+    return RawImages(
+        names,
+        labels,
+        load,
+        found.notes + notes,
+        label_names=label_names,
+        coloured=coloured,
+        where=f"source {shown(path)}",
+    )
 
 
-def _open_lmdb(path: str) -> RawImages:
+def _find_labels(
+    store: FileStore, names: list[str]
+) -> tuple[list[Label], tuple[str, ...] | None, tuple[str, ...]]:
+    """Labels, names of the classes, and remarks; by the rules for training."""
+    none: list[Label] = [None] * len(names)
+    if not names:
+        return none, None, ()
+    metadata = labels_lib.read_metadata(store, names)
+    if metadata is not None:
+        if not metadata.labels:  # null, or an empty list
+            return none, None, (f"no labels: {metadata.where} says that there are none",)
+        known = [name for name in names if name in metadata.labels]
+        if not known:
+            raise ValueError(
+                f"{metadata.where} labels {next(iter(metadata.labels))!r} and others, but none of "
+                f"the images, such as {shown(names[0])!r}; repair it, or convert with --unlabelled"
+            )
+        _, _, label_names = labels_lib.labels_from_metadata(metadata, known)
+        extra = len(metadata.labels) - len(known)
+        notes = (f"{extra} labels of {metadata.where} belong to no image",) if extra else ()
+        labels = [labels_lib.plain_label(metadata.labels.get(name)) for name in names]
+        return labels, label_names, notes
+    folders = labels_lib.labels_from_folders(names)
+    if isinstance(folders, str):
+        raise ValueError(
+            f"source {shown(store.path)}: {folders}; move them into a class or away, or convert "
+            "with --unlabelled"
+        )
+    if folders is not None:
+        return folders.labels.tolist(), folders.names, (folders.note,) if folders.note else ()
+    text = "no labels: no dataset.json, and no two or more class folders"
+    return none, None, (text,) if any("/" in name for name in names) else ()
+
+
+def _open_lmdb(path: str, background: Colour | None) -> RawImages:
     try:
         import lmdb
     except ImportError as error:
@@ -147,19 +209,24 @@ def _open_lmdb(path: str) -> RawImages:
     def load(index: int) -> tuple[Image.Image, list[str]]:
         with environment.begin() as transaction:
             data = transaction.get(keys[index])
-        return open_image(data, names[index])
+        return open_image(data, names[index], background)
 
     return RawImages(names, [None] * len(names), load)
 
 
-def _from_arrays(what: str, images: np.ndarray, labels: np.ndarray) -> RawImages:
+def _from_arrays(
+    what: str,
+    images: np.ndarray,
+    labels: np.ndarray,
+    label_names: tuple[str, ...] | None = None,
+) -> RawImages:
     from PIL import Image
 
     def load(index: int) -> tuple[Image.Image, list[str]]:
         return Image.fromarray(images[index]), []
 
     names = [f"{what} {i}" for i in range(len(images))]
-    return RawImages(names, labels.tolist(), load)
+    return RawImages(names, labels.tolist(), load, label_names=label_names)
 
 
 def _read_mnist(path: str) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ import itertools
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from typing import BinaryIO
 
 import numpy as np
@@ -127,12 +128,21 @@ def _widen(rows: np.ndarray, extras: list[bytes]) -> None:
 
 
 def _decode_names(encoded: list[bytes], flags: np.ndarray) -> list[str]:
+    """Names with forward slashes; some programs for Windows write backslashes."""
     joined = b"\0".join(encoded)
     if joined.isascii() and joined.count(b"\0") == len(encoded) - 1:
-        return joined.decode("ascii").split("\0")
+        return joined.decode("ascii").replace("\\", "/").split("\0")
     utf8 = (flags & _UTF8).astype(bool).tolist()
-    pairs = zip(encoded, utf8, strict=True)
-    return [n.decode("utf-8" if u else "cp437", "replace") for n, u in pairs]
+    return [_decode_name(*pair).replace("\\", "/") for pair in zip(encoded, utf8, strict=True)]
+
+
+def _decode_name(encoded: bytes, utf8: bool) -> str:
+    if not utf8:
+        try:
+            return encoded.decode("utf-8")  # not flagged as such: macOS and others write these
+        except UnicodeDecodeError:
+            return encoded.decode("cp437")
+    return encoded.decode("utf-8", "backslashreplace")
 
 
 class ZipReader:
@@ -170,7 +180,6 @@ class ZipReader:
         for a, b in itertools.pairwise(self.names):
             if a == b:
                 raise ValueError(f"{self.path}: holds {a!r} twice; make the archive again")
-
         self._open()
 
     def _open(self) -> None:
@@ -184,9 +193,14 @@ class ZipReader:
         self.__dict__.update(state)
         self._open()
 
-    def __del__(self) -> None:
-        if getattr(self, "_fd", None) is not None:
-            os.close(self._fd)
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        # Bound above: at the end of a program the module may be gone before its objects.
+        descriptor, self._fd = self.__dict__.get("_fd"), None
+        if descriptor is not None:
+            try:
+                close(descriptor)
+            except OSError:
+                pass  # somebody closed it, as programs do that become daemons
 
     def _read_at(self, offset: int, size: int) -> bytes:
         if self._fd is not None:

@@ -148,6 +148,7 @@ def _open_builder(name: str, data_dir: str | os.PathLike | None, download: bool)
     # Imported here: it takes seconds, and only these data sets need it.
     import tensorflow_datasets as tfds
 
+    data_dir = None if data_dir is None else os.path.expanduser(data_dir)
     try:
         builder = tfds.builder(name, data_dir=data_dir)
         if download:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edm_jax.data.sources import decode
-from edm_jax.data.sources.base import ImageSource
+from edm_jax.data.sources.base import ImageSource, present_classes
 from edm_jax.data.sources.image_files import ImageFiles, open_images
 from tests.support.made_images import write_folder, write_zip
 
@@ -118,11 +118,100 @@ def test_class_folders_are_labels_in_a_folder(tmp_path):
     assert [int(source[i]["label"]) for i in range(3)] == [0, 1, 1]
 
 
-def test_class_folders_are_no_labels_in_an_archive(tmp_path):
-    path = write_zip(tmp_path / "x.zip", CLASSES)
-    with pytest.raises(ValueError, match=r"no labels: there is no dataset\.json.*no archive"):
-        open_images(path, use_labels=True)
+@pytest.mark.parametrize("prefix", ["", "pets/", "my/pets/", "./", "/", ".\\pets\\"])
+def test_class_folders_are_labels_in_an_archive(tmp_path, prefix):
+    separator = "\\" if "\\" in prefix else "/"
+    files = {prefix + name.replace("/", separator): data for name, data in CLASSES.items()}
+    path = write_zip(tmp_path / "x.zip", files)
+    source = open_images(path, use_labels=True)
+    assert source.label_names == ("cat", "dog")
+    assert [int(source[i]["label"]) for i in range(3)] == [0, 1, 1]
     assert open_images(path).num_classes == 0
+
+
+@pytest.mark.parametrize("prefix", ["", "pets/"])
+def test_dataset_json_in_a_folder_of_its_own(make, prefix):
+    files = {prefix + name: data for name, data in PNGS.items()}
+    metadata = {"labels": [[f".\\{n}".replace("/", "\\"), 2.0] for n in NAMES]}
+    path = make(files | {f"{prefix}Dataset.json": json.dumps(metadata).encode()})
+    assert open_images(path, use_labels=True).labels.tolist() == [2] * 10
+
+
+@pytest.mark.parametrize(
+    ("folders", "order"),
+    [
+        (["1", "2", "10"], ["1", "2", "10"]),
+        (["010", "9", "-1"], ["-1", "9", "010"]),
+        (["a10", "a2", "b"], ["a10", "a2", "b"]),
+        (["1", "10", "2", "x"], ["1", "10", "2", "x"]),
+    ],
+)
+def test_folders_of_whole_numbers_are_in_the_order_of_numbers(make, folders, order):
+    source = open_images(make({f"{n}/x.png": PNGS[NAMES[0]] for n in folders}), use_labels=True)
+    assert list(source.label_names) == order
+    names = [source.name(i).split("/")[-2].split(" ")[-1] for i in range(len(source))]
+    assert [source.label_names[label] for label in source.labels] == names
+
+
+@pytest.mark.parametrize(
+    "left",
+    [".git/x.png", "cat/.thumbs/x.png", "@eaDir/x.png", "dog/@eaDir/x.png", "__MACOSX/cat/x.png",
+     ".x.png", "cat/._0.png", "$RECYCLE.BIN/x.png", "lost+found/x.png", ".ipynb_checkpoints/x.png",
+     "System Volume Information/x.png"],
+)  # fmt: skip
+def test_what_tools_leave_is_neither_image_nor_class(make, left):
+    files = CLASSES | {left: PNGS[NAMES[0]], "Thumbs.db": b"", "cat/.DS_Store": b""}
+    source = open_images(make(files), use_labels=True)
+    assert (len(source), source.label_names) == (3, ("cat", "dog"))
+    (note,) = source.notes
+    assert "1 image(s) left out" in note and left in note
+    assert open_images(make({f"n/{i}": d for i, d in files.items()})).notes
+
+
+def test_kinds_that_are_not_read_are_told(make):
+    assert (
+        "for example a.heic" in open_images(make({"b.png": PNGS[NAMES[0]], "a.heic": b""})).notes[0]
+    )
+
+
+def test_names_of_classes_in_dataset_json(make):
+    metadata = {"labels": [[n, i % 2] for i, n in enumerate(NAMES)], "label_names": ["x", "y", "z"]}
+    source = open_images(
+        make(PNGS | {"dataset.json": json.dumps(metadata).encode()}), use_labels=True
+    )
+    assert source.num_classes == 3 and source.label_names == ("x", "y", "z")
+    assert present_classes(source) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [("cat", "must be a list of texts"), ([1, 2], "must be a list of texts"),
+     (["a", "a"], "'a' twice"), (["a"], "lie in \\[0, 1\\), got 1 to 1"), ([], "lie in")],
+)  # fmt: skip
+def test_bad_names_of_classes(make, names, message):
+    metadata = {"labels": COMPLETE, "label_names": names}
+    path = make(PNGS | {"dataset.json": json.dumps(metadata).encode()})
+    with pytest.raises(ValueError, match=message):
+        open_images(path, use_labels=True)
+
+
+def test_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_folder(tmp_path / "data", PNGS)
+    assert len(open_images("~/data")) == 10
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.pkl", "a.safetensors", "a.ckpt"])
+def test_weights_are_no_images(tmp_path, name):
+    (tmp_path / name).write_bytes(b"weights")
+    with pytest.raises(ValueError, match=r"is a file of weights.* --mode=import"):
+        open_images(tmp_path / name)
+    path = write_zip(tmp_path / "x.zip", {"archive/data.pkl": b"", "archive/data/0": b""})
+    with pytest.raises(ValueError, match=r"is a file of weights.* --mode=import"):
+        open_images(path)
+    run = write_folder(tmp_path / "run", {"checkpoints/x": b"", "config.json": b"", "s/0.png": b""})
+    with pytest.raises(ValueError, match="the directory of a run"):
+        open_images(run)
 
 
 def test_dataset_json_outranks_class_folders(tmp_path):
@@ -213,14 +302,15 @@ COMPLETE = [[name, 1] for name in NAMES]
         ({"labels": [[1, "a"]]}, "must be a list of"),
         ({"labels": COMPLETE[:7]}, "3 of 10 images have no label, for example '00000/img00000007"),
         ({"labels": [*COMPLETE, COMPLETE[2]]}, "labels '00000/img00000002.png' twice"),
-        ({"labels": [*COMPLETE[:9], [NAMES[9], [1.0]]]}, "must be integers, or all lists"),
-        ({"labels": [*COMPLETE[:9], [NAMES[9], "dog"]]}, "got dog for '00000/img00000009.png'"),
+        ({"labels": [*COMPLETE[:9], [NAMES[9], [1.0]]]}, "a label is a whole number from 0"),
+        ({"labels": [*COMPLETE[:9], [NAMES[9], "dog"]]}, "got 'dog' for '00000/img00000009"),
+        ({"labels": [[n, "dog"] for n in NAMES]}, "got 'dog' for '00000/img00000000.png'; repair"),
         ({"labels": [*COMPLETE[:9], [NAMES[9], True]]}, "got True for"),
         ({"labels": [*COMPLETE[:9], [NAMES[9], None]]}, "got None for"),
         ({"labels": [*COMPLETE[:9], [NAMES[9], -2]]}, "got -2 to 1"),
-        ({"labels": [[n, [1.0, 2.0]] for n in NAMES[:9]] + [[NAMES[9], [1.0]]]}, "of one length"),
-        ({"labels": [[n, []] for n in NAMES]}, "at least one per image|of one length"),
-        ({"labels": [[n, 0.5] for n in NAMES]}, "must be integers, or all lists"),
+        ({"labels": [[n, [1.0, 2.0]] for n in NAMES[:9]] + [[NAMES[9], [1.0]]]}, "kind and length"),
+        ({"labels": [[n, []] for n in NAMES]}, "got \\[\\] for"),
+        ({"labels": [[n, 0.5] for n in NAMES]}, "got 0.5 for"),
     ],
 )  # fmt: skip
 def test_bad_dataset_json(make, content, message):

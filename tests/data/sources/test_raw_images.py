@@ -34,10 +34,14 @@ def test_folder_with_classes(tmp_path):
     assert notes == []
 
 
-def test_archive_with_folders_has_no_classes(tmp_path):
-    images = open_raw_images(write_zip(tmp_path / "x.zip", TREE))
+@pytest.mark.parametrize("separator", ["/", "\\"])
+def test_archive_with_classes(tmp_path, separator):
+    tree = {name.replace("/", separator): data for name, data in TREE.items()}
+    images = open_raw_images(write_zip(tmp_path / "x.zip", tree))
     assert images.names == ["a/1.png", "b/2.png", "c/d/3.JPG"]
-    assert images.labels == [None] * 3
+    assert images.labels == [0, 1, 2] and images.label_names == ("a", "b", "c")
+    images = open_raw_images(tmp_path / "x.zip", use_labels=False)
+    assert images.labels == [None] * 3 and images.label_names is None
 
 
 @pytest.mark.parametrize("make", [write_folder, write_zip])
@@ -57,17 +61,31 @@ def test_missing_labels_are_noted_and_wrong_ones_refused(tmp_path):
     path = write_folder(tmp_path / "a", TREE | _metadata([["a/1.png", 3]]))
     images = open_raw_images(path)
     assert images.labels == [3, None, None]
-    assert "2 of 3 images have no label in dataset.json, for example 'b/2.png'" in images.notes[0]
+    images.check_labelled(1)
+    with pytest.raises(ValueError, match=r"2 of 3 images have no label, for example 'b/2\.png'"):
+        images.check_labelled(3)
+    with pytest.raises(ValueError, match=r"labels 'x\.png' and others, but none of the images"):
+        open_raw_images(write_folder(tmp_path / "c", TREE | _metadata([["x.png", 3]])))
     mixed = [["a/1.png", 3], ["b/2.png", [1.0]], ["c/d/3.JPG", 1]]
-    with pytest.raises(ValueError, match="all labels must be integers, or all lists"):
+    with pytest.raises(ValueError, match="a label is a whole number from 0 on, or a list"):
         open_raw_images(write_folder(tmp_path / "b", TREE | _metadata(mixed)))
 
 
 def test_folders_that_are_no_classes(tmp_path):
     images = open_raw_images(write_folder(tmp_path / "a", {"one/1.png": PNG, "one/2.png": PNG}))
     assert images.labels == [None, None] and "no labels" in images.notes[0]
-    images = open_raw_images(write_folder(tmp_path / "b", TREE | {"root.png": PNG}))
-    assert images.labels == [None] * 4 and "no labels" in images.notes[0]
+    path = write_folder(tmp_path / "b", TREE | {"root.png": PNG})
+    with pytest.raises(
+        ValueError, match=r"1 of 4 images lie in none of them.*root\.png.*unlabelled"
+    ):
+        open_raw_images(path)
+    assert open_raw_images(path, use_labels=False).labels == [None] * 4
+    numbered = {"00000/img00000000.png": PNG, "00001/img00001000.png": PNG}
+    images = open_raw_images(write_folder(tmp_path / "d", numbered))
+    assert images.labels == [None] * 2
+    splits = {f"{s}/{c}/{i}.png": PNG for s in ("train", "val") for c in "xy" for i in range(2)}
+    images = open_raw_images(write_folder(tmp_path / "e", splits))
+    assert images.label_names == ("train", "val") and "to have those as classes" in images.notes[0]
     images = open_raw_images(write_folder(tmp_path / "c", {"1.png": PNG}))
     assert images.labels == [None] and images.notes == ()
 
@@ -117,6 +135,7 @@ def test_cifar(tmp_path):
     batches = {f"data_batch_{i}": batch for i in range(1, 6)}
     images = open_raw_images(write_archive(tmp_path / "cifar-10-python.tar.gz", batches))
     assert len(images) == 10 and images.labels == [4, 9] * 5
+    assert images.label_names[4] == "deer" and images.label_names[9] == "truck"
     expected = data[1].reshape(3, 32, 32).transpose(1, 2, 0)
     np.testing.assert_array_equal(np.asarray(images.load(3)[0]), expected)
 

@@ -184,3 +184,30 @@ def test_damaged_directory_and_headers(tmp_path):
         archive.writestr("a", b"2")
     with pytest.raises(ValueError, match="holds 'a' twice"):
         ZipReader(path)
+
+
+def test_backslashes_part_folders(tmp_path):
+    files = {"a\\b.png": b"1", "a\\": b"", "c/d.png": b"2"}
+    reader = ZipReader(write_zip(tmp_path / "x.zip", files))
+    assert reader.names == ["a/b.png", "c/d.png"] and reader.read(0) == b"1"
+
+
+def test_utf8_names_that_are_not_flagged(tmp_path):
+    path = tmp_path / "x.zip"
+    data = bytearray(_own({"XX.png": b"1"}))
+    path.write_bytes(data.replace(b"XX", "é".encode()))
+    assert ZipReader(path).names == ["é.png"]
+
+
+@pytest.mark.parametrize("where", ["stored_zip.kept", "sys.kept", "kept"])
+def test_a_reader_says_nothing_when_the_program_ends(tmp_path, where):
+    write_zip(tmp_path / "x.zip", FILES)
+    program = (
+        "import sys\nfrom edm_jax.data.sources import stored_zip\n"
+        f"{where} = stored_zip.ZipReader(sys.argv[1])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "x.zip")],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert done.stdout + done.stderr == ""

@@ -7,11 +7,19 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from edm_jax.data.sources.image_files import open_images
 from experiments.commands import dataset
-from tests.support.made_images import encode, noise, write_folder, write_odd_source, write_source
+from tests.support.made_images import (
+    encode,
+    noise,
+    write_folder,
+    write_odd_source,
+    write_source,
+    write_zip,
+)
 from tests.support.paths import ROOT
 
 
@@ -28,10 +36,10 @@ def odd_source(tmp_path):
 def test_command_line(tmp_path, odd_source, call):
     dest = tmp_path / "out.zip"
     options = ["--mode=dataset", f"--source={odd_source}", "--max_images=8"]
-    done = call(*options, f"--dest={dest}")
-    assert "7 remarks on images" in done.stdout and "SKIPPED  2 emptÿ.png: " in done.stdout
-    assert "2 images written, 6 skipped; 16x16, 3 channels, no labels." in done.stdout
-    assert "Most images were skipped" in done.stdout
+    done = call(*options, f"--dest={dest}", code=1)
+    assert "6 remarks on images" in done.stdout and "SKIPPED  2 emptÿ.png: " in done.stdout
+    assert "3 images written, 5 skipped; 16x16, 3 channels, no labels." in done.stdout
+    assert "error: most images were skipped, 5 of 8, such as 1 truncated.jpg" in done.stderr
     assert "img/s" in done.stderr  # the progress bar
     assert "error: dest" in call(*options, f"--dest={dest}", code=2).stderr
     refused = call(*options, "--dest=x", "--resolution=5", code=2).stderr
@@ -43,10 +51,37 @@ def test_command_line(tmp_path, odd_source, call):
 def test_long_lists_go_to_a_file(tmp_path, capsys):
     files = {f"{i:02d}.png": b"rubbish" for i in range(60)}
     source = write_folder(tmp_path / "s", files | {"a.png": encode(noise(8, 8))})
-    dataset.convert_images(source, tmp_path / "out.zip", progress=False)
+    with pytest.raises(dataset.MostSkipped, match=r"most images were skipped, 60 of 61"):
+        dataset.convert_images(source, tmp_path / "out.zip", progress=False)
     assert "10 more; all are in" in capsys.readouterr().out
     lines = (tmp_path / "out.zip.problems.txt").read_text().splitlines()
     assert len(lines) == 60 and lines[59].startswith("SKIPPED  59.png: cannot be used")
+
+
+def test_names_of_classes_and_a_background(tmp_path, call):
+    clear = np.zeros((8, 8, 4), np.uint8)
+    files = {f"pets/{name}/x.png": encode(clear) for name in ("10", "9", "@eaDir")}
+    source = write_zip(tmp_path / "pets.zip", files)
+    options = ["--mode=dataset", f"--source={source}", "--background=white"]
+    done = call(*options, f"--dest={tmp_path / 'out.zip'}")
+    assert "Note: 1 image(s) left out" in done.stdout
+    assert "2 images written, 0 skipped; 8x8, 3 channels, 2 classes" in done.stdout
+    assert "(0 9, 1 10)" in done.stdout
+    read = open_images(tmp_path / "out.zip", use_labels=True)
+    assert read.label_names == ("9", "10") and (read[0]["image"] == 255).all()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
+def test_names_that_are_no_utf8_do_not_end_it(tmp_path, command):
+    (tmp_path / "s").mkdir()
+    for i in range(60):
+        with open(os.fsencode(tmp_path / "s") + b"/\xff%d.png" % i, "wb") as file:
+            file.write(b"rubbish")
+    for i in range(61):
+        (tmp_path / "s" / f"é{i}.png").write_bytes(encode(noise(8, 8)))
+    done = command("--mode=dataset", "--source=s", "--dest=out.zip", cwd=tmp_path)
+    assert r"SKIPPED  \xff0.png" in done.stdout
+    assert len((tmp_path / "out.zip.problems.txt").read_text().splitlines()) == 60
 
 
 def test_the_real_program_converts(tmp_path, source, command):
