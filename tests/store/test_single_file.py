@@ -188,7 +188,7 @@ def test_cut_file(exported, share):
 def rewritten(path, arrays, description):
     """A file like ours with a right digest."""
     metadata = {"format": single_file.FORMAT, "description": json.dumps(description)}
-    single_file._write(path, arrays, metadata)
+    single_file.write_arrays(path, arrays, metadata)
 
 
 def flat(variables):

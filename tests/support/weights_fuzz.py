@@ -203,7 +203,7 @@ def random_description(rng: random.Random) -> bytes:
     metadata = {k: v for k, v in metadata.items() if k != "sha256"}
     metadata["description"] = json.dumps(description)
     path = pathlib.Path(tempfile.gettempdir()) / f"edm_jax_fuzz_{os.getpid()}"
-    single_file._write(path, arrays, metadata)
+    single_file.write_arrays(path, arrays, metadata)
     return path.read_bytes()
 
 
