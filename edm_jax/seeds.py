@@ -26,8 +26,6 @@ def seed_bits(seeds: Iterable[int] | ArrayLike) -> np.ndarray:
     Raises:
       ValueError: for anything that is not a list or one-dimensional array of integers.
     """
-    if isinstance(seeds, int):
-        seeds = [seeds]
     try:
         values = np.asarray(seeds if hasattr(seeds, "dtype") else list(seeds))
         if values.dtype == object:  # integers beyond 64 bits

@@ -47,7 +47,7 @@ def test_settings_that_cannot_work(options, message):
 
 def test_an_evaluation_without_test_images(tmp_path):
     """Said before the training, not at its end."""
-    config = config_with(evaluation__num_images=40)
+    config = config_with(evaluation__num_images=40, evaluation__metrics=("frechet_pixels",))
     assert run(config, Pictures()) == (0, [])  # the digits have them
     config.data.update(source="images", path=str(tmp_path))
     code, lines = run(config, Pictures())
@@ -157,7 +157,7 @@ def test_a_reader_of_labels_alone_is_used():
 
 
 def test_classes_without_images_and_labels_that_are_missing():
-    config = config_with(data__conditional=True)
+    config = config_with(data__conditional=True, train__batch_size=4)
     source = ArraySource(Pictures(3)[0]["image"][None].repeat(6, 0), [0, 1, 1, 3, 3, 0])
     assert run(config, source) == (
         0,
@@ -178,7 +178,7 @@ def test_classes_without_images_and_labels_that_are_missing():
 
 
 def test_vectors_as_labels():
-    config = config_with(data__conditional=True)
+    config = config_with(data__conditional=True, train__batch_size=4)
     images = Pictures()[0]["image"][None].repeat(4, 0)
     vectors = np.ones((4, 5), np.float32)
     assert run(config, ArraySource(images, vectors)) == (0, [])

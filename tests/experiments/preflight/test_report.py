@@ -36,7 +36,8 @@ def test_a_run_that_works_is_quick_and_quiet(compilations):
     # The largest network, which would take seconds to trace.
     config = imagenet64.get_config()
     source = ArraySource(
-        np.random.default_rng(0).integers(0, 256, (1000, 64, 64, 3), np.uint8), np.arange(1000)
+        np.random.default_rng(0).integers(0, 256, (5000, 64, 64, 3), np.uint8),
+        np.arange(5000) % 1000,
     )
     config.precond.edm.sigma_data = config.weight.edm.sigma_data = 0.58  # of uniform pixels
     jax.device_count()  # starts the backend
