@@ -80,7 +80,7 @@ def get_config() -> ml_collections.ConfigDict:
     )
 
     # What is learnt; it uses what it needs of the groups that follow (EDM Table 1).
-    config.objective = d(dict(name="denoising"))
+    config.objective = d(dict(name="denoising", reflected=d(dict(weighting="image"))))
     config.precond = d(
         dict(
             name="edm",
@@ -88,6 +88,7 @@ def get_config() -> ml_collections.ConfigDict:
             vp=d(dict(beta_d=19.9, beta_min=0.1, num_levels=1000, eps_t=1e-5)),
             ve=d(dict(sigma_min=0.02, sigma_max=100.0)),
             iddpm=d(dict(num_levels=1000, c_1=0.001, c_2=0.008)),
+            reflected=d(dict(sigma_min=0.02, sigma_max=10.0)),
         )
     )
     config.noise = d(
@@ -215,6 +216,21 @@ def use_network(config: ml_collections.ConfigDict, architecture: str, **options:
     arguments = dict(ARCHITECTURES[architecture])
     config.model.name = arguments.pop("name")
     config.model[config.model.name].update(arguments | options)
+
+
+def use_reflected(
+    config: ml_collections.ConfigDict,
+    *,
+    sigma_min: float = 0.02,
+    sigma_max: float = 10.0,
+    weighting: str = "image",
+) -> None:
+    """Choose reflected diffusion on [-1, 1], with levels uniform in ln sigma."""
+    config.objective.name = "reflected"
+    config.objective.reflected.weighting = weighting
+    for group, name in ((config.precond, "reflected"), (config.noise, "loguniform")):
+        group.name = name
+        group[name].update(sigma_min=sigma_min, sigma_max=sigma_max)
 
 
 def choose(variant: str, *groups: tuple[str, ...]) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from edm_jax import samplers
 from edm_jax import seeds as seeds_lib
 from edm_jax.arguments import check_protocol
 from edm_jax.model import Labels, Model, check_labels
+from edm_jax.reflected import sampling as reflected
 from edm_jax.samplers import Churn, Trajectory
 from edm_jax.sampling import Sampling
 from edm_jax.typing import Array, ArrayLike, PyTree
@@ -87,6 +88,7 @@ def batches(
     seeds = seeds_lib.check_seeds(seeds)
     sampling = Sampling() if sampling is None else sampling
     asked = sampling.request(model.preconditioning)
+    reflected.check_sampler(asked.info, model.kind, sampling.grid(model.preconditioning))
     if guidance is not None:
         guidance.check(model)
     if batch_size != int(batch_size) or batch_size < 1:
@@ -175,10 +177,11 @@ def _sample_batch(
     def denoise(x: Array, sigma: Array) -> Array:
         return guided(x, sigma, rows)
 
-    x = seeds_lib.latents(keys, (seeds.shape[0], *model.image_shape)) * sigmas[0]
-    return asked(
-        denoise, x, sigmas, keys, preconditioning=model.preconditioning, trajectory=trajectory
-    )
+    noise = seeds_lib.latents(keys, (seeds.shape[0], *model.image_shape))
+    options = {"preconditioning": model.preconditioning, "trajectory": trajectory}
+    if model.kind == "reflected":
+        return reflected.run(asked, denoise, noise, sigmas, keys, **options)
+    return asked(denoise, noise * sigmas[0], sigmas, keys, **options)
 
 
 def _row_source(

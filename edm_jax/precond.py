@@ -105,6 +105,24 @@ def ve_coefs(sigma: ArrayLike) -> Coefs:
     return Coefs(c_skip=ones, c_out=sigma, c_in=ones, c_noise=jnp.log(sigma / 2))
 
 
+def reflected_coefs(sigma: ArrayLike) -> Coefs:
+    """Coefficients of reflected diffusion on [-1, 1]; c_noise = ln(sigma) / 4.
+
+    D = x + sigma F makes F the score times sigma, whose target has unit variance at small
+    sigma and vanishes by itself at large sigma, where D tends to x.  x never leaves the
+    box, so that c_in is 1.
+
+    Args:
+      sigma: noise level, > 0, any shape.
+
+    Returns:
+      Coefs of the shape of sigma.
+    """
+    sigma = _at_least_float32(sigma)
+    ones = jnp.ones_like(sigma)
+    return Coefs(c_skip=ones, c_out=sigma, c_in=ones, c_noise=jnp.log(sigma) / 4)
+
+
 def round_to_levels(sigma: ArrayLike, levels: ArrayLike) -> tuple[Array, Array]:
     """The entry of a decreasing table nearest to sigma (EDM section C.3).
 
@@ -189,7 +207,7 @@ class Preconditioning:
     """Coefficients plus what a sampler must know of the network behind them.
 
     Attributes:
-      name: ``edm``, ``vp``, ``ve`` or ``iddpm``.
+      name: ``edm``, ``vp``, ``ve``, ``iddpm`` or ``reflected``.
       coefs: sigma -> Coefs.
       sigma_min, sigma_max: range of noise levels the network was made for.
       round_sigma: maps a noise level to the nearest one the network knows.
@@ -249,6 +267,14 @@ def ve_preconditioning(sigma_min: float = 0.02, sigma_max: float = 100.0) -> Pre
     return Preconditioning("ve", ve_coefs, sigma_min, sigma_max)
 
 
+def reflected_preconditioning(sigma_min: float = 0.02, sigma_max: float = 10.0) -> Preconditioning:
+    """Preconditioning of reflected diffusion on [-1, 1] (`edm_jax.reflected`).
+
+    The published range, 0.01 to 5, is in units of [0, 1]: twice that here.
+    """
+    return Preconditioning("reflected", reflected_coefs, sigma_min, sigma_max)
+
+
 def iddpm_preconditioning(
     num_levels: int = schedules.IDDPM_NUM_LEVELS,
     c_1: float = schedules.IDDPM_C_1,
@@ -289,4 +315,5 @@ PRECONDITIONINGS: dict[str, Callable[..., Preconditioning]] = {
     "vp": vp_preconditioning,
     "ve": ve_preconditioning,
     "iddpm": iddpm_preconditioning,
+    "reflected": reflected_preconditioning,
 }

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edm_jax import losses
+from edm_jax.domains.box import Box
 from edm_jax.model import Model
 from edm_jax.noise import WeightFn, edm_weight
 from edm_jax.precond import Preconditioning, precondition
@@ -41,6 +42,8 @@ def loss_at_levels(
 ) -> np.ndarray:
     """Weighted loss per element of some images at every noise level.
 
+    That of a reflected model compares with D* (`edm_jax.reflected`), at levels of its own.
+
     The same seed adds the same noise for every model, so that two can be compared.
 
     Args:
@@ -60,14 +63,18 @@ def loss_at_levels(
     levels = []
     for i, sigma in enumerate(np.asarray(sigmas, np.float32)):
         noise = jax.random.normal(jax.random.fold_in(key, i), y.shape)
+        x, target = y + sigma * noise, y
+        if model.kind == "reflected":
+            x = Box().corrupt(y, sigma, noise)
+            target = Box().target(x, y, sigma)
         denoised = _denoise(
             model.variables,
-            y + sigma * noise,
+            x,
             sigma,
             rows,
             net=model.net,
             preconditioning=model.preconditioning,
         )
-        loss = losses.sum_per_image(jnp.square(denoised - y)) / y[0].size
+        loss = losses.sum_per_image(jnp.square(denoised - target)) / y[0].size
         levels.append(np.asarray(weight(sigma) * loss))
     return np.stack(levels)

@@ -40,11 +40,21 @@ class StaticThreshold:
         return clipped
 
     def check(self, model: Any) -> None:
-        """Every model will do."""
+        """Every model will do but a reflected one."""
+        _refuse_reflected(model)
 
     def evaluations(self, sigma: ArrayLike) -> dict[str, int]:
         """One of the denoiser."""
         return {"denoiser": 1}
+
+
+def _refuse_reflected(model: Any) -> None:
+    """Raise ValueError for a reflected model: its D may leave the box, its samples cannot."""
+    if getattr(model, "kind", "denoiser") == "reflected":
+        raise ValueError(
+            "thresholding is not for reflected models, whose D may leave the range of images and "
+            "whose samples never do, got one; leave it out, at any scale of guidance"
+        )
 
 
 def static_threshold(low: ArrayLike = -1.0, high: ArrayLike = 1.0) -> StaticThreshold:
@@ -124,7 +134,8 @@ class DynamicThreshold:
         return thresholded
 
     def check(self, model: Any) -> None:
-        """Every model will do."""
+        """Every model will do but a reflected one."""
+        _refuse_reflected(model)
 
     def evaluations(self, sigma: ArrayLike) -> dict[str, int]:
         """One of the denoiser."""

@@ -74,6 +74,7 @@ class SamplerInfo:
       measured: the settings in which its promises are measured.
       draws: noises that a step draws; noise_fn gets their running index.
       note: for an alias, what it stands for.
+      domain: "box" if it takes reflected models only, whose data live in one; "any" else.
     """
 
     name: str
@@ -90,6 +91,7 @@ class SamplerInfo:
     measured: tuple[Measured, ...] = (Measured(),)
     draws: int = 1
     note: str = ""
+    domain: str = "any"
 
     @property
     def options(self) -> tuple[str, ...]:

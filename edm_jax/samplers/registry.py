@@ -17,6 +17,7 @@ from edm_jax.samplers import (
     lcm,
     lms,
     predictor_corrector,
+    reflected,
     restart,
     sa_solver,
     seeds_2_3,
@@ -46,6 +47,7 @@ _MODULES = (
     lcm,
     adaptive,
     predictor_corrector,
+    reflected,
 )
 
 SAMPLERS.update({info.name: info for module in _MODULES for info in module.PROMISES})

@@ -35,6 +35,7 @@ FORMAT_VERSION = 1
 KINDS = {
     "denoiser": ("network", "precond"),
     "classifier": ("network", "precond"),
+    "reflected": ("network", "precond"),
     "ardm": ("network", "process"),
 }
 SEQUENCES = ("ardm",)  # kinds whose examples may be sequences, of image_shape [length]

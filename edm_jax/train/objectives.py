@@ -17,6 +17,7 @@ from edm_jax.precond import Preconditioning
 from edm_jax.train.classifier import ClassifierObjective
 from edm_jax.train.ddpm import DDPMObjective, ResampledDDPMObjective
 from edm_jax.train.objective import DenoisingObjective, Objective
+from edm_jax.train.reflected import ReflectedObjective, reflected_weight
 from edm_jax.typing import Array, Key
 
 
@@ -118,6 +119,23 @@ def order_agnostic(
     )
 
 
+def reflected(parts: Parts, weighting: str = "image") -> Objective:
+    """Score matching of reflected diffusion (Lou and Ermon 2023).
+
+    Args:
+      parts: of the experiment; its weight is not asked.
+      weighting: "image", or "likelihood" for the bound in nats.
+    """
+    return ReflectedObjective(
+        apply=parts.apply,
+        preconditioning=parts.preconditioning,
+        distribution=parts.distribution,
+        weight=reflected_weight(weighting, parts.distribution),
+        num_classes=parts.num_classes,
+        augment=parts.augment,
+    )
+
+
 # ``(parts, **options) -> objective``, which has ``per_image(params, buffers, batch, key,
 # image_ids) -> (loss, level)``; the training step knows no more.
 OBJECTIVES: Mapping[str, Callable[..., Any]] = {
@@ -125,4 +143,8 @@ OBJECTIVES: Mapping[str, Callable[..., Any]] = {
     "ddpm": ddpm,
     "classifier": classifier,
     "order_agnostic": order_agnostic,
+    "reflected": reflected,
 }
+
+# What kind of model (`store.description.KINDS`) an objective trains, if not a denoiser.
+KINDS: Mapping[str, str] = {"reflected": "reflected"}

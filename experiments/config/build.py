@@ -8,12 +8,13 @@ from typing import Any
 
 import ml_collections
 
-from edm_jax import models
+from edm_jax import models, samplers
 from edm_jax.arguments import check_number
 from edm_jax.augment.pipe import AugmentPipe
 from edm_jax.data.sources.registry import SOURCES
 from edm_jax.noise import DISTRIBUTIONS, WEIGHTS
 from edm_jax.precond import PRECONDITIONINGS
+from edm_jax.reflected.sampling import check_sampler
 from edm_jax.train.averaging import Averaging
 from edm_jax.train.objectives import OBJECTIVES
 from edm_jax.train.optimizer import make_optimizer
@@ -57,7 +58,7 @@ def _read(values: Mapping[str, Any]) -> Experiment:
         )
     name, constants = choice(values["precond"])
     pick(OBJECTIVES, values["objective"]["name"], "config.objective.name")
-    return Experiment(
+    read = Experiment(
         config=values,
         seed=values["seed"],
         data=_data(values["data"]),
@@ -76,6 +77,10 @@ def _read(values: Mapping[str, Any]) -> Experiment:
         sample_batch=values["sampler"]["batch_size"],
         evaluation=_evaluation(values["evaluation"]),
     )
+    with named("config.sampler"):
+        grid = read.sampling.grid(read.preconditioning)
+        check_sampler(samplers.get(read.sampling.sampler), read.kind, grid)
+    return read
 
 
 def _data(group: Mapping[str, Any]) -> Data:

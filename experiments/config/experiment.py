@@ -18,7 +18,7 @@ from edm_jax.model import describe
 from edm_jax.noise import NoiseDistribution, WeightFn
 from edm_jax.precond import Preconditioning
 from edm_jax.train.averaging import Averaging
-from edm_jax.train.objectives import OBJECTIVES, Parts
+from edm_jax.train.objectives import KINDS, OBJECTIVES, Parts
 from edm_jax.train.step import make_train_step
 from experiments.config.groups import ConfigError, construct, named
 from experiments.config.options import Data, Evaluation, Intervals, Training
@@ -118,6 +118,11 @@ class Experiment:
     sample_batch: int
     evaluation: Evaluation
 
+    @property
+    def kind(self) -> str:
+        """What kind of model is trained."""
+        return KINDS.get(self.objective["name"], "denoiser")
+
     def key(self) -> jax.Array:
         """The key that everything random in a run follows from."""
         return jax.random.key(self.seed, impl="threefry2x32")
@@ -178,6 +183,7 @@ class Experiment:
         return describe(
             network=self.network_arguments(source),
             precond=self.precond,
+            kind=self.kind,
             image_shape=source.image_shape,
             num_classes=source.num_classes,
             label_names=source.label_names,
