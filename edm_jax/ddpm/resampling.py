@@ -59,7 +59,7 @@ class ResampledLevels:
     levels: ArrayLike
     probabilities: ArrayLike
 
-    def draw(self, key: Key, shape: tuple[int, ...]) -> Array:
+    def base_draw(self, key: Key, shape: tuple[int, ...]) -> Array:
         """Time steps, integers in [0, T)."""
         return _inverse_cumulative(jnp.asarray(self.probabilities), jax.random.uniform(key, shape))
 

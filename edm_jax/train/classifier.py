@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from edm_jax.noise import NoiseDistribution
+from edm_jax.noise import NoiseDistribution, sample_sigma
 from edm_jax.precond import Preconditioning
 from edm_jax.train.objective import Batch, one_hot_labels, to_unit_range
 from edm_jax.typing import Array, Key, PyTree
@@ -60,9 +60,7 @@ class ClassifierObjective:
         """See `train.objective.Objective`: ``(B,)`` cross entropy in nats, and sigma."""
         keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 3))(image_ids)
         y = to_unit_range(batch["image"])
-        sigma = self.distribution.sigma(
-            jax.vmap(lambda k: self.distribution.draw(k, ()))(keys[:, 0])
-        )
+        sigma = jax.vmap(lambda k: sample_sigma(self.distribution, k, ()))(keys[:, 0])
         if self.augment is not None:
             y = self.augment(keys[:, 1], y)
         noise = jax.vmap(lambda k: jax.random.normal(k, y.shape[1:]))(keys[:, 2])

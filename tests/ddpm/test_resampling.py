@@ -141,7 +141,7 @@ def test_as_a_noise_distribution():
     levels = np.float32([4.0, 2.0, 1.0, 0.0])
     p = np.float32([0.2, 0.5, 0.3])  # of sigma 1, 2, 4
     distribution = ddpm.ResampledLevels(levels, p)
-    t = distribution.draw(jax.random.key(0), (20000,))
+    t = distribution.base_draw(jax.random.key(0), (20000,))
     sigma = np.asarray(distribution.sigma(t))
     shares = [np.mean(sigma == value) for value in (1, 2, 4)]
     np.testing.assert_allclose(shares, p, atol=5 * 0.5 / np.sqrt(20000))  # five deviations
