@@ -1,0 +1,125 @@
+"""The flags of guidance, and the guidance that they make."""
+
+from __future__ import annotations
+
+import types
+from typing import TYPE_CHECKING, Any
+
+from experiments import flags
+from experiments.config.flag import UsageError
+
+if TYPE_CHECKING:
+    from edm_jax.guidance import Guidance
+    from edm_jax.model import Model
+
+# Name on the command line -> in `edm_jax.guidance.GUIDANCES`.
+KINDS = {
+    "cfg": "classifier_free",
+    "classifier_free": "classifier_free",
+    "autoguidance": "autoguidance",
+    "classifier": "classifier",
+}
+THRESHOLDS = ("static", "dynamic")
+
+
+def _interval(text: str) -> tuple[float, float]:
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError("must be two noise levels, low and high, such as 0.19,1.61") from None
+    return low, high
+
+
+FLAGS = (
+    flags.choice(
+        "guidance",
+        tuple(KINDS),
+        "Guide the model: away from itself without a label (cfg), away from a weaker model, or "
+        "along the gradient of a classifier of noisy images.",
+        example="cfg",
+    ),
+    flags.number("guidance_scale", "Its strength; for cfg 1 does nothing.", example="2"),
+    flags.Flag(
+        "guidance_interval",
+        "Noise levels (low, high] at which it acts; by default all.",
+        convert=_interval,
+        example="0.19,1.61",
+    ),
+    flags.path(
+        "guidance_model",
+        "The weaker model or the classifier; for cfg a model without labels in place of its own.",
+        example="runs/weaker",
+    ),
+    flags.choice(
+        "threshold",
+        THRESHOLDS,
+        "Clip what the model expects to [-1, 1], or to a quantile of each image, after guidance.",
+        example="dynamic",
+    ),
+    flags.number("threshold_percentile", "Of --threshold=dynamic, as a fraction.", example="0.995"),
+)
+
+
+def check(values: types.SimpleNamespace) -> None:
+    """Raise UsageError for flags that say nothing without another, before anything is loaded."""
+    for name in ("guidance_scale", "guidance_interval", "guidance_model"):
+        if getattr(values, name) is not None and values.guidance is None:
+            raise UsageError(f"--{name} says nothing without --guidance; give --guidance=cfg")
+    if values.threshold_percentile is not None and values.threshold != "dynamic":
+        raise UsageError("--threshold_percentile belongs to --threshold=dynamic")
+    kind = KINDS.get(values.guidance)
+    if kind is not None and values.guidance_scale is None:
+        raise UsageError(f"--guidance={values.guidance} needs a strength, --guidance_scale=2")
+    if kind in ("autoguidance", "classifier") and values.guidance_model is None:
+        what = "the weaker model" if kind == "autoguidance" else "the classifier"
+        raise UsageError(
+            f"--guidance={values.guidance} needs {what}, for example --guidance_model=runs/{kind}"
+        )
+
+
+def build(values: types.SimpleNamespace, model: Model) -> tuple[Guidance | None, dict[str, Any]]:
+    """The guidance that the flags ask for, checked for a model.
+
+    Returns:
+      The guidance, or None without any, and what it is as JSON values.
+
+    Raises:
+      ValueError: it cannot guide the model.
+    """
+    from edm_jax import guidance
+
+    parts, told = [], {}
+    if values.guidance is not None:
+        kind = KINDS[values.guidance]
+        arguments: dict[str, Any] = {
+            "scale": values.guidance_scale,
+            "interval": values.guidance_interval,
+        }
+        told |= {"name": kind, **arguments}
+        if values.guidance_model is not None:
+            second, name = _second(kind, values.guidance_model)
+            arguments[name] = second
+            told[name] = str(values.guidance_model)
+        parts.append(guidance.GUIDANCES[kind](**arguments))
+    if values.threshold is not None:
+        arguments = {}
+        if values.threshold_percentile is not None:
+            arguments["percentile"] = values.threshold_percentile
+        parts.append(guidance.GUIDANCES[f"{values.threshold}_threshold"](**arguments))
+        told |= {"threshold": values.threshold, **arguments}
+    if not parts:
+        return None, {}
+    made = parts[0] if len(parts) == 1 else guidance.chain(*parts)
+    made.check(model)
+    return made, {key: value for key, value in told.items() if value is not None}
+
+
+def _second(kind: str, path: Any) -> tuple[Any, str]:
+    """The second network of a guidance, and the argument that takes it."""
+    if kind == "classifier":
+        from edm_jax.classifier import load_classifier
+
+        return load_classifier(path), "classifier"
+    from edm_jax import load
+
+    return load(path), "weaker" if kind == "autoguidance" else "unconditional"
