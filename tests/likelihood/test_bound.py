@@ -38,7 +38,7 @@ def test_recorded_terms(toy):
     np.testing.assert_allclose(probs @ bound.reconstruction.mean(1), reconstruction, rtol=1e-10)
     errors = bound.diffusion.std(1, ddof=1) / np.sqrt(COPIES)
     error = np.sqrt(np.sum((probs * errors) ** 2))
-    assert error < 0.01 * diffusion  # so that the next line says something
+    assert error < 0.02 * diffusion  # so that the next line says something
     assert abs(probs @ bound.diffusion.mean(1) - diffusion) < 4 * error
     total = -(bound.prior + bound.diffusion + bound.reconstruction)
     np.testing.assert_allclose(bound.log_likelihood, total, rtol=1e-12)
