@@ -46,11 +46,16 @@ class Plan:
         return measuring.Measurement(self.asked, self.extractors, tuple(self.image_shape[:2]))
 
 
+def as_list(given: Any) -> list[Any]:
+    """What is given as reference, one or several of them."""
+    several = given if isinstance(given, list | tuple) else [given]
+    return [one for one in several if one is not None]
+
+
 def real_images(given: Any) -> ImageSource | None:
     """The data set among what is given as reference."""
-    several = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
-    for one in several:
-        if not isinstance(one, Reference | str | os.PathLike) and one is not None:
+    for one in as_list(given):
+        if not isinstance(one, Reference | str | os.PathLike):
             return references.unmirrored(one)
     return None
 
@@ -134,21 +139,29 @@ def make_plan(
     found = _extractors(kept, real, weights or {}, extractors_given or {}, options or {})
     making = dict(cache=cache, report=report, poll=poll, name=repr(real) if real else "")
     compared: dict[str, Reference] = {}
+    given, used = as_list(reference), set()
     for name, extractor in found.items():
         mine = [one for one in kept if one.extractor == name and one.metric.reference]
         if not mine:
             continue
-        if reference is None:
+        if not given:
             raise ValueError(f"{mine[0].text} needs a reference: give one, or the data set")
         features = any(one.metric.reference == "features" for one in mine)
-        compared[name] = references.find_reference(
-            reference, extractor, features=features, image_shape=image_shape, **making
+        which, compared[name] = references.find_reference(
+            given, extractor, features=features, image_shape=image_shape, **making
         )
+        used.add(which)
         if compared[name].features is None:
             for one in mine:
                 if one.metric.reference == "features":
                     source = compared[name].source or "the reference"
                     left_out[one.text] = f"needs single features, and {source} has statistics only"
+    for i, one in enumerate(given):
+        if isinstance(one, Reference | str | os.PathLike) and compared and i not in used:
+            raise ValueError(
+                f"the reference {getattr(one, 'source', one)} is of another extractor than those "
+                f"of the metrics: {', '.join(found)}"
+            )
     kept = tuple(one for one in kept if one.text not in left_out)
     for text, reason in left_out.items():
         report(f"warning: {text} is left out: it {reason}")

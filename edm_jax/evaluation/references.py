@@ -142,30 +142,32 @@ def kept_reference(
 
 
 def find_reference(
-    given: Any,
+    given: Sequence[Any],
     extractor: Extractor,
     *,
     features: bool,
     image_shape: Sequence[int],
     **making: Any,
-) -> Reference:
+) -> tuple[int, Reference]:
     """The reference of an extractor among what a user gives.
 
     Args:
-      given: an image source, a `Reference`, the path of one, or several of these.
+      given: image sources, references, or paths of such; the first that is of this extractor.
       extractor: whose features are compared.
       features: whether single features are wanted.
       image_shape: ``(H, W, C)`` of the images.
       **making: of `kept_reference`.
 
+    Returns:
+      Which of ``given``, and the reference.
+
     Raises:
-      ValueError: there is none for this extractor, or for images of this size.
+      ValueError: there is none for this extractor, or it is of images of another size.
       FileNotFoundError, WeightsError: no such file, or a damaged one.
     """
-    several = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
     resolution = tuple(image_shape[:2])
-    wrong: ValueError | None = None
-    for one in several:
+    for i, one in enumerate(given):
+        last = i == len(given) - 1
         if isinstance(one, str | os.PathLike):
             one = load_reference(one, extractor.name)
         if not isinstance(one, Reference):
@@ -175,16 +177,16 @@ def find_reference(
                     f"the real images have {shape[0]}x{shape[1]} pixels, these "
                     f"{resolution[0]}x{resolution[1]}; take those of their size"
                 )
-            return kept_reference(one, extractor, features=features, **making)
+            return i, kept_reference(one, extractor, features=features, **making)
+        # A published file does not say so, but is of a feature network.
+        unlikely = one.extractor is None and extractor.name in OF_PIXELS
+        if not last and (unlikely or one.extractor not in (None, extractor.name)):
+            continue
         # One image, as the file may be of features of another width.
         width = extractor(np.zeros((1, *image_shape), np.uint8)).features.shape[1]
-        try:
-            one.check(extractor.name, extractor.digest, width, resolution)
-        except ValueError as error:
-            wrong = error
-            continue
-        return one
-    raise wrong or ValueError(f"no reference for {extractor.name}; give one, or the data set")
+        one.check(extractor.name, extractor.digest, width, resolution)
+        return i, one
+    raise ValueError(f"no reference for {extractor.name}; give one, or the data set")
 
 
 def reference_digest(reference: Reference) -> str:
