@@ -141,11 +141,11 @@ def _write_classes(outdir: pathlib.Path) -> None:
     if labels is None:
         return
     names = sorted(path.relative_to(outdir).as_posix() for path in outdir.rglob("*.png"))
-    pairs = [
-        [name, labels[str(int(pathlib.Path(name).stem))]]
-        for name in names
-        if re.fullmatch(r"(\d+/)?\d+\.png", name) and str(int(name[-10:-4])) in labels
-    ]
+    pairs = []
+    for name in names:
+        stem = pathlib.Path(name).stem
+        if stem.isdigit() and str(int(stem)) in labels:
+            pairs.append([name, labels[str(int(stem))]])
     write_atomically(outdir / METADATA, json.dumps({"labels": pairs}) + "\n")
 
 
