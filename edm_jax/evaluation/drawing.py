@@ -32,6 +32,7 @@ def stream(
     *,
     batch_size: int = 64,
     done: int = 0,
+    finite: bool = False,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Samples as bytes, batch by batch; all processes call this together.
 
@@ -43,6 +44,7 @@ def stream(
       seeds, labels, sampling, guidance: see `edm_jax.generate.batches`.
       batch_size: images at a time of one process.
       done: how many of the seeds are left out, from the first.
+      finite: whether images that are not finite, which have no bytes, are an error.
 
     Yields:
       The position of the first image among ``seeds`` and ``(b, H, W, C)`` uint8, on every
@@ -66,6 +68,11 @@ def stream(
         sharding=batch_sharding(make_mesh()),
     ):
         count = min(len(some), len(seeds) - done)
+        if finite and not (good := np.isfinite(images).all(axis=(1, 2, 3))).all():
+            raise ValueError(
+                "the model gives images that are not finite, the first of seed "
+                f"{some[np.argmin(good)]}; are these weights of a run that diverged?"
+            )
         yield done, generate.to_uint8(images[:count])
         done += count
 

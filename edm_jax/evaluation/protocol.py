@@ -189,7 +189,7 @@ def evaluate(
     def batches(block: int, done: int) -> Iterator[tuple[int, np.ndarray]]:
         return drawing.stream(
             model, seeds[block], classes[block], sampling, guidance,
-            batch_size=batch_size, done=done,
+            batch_size=batch_size, done=done, finite=True,
         )  # fmt: skip
 
     report(f"drawing {blocks * num_images} images, {describe_calls(nfe)} each")

@@ -8,9 +8,9 @@ import pytest
 
 import edm_jax
 from edm_jax.data.sources.base import ArraySource, Subset
-from edm_jax.evaluation import drawing, measuring, planning, protocol
+from edm_jax.evaluation import drawing, make_reference, measuring, planning, protocol
 from edm_jax.generate import Sampling
-from edm_jax.metrics import classifier
+from edm_jax.metrics import classifier, extractors
 from edm_jax.metrics.frechet import frechet_between
 from tests.evaluation.test_loss_levels import silent_model
 
@@ -161,6 +161,34 @@ def test_a_damaged_state_costs_time_only(source, tmp_path):
 
 def raise_(error):
     raise error
+
+
+def test_features_of_ones_own(source):
+    mean = extractors.from_function(lambda x: x.mean(axis=(1, 2)) / 255, "mean")
+    result = edm_jax.evaluation.evaluate(
+        silent_model(), source, metrics=["frechet@mean"], num_images=8, sampling=REQUEST,
+        extractors={"mean": mean}, report=str,
+    )  # fmt: skip
+    assert result["frechet@mean"] > 0 and result["extractors"] == {"mean": mean.digest}
+
+
+def test_features_that_are_not_finite(source):
+    bad = extractors.from_function(lambda x: x[:, :, 0, 0] / np.float32(0) * 0, "bad")
+    with np.errstate(all="ignore"), pytest.raises(ValueError, match="not finite for 1 of 1"):
+        plan = planning.make_plan(
+            ["frechet@bad"], make_reference(source, extractors.pixels()), num_images=8,
+            image_shape=(4, 4, 1), classes=3, extractors_given={"bad": bad},
+        )  # fmt: skip
+        edm_jax.evaluation.evaluate(silent_model(), plan, num_images=8, sampling=REQUEST)
+
+
+def test_images_that_are_not_finite(source):
+    model = silent_model()
+    broken = model.replace(jax.tree.map(lambda a: a * np.nan, model.variables))
+    with pytest.raises(ValueError, match="images that are not finite, the first of seed 100000000"):
+        edm_jax.evaluation.evaluate(
+            broken, source, metrics=["frechet_pixels"], num_images=8, sampling=REQUEST, report=str
+        )
 
 
 def test_what_cannot_be_given_is_left_out_and_said_first(source):
