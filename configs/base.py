@@ -166,8 +166,14 @@ def get_config() -> ml_collections.ConfigDict:
         dict(
             num_images=0,  # 0: no evaluation
             every_kimg=0.0,  # also evaluate during training; 0: only at the end
+            every_num_images=0,  # so many in those during training; 0: as many
             first_seed=100_000_000,  # far from the seeds of the sample grids
-            metrics=("frechet_pixels", "classifier"),
+            blocks=1,  # of so many images each; the paper quotes the minimum of 3
+            labels="balanced",  # every class equally often; random: as in the paper; or one class
+            metrics=("frechet_pixels", "classifier"),  # any of edm_jax.metrics.registry
+            inception="",  # weights of Inception-v3, for fid, kid, is, pr
+            dinov2="",  # weights of DINOv2, for fd_dinov2
+            reference="",  # statistics to compare with; by default those of the data
             trajectory_seeds=6,
         )
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pathlib
 import re
 from collections.abc import Mapping
@@ -14,11 +15,32 @@ from experiments.workdir import EVALUATION, WorkdirError, to_json, write_atomica
 FOLDER = "evaluations"
 # What an evaluation is about; the rest of a result is what was found.
 ASKED = ("sampling", "num_images", "first_seed", "metrics", "weights", "progress")
+# What came later, with the value that says nothing; results before it are of that.
+ALSO_ASKED = {
+    "labels": "balanced",
+    "num_blocks": 1,
+    "guidance": None,
+    "images": None,
+    "subset_seed": None,
+    "reference_files": None,
+}
+# Where evaluations that are not finished keep what they have, inside FOLDER.
+UNFINISHED = ".unfinished"
+
+
+def references_directory() -> pathlib.Path:
+    """Of this user: where references made of data sets are kept."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return pathlib.Path(base).expanduser() / "edm_jax" / "references"
 
 
 def asked(result: Mapping[str, Any]) -> dict[str, Any]:
     """What a result is about, as JSON values."""
-    return json.loads(json.dumps(to_json({key: result.get(key) for key in ASKED})))
+    values = {key: result.get(key) for key in ASKED}
+    for key, usual in ALSO_ASKED.items():
+        if result.get(key) not in (None, usual):
+            values[key] = result[key]
+    return json.loads(json.dumps(to_json(values)))
 
 
 def read(path: pathlib.Path) -> dict[str, Any] | None:
@@ -33,6 +55,13 @@ def read(path: pathlib.Path) -> dict[str, Any] | None:
 def default_name(request: Mapping[str, Any]) -> str:
     """A name that says the sampler and its steps, and differs where anything else differs."""
     sampling = request.get("sampling") or {}
+    if request.get("images"):
+        stem = (
+            re.sub(r"[^\w.+=-]+", "-", pathlib.Path(str(request["images"])).stem).strip("-.")
+            or "images"
+        )
+        text = json.dumps(asked(request), sort_keys=True)
+        return f"{stem or 'images'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     steps = sampling.get("num_steps") or len(sampling.get("sigmas", (0,))) - 1
     digest = hashlib.sha256(json.dumps(asked(request), sort_keys=True).encode()).hexdigest()
     return f"{sampling.get('sampler', 'heun')}-{steps}-{digest[:8]}"
@@ -49,7 +78,8 @@ def check_free(path: pathlib.Path, request: Mapping[str, Any]) -> None:
     """Raise WorkdirError if a directory holds the evaluation of another request."""
     there = read(path)
     if there is not None and asked(there) != asked(request):
-        differing = [key for key in ASKED if asked(there)[key] != asked(request)[key]]
+        old, new = asked(there), asked(request)
+        differing = [key for key in (*ASKED, *ALSO_ASKED) if old.get(key) != new.get(key)]
         raise WorkdirError(
             f"{path} holds an evaluation of other settings ({', '.join(differing)} differ); "
             "choose another --name"

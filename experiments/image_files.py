@@ -1,11 +1,13 @@
-"""Images of given seeds as PNG files, or as one grid, with what was asked of them beside."""
+"""Images of given seeds as PNG files, one archive, or one grid, with what was asked of them."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import pathlib
 import re
+import zipfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,12 +15,14 @@ import jax
 import numpy as np
 
 from edm_jax import generate
+from edm_jax.data.sources.labels import METADATA
 from edm_jax.evaluation import drawing
-from edm_jax.figures import sheets
+from edm_jax.evaluation.reporting import weights_digest
+from edm_jax.figures import files, sheets
 from edm_jax.generate import Sampling
 from edm_jax.model import Model, check_labels
 from edm_jax.train.sharding import batch_sharding, make_mesh
-from edm_jax.typing import ArrayLike, PyTree
+from edm_jax.typing import ArrayLike
 from experiments.workdir import WorkdirError, prepare, to_json, write_atomically
 
 SETTINGS = "settings.json"
@@ -104,8 +108,9 @@ def write_images(
     sampling: Sampling,
     *,
     batch_size: int,
+    subdirs: bool = False,
 ) -> None:
-    """Write ``<seed>.png`` for each seed that is not there yet.
+    """Write ``<seed>.png`` for each seed that is not there yet, and their classes.
 
     Args:
       model: to sample from.
@@ -113,14 +118,88 @@ def write_images(
       seeds, labels: one label per seed, or None.
       sampling: the request.
       batch_size: images at a time.
+      subdirs: a folder for every thousand seeds, named by its first.
     """
     open_outdir(model, outdir, seeds, labels, sampling)
-    missing = [i for i, s in enumerate(seeds) if not (outdir / f"{s:06d}.png").exists()]
+    missing = [i for i, s in enumerate(seeds) if not (outdir / image_name(s, subdirs)).exists()]
     if len(missing) < len(seeds):
         print(f"{len(seeds) - len(missing)} of {len(seeds)} images are there already")
     if missing:
-        _write_missing(model, outdir, seeds, labels, sampling, missing, batch_size)
-    print(f"{len(seeds)} images: {outdir}/<seed>.png")
+        _write_missing(model, outdir, seeds, labels, sampling, missing, batch_size, subdirs)
+    _write_classes(outdir)
+    print(f"{len(seeds)} images: {outdir}/{'<thousand>/' if subdirs else ''}<seed>.png")
+
+
+def image_name(seed: int, subdirs: bool = False) -> str:
+    """``000123.png``, or ``000000/000123.png``: the published names (EDM section 7.1)."""
+    return f"{seed - seed % 1000:06d}/{seed:06d}.png" if subdirs else f"{seed:06d}.png"
+
+
+def _write_classes(outdir: pathlib.Path) -> None:
+    """dataset.json: the classes of the images that are there, so that they are a data set."""
+    labels = json.loads((outdir / SETTINGS).read_text())["labels"]
+    if labels is None:
+        return
+    names = sorted(path.relative_to(outdir).as_posix() for path in outdir.rglob("*.png"))
+    pairs = []
+    for name in names:
+        stem = pathlib.Path(name).stem
+        if stem.isdigit() and str(int(stem)) in labels:
+            pairs.append([name, labels[str(int(stem))]])
+    write_atomically(outdir / METADATA, json.dumps({"labels": pairs}) + "\n")
+
+
+def write_archive(
+    model: Model,
+    file: pathlib.Path,
+    seeds: Sequence[int],
+    labels: np.ndarray | None,
+    sampling: Sampling,
+    *,
+    batch_size: int,
+    subdirs: bool = False,
+) -> None:
+    """Write all images as one ``.npz`` or ``.zip``, whole or not at all; see `write_images`.
+
+    An ``.npz`` has the images ``(n, H, W, C)`` uint8 as ``arr_0`` and the classes as ``arr_1``,
+    as published programs have them, and ``seeds`` and ``settings``.
+
+    Raises:
+      WorkdirError: the file is there, or cannot be written.
+    """
+    sampling.check(model.preconditioning)
+    if file.exists():
+        raise WorkdirError(f"--outdir={file} exists; delete it or choose another name")
+    prepare(file.parent, "outdir")
+    settings = json.dumps(_settings(model, sampling))
+    classes = None if labels is None else [int(label) for label in labels]
+    seeds_array = np.asarray(seeds)
+    images = drawing.stream(model, seeds_array, labels, sampling, batch_size=batch_size)
+    with files.replacing(file) as temporary, drawing.progress_bar(len(seeds), "samples") as bar:
+        if file.suffix == ".npz":
+            parts = []
+            for _, some in images:
+                parts.append(some)
+                bar.update(len(some))
+            more = {} if classes is None else {"arr_1": np.asarray(classes)}
+            with temporary.open("wb") as out:
+                np.savez(
+                    out, arr_0=np.concatenate(parts), seeds=seeds_array, settings=settings, **more
+                )
+        else:
+            names = [image_name(seed, subdirs) for seed in seeds]
+            with zipfile.ZipFile(temporary, "w") as archive:
+                for first, some in images:
+                    for name, image in zip(names[first:], some, strict=False):
+                        buffer = io.BytesIO()
+                        sheets.to_pil(image).save(buffer, format="PNG")
+                        archive.writestr(name, buffer.getvalue())
+                    bar.update(len(some))
+                archive.writestr(SETTINGS, settings)
+                if classes is not None:
+                    pairs = [list(pair) for pair in zip(names, classes, strict=True)]
+                    archive.writestr(METADATA, json.dumps({"labels": pairs}))
+    print(f"{len(seeds)} images: {file}")
 
 
 def _write_missing(
@@ -131,6 +210,7 @@ def _write_missing(
     sampling: Sampling,
     missing: list[int],
     batch_size: int,
+    subdirs: bool,
 ) -> None:
     """The images of some of the seeds, as they come."""
     with drawing.progress_bar(len(missing), "samples") as bar:
@@ -143,7 +223,7 @@ def _write_missing(
             sharding=batch_sharding(make_mesh(jax.local_devices())),
         ):
             for seed, image in zip(some, generate.to_uint8(images), strict=True):
-                sheets.save_image(outdir / f"{seed:06d}.png", image)
+                sheets.save_image(outdir / image_name(int(seed), subdirs), image)
             bar.update(len(some))
 
 
@@ -197,26 +277,23 @@ def open_outdir(
     """
     sampling.check(model.preconditioning)
     prepare(outdir, "outdir")
-    settings = {
-        "progress": model.description.get("progress"),
-        "weights": model.variant,
-        "weights_sha256": _digest(model.variables),
-        "sampling": to_json(sampling.to_json()),
-    }
+    settings = _settings(model, sampling)
     by_seed = None
     if labels is not None:
         by_seed = {str(s): int(label) for s, label in zip(seeds, labels, strict=True)}
-    settings = json.loads(json.dumps(settings))
     _check_settings(outdir, settings | {"labels": by_seed})
     return settings
 
 
-def _digest(variables: PyTree) -> str:
-    """SHA-256 of the weights, so that images of different models do not mix."""
-    sha = hashlib.sha256()
-    for leaf in jax.tree.leaves(variables):
-        sha.update(np.ascontiguousarray(leaf))
-    return sha.hexdigest()
+def _settings(model: Model, sampling: Sampling) -> dict[str, Any]:
+    """What tells these images from others, so that those of different models do not mix."""
+    settings = {
+        "progress": model.description.get("progress"),
+        "weights": model.variant,
+        "weights_sha256": weights_digest(model),
+        "sampling": to_json(sampling.to_json()),
+    }
+    return json.loads(json.dumps(settings))
 
 
 def _check_settings(outdir: pathlib.Path, settings: dict[str, Any]) -> None:

@@ -38,6 +38,9 @@ FREE_OPTIONS = (
     "data.num_threads",
     "data.num_workers",
     "evaluation.every_kimg",
+    "evaluation.every_num_images",
+    "evaluation.inception",
+    "evaluation.dinov2",
 )
 NOTED_OPTIONS = {
     "train.total_kimg": "only its end moves",

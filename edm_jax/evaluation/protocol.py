@@ -1,30 +1,42 @@
 """An evaluation: images of given seeds, measured against real ones.
 
-result = evaluate(model, source, metrics=["frechet_pixels"], num_images=1000)
+result = evaluate(model, source, metrics=["fid"], weights={"inception": FILE}, num_images=50_000)
 print(result_table(result))
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from edm_jax import names
-from edm_jax.data.sources.base import ImageSource, class_indices
-from edm_jax.evaluation import drawing
+from edm_jax import generate
+from edm_jax.data.sources.base import ImageSource, Subset, max_size_indices
+from edm_jax.evaluation import drawing, measuring, references, reporting
+from edm_jax.evaluation.planning import Plan, Weights, make_plan
+from edm_jax.evaluation.reporting import comparison_table, result_table
 from edm_jax.generate import Sampling
-from edm_jax.metrics import registry
-from edm_jax.metrics.registry import MEASURED, METRICS, Labelled
+from edm_jax.metrics.extractors import Extractor
+from edm_jax.metrics.result import Result
 from edm_jax.model import Model
+from edm_jax.train import distributed
+from edm_jax.typing import PyTree
 
 # Far from the seeds of the sample grids.
 FIRST_SEED = 100_000_000
+# How classes are asked for: every one equally often, or as each seed draws.
+BALANCED, RANDOM = "balanced", "random"
 
 
-def stack_source(source: ImageSource, limit: int | None = None) -> Labelled:
+def stack_source(source: ImageSource, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """All (or the first) images and labels of a source, labels empty if it has none."""
     count = len(source) if limit is None else min(limit, len(source))
     examples = [source[i] for i in range(count)]
@@ -33,98 +45,132 @@ def stack_source(source: ImageSource, limit: int | None = None) -> Labelled:
     return images, labels
 
 
-def with_classes(images: Labelled) -> Labelled:
-    """The same with classes in the place of one-hot vectors, as metrics take them."""
-    pixels, labels = images
-    indices = None if labels is None else class_indices(labels)
-    return pixels, labels if indices is None else indices
-
-
-def balanced_labels(classes: Sequence[int], count: int) -> np.ndarray | None:
+def balanced_labels(num_classes: int, count: int) -> np.ndarray | None:
     """Every class equally often, ``(count,)``; None without classes."""
-    return np.resize(np.asarray(classes), count) if len(classes) else None
+    return np.arange(count) % num_classes if num_classes else None
 
 
-def has_label_vectors(source: ImageSource) -> bool:
-    """Whether labels are vectors of numbers that are no classes."""
-    labels = getattr(source, "labels", None)
-    if labels is None:
-        return bool(source.num_classes) and np.ndim(source[0]["label"]) == 1
-    return class_indices(labels) is None
-
-
-def asked_labels(model: Model, source: ImageSource, count: int) -> np.ndarray | None:
-    """What an evaluation asks for: every class that has images equally often, or their vectors.
+def labels_of(model: Model, seeds: np.ndarray, labels: str | int) -> np.ndarray | None:
+    """The class of every seed; None for an unconditional model.
 
     Args:
-      model: whose classes are asked for.
-      source: the images it was trained on.
-      count: how many.
+      labels: ``balanced``, ``random`` (as each seed draws it), or one class for all.
 
-    Returns:
-      ``(count,)`` classes; ``(count, K)`` labels of the first images, over and over, where
-      these are vectors; None without labels.
+    Raises:
+      ValueError: another word, or a class that the model does not have.
     """
-    if not model.num_classes or not has_label_vectors(source):
-        return balanced_labels(model.classes, count)
-    labels = getattr(source, "labels", None)
-    if labels is None:
-        labels = np.stack([source[i]["label"] for i in range(min(count, len(source)))])
-    return np.asarray(labels)[np.arange(count) % len(labels)]
+    if labels == BALANCED:
+        return balanced_labels(model.num_classes, len(seeds))
+    if labels == RANDOM:
+        return generate.drawn_labels(model, seeds)
+    if isinstance(labels, bool) or not isinstance(labels, int | np.integer):
+        raise ValueError(f"labels must be {BALANCED}, {RANDOM} or a class index, got {labels!r}")
+    if not 0 <= labels < model.num_classes:
+        raise ValueError(f"label {labels} is out of range; the model has {model.num_classes}")
+    return np.full(len(seeds), labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """What stays on the disk while an evaluation goes on; process 0 writes.
+
+    Attributes:
+      folder: of all of them; None keeps nothing.
+      seconds: between two states.
+      finished: given the result before what is kept is removed.
+    """
+
+    folder: str | os.PathLike[str] | None = None
+    seconds: float = measuring.SAVE_SECONDS
+    finished: Callable[[dict[str, Any]], None] | None = None
+
+    def of(self, identity: Mapping[str, Any]) -> pathlib.Path | None:
+        """The folder of one evaluation, told by what it is about."""
+        if self.folder is None:
+            return None
+        text = json.dumps(identity, sort_keys=True, default=str)
+        return pathlib.Path(self.folder) / hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def evaluate(
     model: Model,
-    train: ImageSource,
+    reference: Any,
     test: ImageSource | None = None,
     *,
     metrics: Sequence[str] = ("frechet_pixels", "classifier"),
-    num_images: int = 2000,
+    num_images: int = 50_000,
+    blocks: int = 1,
     first_seed: int = FIRST_SEED,
+    labels: str | int = BALANCED,
     sampling: Sampling | None = None,
+    guidance: PyTree | None = None,
+    weights: Weights | None = None,
+    extractors: Mapping[str, Extractor] | None = None,
+    options: Mapping[str, str] | None = None,
     batch_size: int = 64,
+    cache: str | os.PathLike[str] | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    save_seconds: float = measuring.SAVE_SECONDS,
     report: Callable[[str], None] = print,
     poll: Callable[[], None] | None = None,
+    on_samples: Callable[[np.ndarray, np.ndarray], None] | None = None,
+    finished: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Draw samples, every class equally often, and measure them.
+    """Draw samples and measure them as they come; none touches the disk.
 
-    All processes draw, process 0 measures.
+    All processes call this together; each draws its share, process 0 measures.
 
     Args:
       model: to sample from.
-      train: the images it was trained on.
+      reference: what to compare with: the images it was trained on (a source), a `Reference`,
+        the path of one, or several of these; or a `Plan` of an earlier call.
       test: real images that it has not seen, or None.
-      metrics: names of `metrics.registry.METRICS`.
-      num_images: samples, at least 2.
+      metrics: names of `metrics.registry.METRICS`; ``kid@dinov2`` on other features.
+      num_images: samples of a block, at least 2.
+      blocks: of consecutive seeds; of several the minimum of a Frechet distance is quoted, as
+        in the paper, and the mean of others.
       first_seed: the seeds are this and those that follow.
+      labels: ``balanced``, ``random`` or one class, see `labels_of`.
       sampling: the request; None for the defaults.
+      guidance: see `edm_jax.generate.batches`.
+      weights: files of feature networks, ``{"inception": FILE, "dinov2": FILE}``.
+      extractors: further ones by name, see `metrics.extractors.from_function`.
+      options: what messages call the files of ``weights``.
       batch_size: images at a time of one process.
+      cache: folder that keeps references made of data sets.
+      resume: folder that keeps what is measured so far; the same call goes on from it.
+      save_seconds: between two states there.
       report: told what is going on.
-      poll: called for each batch of samples; may raise.
+      poll: called for each batch; may raise.
+      on_samples: given seeds and images of the first few, on process 0.
+      finished: given the result, on process 0, before what ``resume`` keeps is removed.
 
     Returns:
-      JSON values: what was asked (number of images, NFE, request, weights) and one or more
-      numbers for each metric; why a metric is left out, in ``left_out``, where the data do
-      not allow it; nothing on processes other than 0.
+      JSON values: what was asked, one or more numbers for each metric, with what they were
+      made; nothing on processes other than 0.
 
     Raises:
       ValueError: before any work, for an unknown metric or a bad request.
     """
-    measures = {name: names.lookup(METRICS, name, "metric") for name in metrics}
     if num_images < 2:
         raise ValueError(f"num_images must be at least 2, got {num_images}")
+    if blocks < 1:
+        raise ValueError(f"blocks must be at least 1, got {blocks}")
     sampling = Sampling() if sampling is None else sampling
     sampling.check(model.preconditioning)
-    seeds = first_seed + np.arange(num_images)
-    labels = asked_labels(model, train, num_images)
+    if guidance is not None:
+        guidance.check(model)
+    seeds = [first_seed + b * num_images + np.arange(num_images) for b in range(blocks)]
+    classes = [labels_of(model, some, labels) for some in seeds]
+    plan = reference
+    if not isinstance(plan, Plan):
+        plan = make_plan(
+            metrics, reference, test, num_images=num_images, image_shape=model.image_shape,
+            classes=model.num_classes, weights=weights, extractors_given=extractors,
+            options=options, cache=cache, report=report, poll=poll,
+        )  # fmt: skip
     nfe = sampling.nfe(model.preconditioning)
-    report(f"drawing {num_images} images, {describe_calls(nfe)} each")
-    images = drawing.draw(
-        model, seeds, labels, sampling, batch_size=batch_size, name="evaluation", poll=poll
-    )
-    if jax.process_index():
-        return {}
-    result: dict[str, Any] = {
+    asked = {
         "num_images": int(num_images),
         "first_seed": int(first_seed),
         "metrics": list(metrics),
@@ -133,22 +179,118 @@ def evaluate(
         "sampling": sampling.to_json(),
         "weights": model.variant,
         "progress": model.description.get("progress"),
+        "labels": labels if model.num_classes else None,
+        "num_blocks": blocks,
     }
-    real = with_classes(stack_source(train))
-    unseen = None if test is None else with_classes(stack_source(test))
-    left_out = {}
-    for name, measure in measures.items():
-        reason = registry.obstacle(name, len(train), train.num_classes, real[1])
-        if not reason:
-            known = unseen is not None and not registry.floor_obstacle(name, len(unseen[0]))
-            try:
-                result |= measure((images, labels), real, unseen if known else None)
-            except (ValueError, ArithmeticError) as error:  # of a library: the others are had
-                reason = " ".join(str(error).split())
-        if reason:
-            left_out[name] = reason
-            report(f"{name} is left out: {reason}")
-    return result | ({"left_out": left_out} if left_out else {})
+    if guidance is not None:
+        asked["guidance"] = guidance.to_json() if hasattr(guidance, "to_json") else repr(guidance)
+    asked["weights_sha256"] = reporting.weights_digest(model)
+
+    def batches(block: int, done: int) -> Iterator[tuple[int, np.ndarray]]:
+        return drawing.stream(
+            model, seeds[block], classes[block], sampling, guidance,
+            batch_size=batch_size, done=done, finite=True,
+        )  # fmt: skip
+
+    report(f"drawing {blocks * num_images} images, {describe_calls(nfe)} each")
+    return _measure_blocks(
+        plan, batches, classes, asked, Kept(resume, save_seconds, finished), report, poll,
+        on_samples and (lambda images: on_samples(seeds[0][: len(images)], images)),
+    )  # fmt: skip
+
+
+def evaluate_images(
+    images: ImageSource,
+    reference: Any,
+    *,
+    metrics: Sequence[str] = ("fid",),
+    num_images: int | None = None,
+    seed: int = 0,
+    weights: Weights | None = None,
+    extractors: Mapping[str, Extractor] | None = None,
+    options: Mapping[str, str] | None = None,
+    name: str = "",
+    cache: str | os.PathLike[str] | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    save_seconds: float = measuring.SAVE_SECONDS,
+    report: Callable[[str], None] = print,
+    poll: Callable[[], None] | None = None,
+    on_samples: Callable[[np.ndarray, np.ndarray], None] | None = None,
+    finished: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Measure pictures that are there; arguments as of `evaluate`.
+
+    Args:
+      images: the pictures, all of one size; their labels are the classes asked for.
+      num_images: a random subset of so many, chosen by ``seed``; None for all.
+      name: what they are, for people.
+
+    Raises:
+      ValueError: fewer pictures than ``num_images``, or as of `evaluate`.
+    """
+    count = len(images) if num_images is None else num_images
+    if count > len(images):
+        raise ValueError(f"num_images is {count}, but there are {len(images)} images")
+    if count < 2:
+        raise ValueError(f"an evaluation needs at least 2 images, got {count}")
+    if count < len(images):
+        images = Subset(images, max_size_indices(len(images), count, seed))
+    labels = None
+    if images.num_classes and np.ndim(images[0]["label"]) == 0:
+        labels = np.array([int(images[i]["label"]) for i in range(len(images))])
+    plan = reference
+    if not isinstance(plan, Plan):
+        plan = make_plan(
+            metrics, reference, num_images=count, image_shape=images.image_shape,
+            classes=0 if labels is None else images.num_classes, weights=weights,
+            extractors_given=extractors, options=options, cache=cache, report=report, poll=poll,
+        )  # fmt: skip
+    asked = {"images": name or repr(images), "num_images": count, "metrics": list(metrics)}
+    if num_images is not None:
+        asked["subset_seed"] = seed
+    report(f"measuring {count} images")
+    return _measure_blocks(
+        plan, lambda block, done: references.read_batches(images, start=done), [labels], asked,
+        Kept(resume, save_seconds, finished), report, poll,
+        on_samples and (lambda shown: on_samples(np.arange(len(shown)), shown)),
+    )  # fmt: skip
+
+
+def _measure_blocks(
+    plan: Plan,
+    batches: Callable[[int, int], Iterator[tuple[int, np.ndarray]]],
+    labels: Sequence[np.ndarray | None],
+    asked: Mapping[str, Any],
+    kept: Kept,
+    report: Callable[[str], None],
+    poll: Callable[[], None] | None,
+    on_shown: Callable[[np.ndarray], None] | None,
+) -> dict[str, Any]:
+    """The result of all blocks; each goes on from what is kept of it."""
+    with_what = reporting.made_with(plan)
+    identity = {**asked, **{key: with_what[key] for key in ("extractors", "references")}}
+    folder = kept.of(identity)
+    found: list[dict[str, Result]] = []
+    for block, classes in enumerate(labels):
+        measurement = plan.measurement()
+        path = None if folder is None else folder / f"block-{block}.npz"
+        measuring.measure(
+            measurement, lambda done, b=block: batches(b, done), plan.num_images, classes,
+            state=measuring.StateFile(path, kept.seconds), report=report, poll=poll,
+            name="evaluation" if len(labels) == 1 else f"block {block + 1} of {len(labels)}",
+        )  # fmt: skip
+        # The others wait for process 0, which measures alone.
+        distributed.on_lead(lambda m=measurement: found.append(m.results(plan.references)))
+        if block == 0 and on_shown and not jax.process_index() and measurement.shown is not None:
+            on_shown(measurement.shown)
+    if jax.process_index():
+        return {}
+    result = {**asked, **reporting.measured(plan, found), **with_what}
+    if kept.finished is not None:
+        kept.finished(result)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+    return result
 
 
 def describe_calls(nfe: int | None) -> str:
@@ -156,42 +298,7 @@ def describe_calls(nfe: int | None) -> str:
     return "as many network calls as its tolerances ask" if nfe is None else f"{nfe} network calls"
 
 
-ROWS = (
-    *MEASURED,
-    ("num_images", "images", "{:d}"),
-    ("nfe", "network calls per image", "{:d}"),
-)
-
-
-def result_table(result: Mapping[str, Any]) -> str:
-    """The result as a short table."""
-    rows = [
-        (label, form.format(result[key]))
-        for key, label, form in ROWS
-        if result.get(key) is not None
-    ]
-    width = max(len(label) for label, _ in rows)
-    return "\n".join(f"  {label:<{width}}  {value:>10}" for label, value in rows)
-
-
-def comparison_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Several results under each other, a line each, with the columns that any has."""
-    columns = [row for row in ROWS if any(r.get(row[0]) is not None for r in results.values())]
-    cells = [["", *(label for _, label, _ in columns)]]
-    for name, result in results.items():
-        values = [
-            "-" if result.get(key) is None else form.format(result[key]) for key, _, form in columns
-        ]
-        cells.append([name, *values])
-    # Names of columns are long: one line for each, in front of the numbers.
-    legend = [f"  [{i}] {label}" for i, label in enumerate(cells[0][1:], 1)]
-    cells[0] = ["", *(f"[{i}]" for i in range(1, len(columns) + 1))]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    lines = [
-        "  ".join(
-            c.rjust(w) if i else c.ljust(w)
-            for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in cells
-    ]
-    return "\n".join([*(f"  {line}" for line in lines), *legend])
+__all__ = [
+    "FIRST_SEED", "balanced_labels", "comparison_table", "describe_calls", "evaluate",
+    "evaluate_images", "labels_of", "result_table", "stack_source",
+]  # fmt: skip

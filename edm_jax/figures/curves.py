@@ -82,3 +82,32 @@ def evaluation_curves(
             axes.grid(alpha=0.3)
         panels[-1, 0].set_xlabel("thousands of images (kimg)")
         files.save(fig, path)
+
+
+def lines_of_models(
+    path: pathlib.Path, panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
+) -> None:
+    """Measures of several models: a panel for each measure, a line for each kind of weights.
+
+    Where all models have seen as many images, the kinds of weights are the axis.
+
+    Args:
+      path: of the figure.
+      panels: measure -> name of the weights -> pairs of kimg and value.
+    """
+    with files.style():
+        size = (files.COLUMN, 1.7 * len(panels))
+        fig, rows = files.subplots(len(panels), size=size, squeeze=False, sharex=True)
+        times = {kimg for lines in panels.values() for line in lines.values() for kimg, _ in line}
+        for axes, (label, lines) in zip(rows[:, 0], panels.items(), strict=True):
+            if len(times) == 1:
+                axes.plot(list(lines), [line[0][1] for line in lines.values()], "o-", color=INK)
+            else:
+                for name, line in lines.items():
+                    axes.plot(*zip(*sorted(line), strict=True), marker="o", ms=2, label=name)
+                axes.legend()
+            axes.set_title(label)
+            axes.grid(alpha=0.3)
+        told = "weights" if len(times) == 1 else "thousands of images (kimg)"
+        rows[-1, 0].set_xlabel(told)
+        files.save(fig, path)

@@ -12,5 +12,5 @@ A reference is made in the same way with ``more=("halves", "features")`` and
 ``accumulation.state()``, and several hosts `merge` what each has: the numbers are the same,
 as images are told by their index and not by when they come.
 
-`feature_metrics` says how a metric is added: a file, and a line there.
+`registry` says how a metric is added: a file, and a line there.
 """

@@ -44,12 +44,15 @@ class Outputs:
       logits: ``(B, classes)`` float32, of extractors that classify.
       resolution: ``(H, W)`` of the images.
       remarks: lines that belong beside any number made of these.
+      labels: ``(B, 1)``, the classes that were asked for, if there are any; the extractor does
+        not know them.
     """
 
     features: np.ndarray
     logits: np.ndarray | None = None
     resolution: tuple[int, int] | None = None
     remarks: tuple[str, ...] = ()
+    labels: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,31 +1,20 @@
-"""Which metrics there are, what each needs, and accumulating for several at once.
-
-A metric is a file with a function ``measure(accumulated, reference) -> {part: Result}`` and a
-line in `METRICS`.  It says which accumulators it needs; metrics that need the same share one:
-
-    moments    mean and covariance of the features, `moments.Moments`
-    halves     the same of even and odd images, for references, `moments.Halves`
-    features   all features, `rows.Rows`
-    logits     all logits, `rows.Rows`
-
-No metric ever sees images.
-"""
+"""Accumulating for several metrics at once, batch by batch; see `registry` for the metrics."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
-from edm_jax.metrics import fid_infinity, frechet, inception_score, kid, precision_recall
+from edm_jax.metrics import frechet
 from edm_jax.metrics.extractors import Extractor, Outputs
 from edm_jax.metrics.moments import Halves, Moments
 from edm_jax.metrics.reference import Reference
-from edm_jax.metrics.result import Accumulated, Result
+from edm_jax.metrics.registry import METRICS, check_metrics
+from edm_jax.metrics.result import Result
 from edm_jax.metrics.rows import Rows
-from edm_jax.names import lookup
 
 
 class Accumulator(Protocol):
@@ -55,55 +44,8 @@ NEEDS: dict[str, tuple[type, str]] = {
     "halves": (Halves, "features"),
     "features": (Rows, "features"),
     "logits": (Rows, "logits"),
+    "labels": (Rows, "labels"),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Metric:
-    """A metric as the table below knows it.
-
-    Attributes:
-      title: for tables.
-      needs: names among `NEEDS`.
-      measure: the accumulated and the reference -> results by part of the metric; the part
-        "" is the metric itself.
-      reference: what it needs of a reference: "" for nothing, "statistics" or "features".
-      extractor: whose features it is defined on; None for any.
-      better: "lower" or "higher".
-    """
-
-    title: str
-    needs: tuple[str, ...]
-    measure: Callable[[Accumulated, Reference | None], dict[str, Result]]
-    reference: str = "statistics"
-    extractor: str | None = None
-    better: str = "lower"
-
-
-METRICS: dict[str, Metric] = {
-    "fid": Metric("FID", ("moments",), frechet.measure, extractor="inception"),
-    "fd_dinov2": Metric("FD-DINOv2", ("moments",), frechet.measure, extractor="dinov2"),
-    "frechet": Metric("Frechet distance", ("moments",), frechet.measure),
-    "fid_infinity": Metric("FID-infinity", ("features",), fid_infinity.measure),
-    "kid": Metric("KID", ("features",), kid.measure, "features"),
-    "inception_score": Metric(
-        "Inception score", ("logits",), inception_score.measure, "", "inception", better="higher"
-    ),
-    "precision_recall": Metric(
-        "precision and recall", ("features",), precision_recall.measure, "features", better="higher"
-    ),
-}
-
-
-def check_metrics(names: Iterable[str], extractor: str) -> None:
-    """Raise ValueError for an unknown metric, or one that is not defined on an extractor."""
-    for name in names:
-        metric = lookup(METRICS, name, "metric")
-        if metric.extractor not in (None, extractor):
-            raise ValueError(
-                f"{name} is defined on the extractor {metric.extractor!r}, got {extractor!r}; "
-                "use frechet for a Frechet distance of other features"
-            )
 
 
 class Accumulation:

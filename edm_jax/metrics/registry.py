@@ -1,96 +1,223 @@
-"""The metrics of an evaluation by name: images -> numbers, and what they cannot be had of."""
+"""All metrics by name; a new one is its own file and a line of `METRICS`.
+
+A metric is a function ``measure(accumulated, reference) -> {part: Result}`` that says which
+accumulators it needs; metrics that need the same share one:
+
+    moments    mean and covariance of the features, `moments.Moments`
+    halves     the same of even and odd images, for references, `moments.Halves`
+    features   all features, `rows.Rows`
+    logits     all logits, `rows.Rows`
+    labels     the classes that were asked for, `rows.Rows`
+
+No metric ever sees images.  ``kid@dinov2`` is a metric on the features of another extractor
+than its usual one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
+from edm_jax.metrics import classifier as classifier_lib
+from edm_jax.metrics import fid_infinity, frechet, inception_score, kid, precision_recall
+from edm_jax.metrics.extractors import MAX_PIXEL_NUMBERS
+from edm_jax.metrics.reference import Reference
+from edm_jax.metrics.result import Accumulated, Result
+from edm_jax.names import lookup
 
-# Images, ``(n, H, W, C)`` uint8, and their labels: ``(n,)`` classes, or ``(n, K)`` vectors that are
-# none; None or empty without.
-Labelled = tuple[np.ndarray, np.ndarray | None]
-Metric = Callable[[Labelled, Labelled, Labelled | None], dict[str, float]]
-
-# The covariance of pixels is a matrix of this size squared: half a minute and 0.1 GB here.
-MAX_PIXEL_NUMBERS = 4096
-
-
-def _as_floats(images: np.ndarray) -> np.ndarray:
-    """uint8 -> float64 [-1, 1]."""
-    return images / 127.5 - 1
+# Extractors of raw pixels, which tiny images have.
+OF_PIXELS = ("pixels", classifier_lib.NAME)
 
 
-def frechet_pixels(samples: Labelled, train: Labelled, test: Labelled | None) -> dict[str, float]:
-    """Of the samples, and of real images that were not trained on, to those that were."""
-    from edm_jax.metrics.frechet import frechet_distance, gaussian_statistics
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A metric as the table below knows it.
 
-    def statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return gaussian_statistics(_as_floats(images).reshape(len(images), -1))
+    Attributes:
+      title: for tables.
+      needs: names among `feature_metrics.NEEDS`.
+      measure: the accumulated and the reference -> results by part of the metric; the part
+        "" is the metric itself.
+      reference: what it needs of a reference: "" for nothing, "statistics" or "features".
+      extractor: whose features it is defined on; None for any.
+      usual: the extractor where none is named.
+      better: "lower" or "higher".
+      parts: what ``measure`` returns.
+      least: images it needs.
+      over_blocks: what is quoted of several blocks of images: "minimum" or "mean".
+      form: how its numbers are written.
+      key, unseen: names of its number, and of that of real images that were not trained on,
+        in the flat part of a result; by default its own name, and none.
+      unseen_title: of the latter.
+    """
 
-    real = statistics(train[0])
-    found = {"frechet_distance": samples} | ({"frechet_distance_floor": test} if test else {})
-    return {key: frechet_distance(*statistics(images), *real) for key, (images, _) in found.items()}
-
-
-def _needs_two(num_images: int, num_classes: int, labels: np.ndarray | None) -> str:
-    return "" if num_images > 1 else f"it takes two images or more, not {num_images}"
-
-
-def classifier(samples: Labelled, train: Labelled, test: Labelled | None) -> dict[str, float]:
-    """How often a classifier of the training images sees the class that was asked for."""
-    if samples[1] is None:
-        return {}
-    from edm_jax.metrics.classifier import class_accuracy, fit_pixel_classifier
-
-    classify = fit_pixel_classifier(_as_floats(train[0]), train[1])
-    found = {"class_accuracy": samples} | ({"class_accuracy_real_test": test} if test else {})
-    return {
-        key: class_accuracy(classify(_as_floats(images)), labels)
-        for key, (images, labels) in found.items()
-    }
-
-
-def _needs_classes(num_images: int, num_classes: int, labels: np.ndarray | None) -> str:
-    if not num_classes:
-        return "it tells classes apart, and there are none"
-    if labels is None or not len(labels):
-        return ""
-    if np.ndim(labels) > 1:
-        return "it tells classes apart, and the labels are vectors of other numbers"
-    return (
-        ""
-        if len(np.unique(labels)) > 1
-        else "it tells classes apart, and all images are of one class"
-    )
+    title: str
+    needs: tuple[str, ...]
+    measure: Callable[[Accumulated, Reference | None], dict[str, Result]]
+    reference: str = "statistics"
+    extractor: str | None = None
+    usual: str | None = "inception"
+    better: str = "lower"
+    parts: tuple[str, ...] = ("",)
+    least: int = 2
+    over_blocks: str = "mean"
+    form: str = "{:.4f}"
+    key: str = ""
+    unseen: str = ""
+    unseen_title: str = ""
 
 
-METRICS: dict[str, Metric] = {"frechet_pixels": frechet_pixels, "classifier": classifier}
-# Why a metric cannot be had of so many training images, with such labels (None: not known), or "".
-_NEEDS = {"frechet_pixels": _needs_two, "classifier": _needs_classes}
+def _frechet(title: str, extractor: str | None = None, usual: str | None = None) -> Metric:
+    return Metric(
+        title, ("moments",), frechet.measure, extractor=extractor, usual=usual or extractor,
+        over_blocks="minimum",
+    )  # fmt: skip
 
 
-def obstacle(name: str, num_images: int, num_classes: int, labels: np.ndarray | None) -> str:
-    """Why a metric cannot be had of a data set, known before anything is drawn; or "".
+METRICS: dict[str, Metric] = {
+    "classifier": Metric(
+        "class accuracy of samples", ("features", "labels"), classifier_lib.measure, "",
+        classifier_lib.NAME, classifier_lib.NAME, "higher", form="{:.2%}", key="class_accuracy",
+        unseen="class_accuracy_real_test", unseen_title="class accuracy of real test images",
+    ),
+    "frechet_pixels": dataclasses.replace(
+        _frechet("Frechet distance, samples to train", "pixels"), key="frechet_distance",
+        unseen="frechet_distance_floor", unseen_title="Frechet distance, real test to train",
+    ),
+    "fid": _frechet("FID", "inception"),
+    "fd_dinov2": _frechet("FD-DINOv2", "dinov2"),
+    "frechet": _frechet("Frechet distance"),
+    "fid_infinity": Metric(
+        "FID-infinity", ("features",), fid_infinity.measure, least=10 * fid_infinity.NUM_POINTS
+    ),
+    "kid": Metric("KID", ("features",), kid.measure, "features", form="{:.3e}"),
+    "is": Metric(
+        "Inception score", ("logits",), inception_score.measure, "", "inception", better="higher",
+        least=inception_score.NUM_SPLITS,
+    ),
+    "pr": Metric(
+        "precision and recall", ("features",), precision_recall.measure, "features",
+        better="higher", parts=("precision", "recall", "density", "coverage"),
+        least=precision_recall.NEIGHBOURS + 1,
+    ),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A metric that is asked for: as it was written, its name, and on whose features."""
+
+    text: str
+    name: str
+    extractor: str
+
+    @property
+    def metric(self) -> Metric:
+        """The entry of the table."""
+        return METRICS[self.name]
+
+
+def parse(text: str) -> Asked:
+    """``kid`` or ``kid@dinov2``.
+
+    Raises:
+      ValueError: an unknown metric, or one that is not defined on that extractor.
+    """
+    name, _, extractor = str(text).partition("@")
+    metric = lookup(METRICS, name, "metric")
+    extractor = extractor or metric.usual or ""
+    if not extractor:
+        raise ValueError(f"{name} is of any features: say of which, such as {name}@pixels")
+    check_metrics([name], extractor)
+    usual = extractor == metric.usual
+    return Asked(name if usual else f"{name}@{extractor}", name, extractor)
+
+
+def parse_all(texts: Iterable[str]) -> tuple[Asked, ...]:
+    """Several, each once, in their order; see `parse`."""
+    if isinstance(texts, str):
+        raise ValueError(f"metrics must be a list of names, got the text {texts!r}")
+    return tuple({asked.text: asked for asked in map(parse, texts)}.values())
+
+
+def check_metrics(names: Iterable[str], extractor: str) -> None:
+    """Raise ValueError for an unknown metric, or one that is not defined on an extractor."""
+    for name in names:
+        metric = lookup(METRICS, name, "metric")
+        if metric.extractor not in (None, extractor):
+            raise ValueError(
+                f"{name} is defined on the extractor {metric.extractor!r}, got {extractor!r}; "
+                "use frechet for a Frechet distance of other features"
+            )
+
+
+def impossible(
+    asked: Asked, *, num_images: int, image_shape: Sequence[int], no_classes: str
+) -> str:
+    """Why a metric cannot be given of some images, known before there are any; "" if it can.
 
     Args:
-      name: of METRICS.
-      num_images: of the training images.
-      num_classes: dimension of their labels.
-      labels: of them, as in Labelled; None where they are not known.
+      asked: the metric.
+      num_images: how many there will be.
+      image_shape: ``(H, W, C)``.
+      no_classes: why there are no classes to tell, such as "the labels are vectors"; "" if
+        there are.
     """
-    needs = _NEEDS.get(name)
-    return needs(num_images, num_classes, labels) if needs else ""
+    metric, numbers = asked.metric, math.prod(image_shape)
+    if num_images < metric.least:
+        return f"needs at least {metric.least} images, got {num_images}"
+    if asked.extractor == "pixels" and numbers > MAX_PIXEL_NUMBERS:
+        shape = "x".join(map(str, image_shape))
+        return f"is for images of at most {MAX_PIXEL_NUMBERS} numbers, got {shape} = {numbers}"
+    if "labels" in metric.needs and no_classes:
+        return f"needs classes, and {no_classes}"
+    return ""
 
 
-def floor_obstacle(name: str, num_images: int) -> str:
-    """Why a metric has no number for the real test images; or ""."""
-    return _needs_two(num_images, 0, None) if name == "frechet_pixels" else ""
+def label_problem(source: object) -> str:
+    """Why the images of a source have no classes to tell apart; "" if they have."""
+    classes = getattr(source, "num_classes", 0)
+    if not classes:
+        return "the real images have no labels"
+    if classes == 1:
+        return "there is one class only"
+    label = source[0]["label"]  # type: ignore[index]
+    return "the labels of the real images are vectors" if getattr(label, "ndim", 0) else ""
 
 
-# What metrics return: key, label and format, in the order of the table.
-MEASURED: tuple[tuple[str, str, str], ...] = (
-    ("class_accuracy", "class accuracy of samples", "{:.2%}"),
-    ("class_accuracy_real_test", "class accuracy of real test images", "{:.2%}"),
-    ("frechet_distance", "Frechet distance, samples to train", "{:.4f}"),
-    ("frechet_distance_floor", "Frechet distance, real test to train", "{:.4f}"),
-)
+# ---------------------------------------------------------------- in tables
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A number of a result: where it stands, what it is called, how it is written."""
+
+    key: str
+    label: str
+    form: str
+
+
+def flat_key(asked: Asked, part: str) -> str:
+    """Name of a number in the flat part of a result."""
+    usual = asked.text == asked.name
+    key = asked.metric.key if usual and asked.metric.key else asked.text
+    return f"{key}_{part}" if part else key
+
+
+def columns(texts: Iterable[str] = ()) -> list[Column]:
+    """Of all metrics of the table, and of further ones such as ``kid@dinov2``."""
+    usual = [name for name, metric in METRICS.items() if metric.usual]
+    found = {}
+    for text in [*usual, *texts]:
+        try:
+            asked = parse(text)
+        except ValueError:
+            continue  # a result of another program
+        metric, beside = asked.metric, f" ({asked.extractor})" if "@" in asked.text else ""
+        for part in metric.parts:
+            label = (part or metric.title) + beside
+            found[asked.text, part] = Column(flat_key(asked, part), label, metric.form)
+        if metric.unseen and not beside:
+            found[asked.text, "unseen"] = Column(metric.unseen, metric.unseen_title, metric.form)
+    return list(found.values())

@@ -1,4 +1,4 @@
-r"""Draw images of given seeds, as PNG files or as one grid.
+r"""Draw images of given seeds, as PNG files, as one archive, or as one grid.
 
     python experiments/main.py --mode=sample --workdir=runs/digits --seeds=0-63 --labels=3
     python experiments/main.py --mode=sample --workdir=runs/digits --sampler=dpmpp_2m \
@@ -30,9 +30,10 @@ FLAGS = (
     ),
     flags.path(
         "outdir",
-        "Where images go; by default <workdir>/generated.",
+        "Folder of the images, or one .npz or .zip; by default <workdir>/generated.",
         example="out",
     ),
+    flags.switch("subdirs", "A folder for every thousand seeds."),
     flags.switch("grid", "One sheet of all images instead of a file for each."),
     flags.choice("figure_format", ("png", "pdf"), "Of the sheet.", default="png"),
     flags.text("variant", "Which weights; by default the first average.", example="raw"),
@@ -72,5 +73,7 @@ def run(values: types.SimpleNamespace) -> None:
     if values.grid:
         name = image_files.grid_name(values.seeds, values.figure_format)
         image_files.write_grid(*arguments, batch_size=batch_size, name=name)
+    elif outdir.suffix in (".npz", ".zip"):
+        image_files.write_archive(*arguments, batch_size=batch_size, subdirs=values.subdirs)
     else:
-        image_files.write_images(*arguments, batch_size=batch_size)
+        image_files.write_images(*arguments, batch_size=batch_size, subdirs=values.subdirs)

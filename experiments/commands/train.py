@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import types
 
-from experiments import compilation_cache, flags
+from experiments import compilation_cache, flags, processes
 
 FLAGS = (
     flags.config(),
@@ -30,25 +30,18 @@ FLAGS = (
         example="PROJECT",
     ),
     flags.choice("figure_format", ("png", "pdf", "svg"), "Of the figures.", default="png"),
-    flags.text(
-        "coordinator_address",
-        "host:port of process 0, for several processes.",
-        example="HOST:PORT",
-    ),
-    flags.integer("num_processes", "How many processes there are.", least=1, example="2"),
-    flags.integer("process_id", "Which process this is, from 0.", least=0, example="0"),
+    *processes.FLAGS,
     compilation_cache.FLAG,
 )
 
 
 def run(values: types.SimpleNamespace) -> None:
     """Train or resume."""
-    from edm_jax.train import distributed
     from experiments.config import build
     from experiments.training import loop, monitor
     from experiments.training.run import Watch
 
     watch = Watch(monitor.parse_steps(values.profile_steps), values.wandb, values.figure_format)
-    distributed.initialize(values.coordinator_address, values.num_processes, values.process_id)
+    processes.join(values)
     compilation_cache.enable(values.compilation_cache)
     loop.train(build.experiment(values.config), values.workdir, watch)

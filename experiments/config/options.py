@@ -220,15 +220,44 @@ class Evaluation:
       first_seed: of them.
       metrics: names of what is measured.
       trajectory_seeds: how many images the figure of trajectories shows.
+      every_num_images: so many are drawn during training; 0: as many as at the end.
+      blocks: of ``num_images`` each.
+      labels: ``balanced``, ``random``, or the number of one class.
+      inception, dinov2: files of weights; "" for none.
+      reference: file of statistics to compare with; "" for those of the data.
     """
 
     num_images: int
     first_seed: int
     metrics: tuple[str, ...]
     trajectory_seeds: int
+    every_num_images: int = 0
+    blocks: int = 1
+    labels: str = "balanced"
+    inception: str = ""
+    dinov2: str = ""
+    reference: str = ""
 
     def __post_init__(self) -> None:
-        if self.num_images < 0 or self.num_images == 1:
-            raise ValueError(f"num_images must be 0, or at least 2, got {self.num_images}")
+        for name in ("num_images", "every_num_images"):
+            value = getattr(self, name)
+            if value < 0 or value == 1:
+                raise ValueError(f"{name} must be 0, or at least 2, got {value}")
+        check_number("blocks", self.blocks, least=1)
+        label_choice(self.labels)
         check_number("first_seed", self.first_seed, least=0)
         check_number("trajectory_seeds", self.trajectory_seeds, least=0)
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """Files of feature networks by the name of their extractor."""
+        return {"inception": self.inception, "dinov2": self.dinov2}
+
+
+def label_choice(text: str) -> str | int:
+    """``balanced``, ``random`` or the number of a class; ValueError for anything else."""
+    if text in ("balanced", "random"):
+        return text
+    if not str(text).isdigit():
+        raise ValueError(f"labels must be balanced, random or a class index, got {text!r}")
+    return int(text)

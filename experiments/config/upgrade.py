@@ -51,11 +51,20 @@ def _objectives_by_name(config: Tree) -> None:
         config.setdefault("objective", {"name": "denoising"})
 
 
+def _evaluations_of_features(config: Tree) -> None:
+    """There were metrics of pixels only, in one block, with every class equally often."""
+    if isinstance(config.get("evaluation"), dict):
+        old = {"every_num_images": 0, "blocks": 1, "labels": "balanced"}
+        paths = {"inception": "", "dinov2": "", "reference": ""}
+        config["evaluation"] = old | paths | config["evaluation"]
+
+
 # In the order in which the words changed; each leaves alone what has the newer words.
 STEPS: tuple[Callable[[Tree], None], ...] = (
     _networks_by_name,
     _samplers_by_name,
     _objectives_by_name,
+    _evaluations_of_features,
 )
 
 

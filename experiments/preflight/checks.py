@@ -16,13 +16,13 @@ import numpy as np
 
 from edm_jax.data.sources.base import ImageSource
 from edm_jax.evaluation.drawing import progress_bar
-from edm_jax.metrics.registry import METRICS
+from edm_jax.metrics.registry import parse
 from edm_jax.models.unet import UNet
 from edm_jax.noise import EdmWeight
 from edm_jax.train import sharding
 from experiments import workdir
 from experiments.config.experiment import Experiment
-from experiments.config.groups import named, pick
+from experiments.config.groups import named
 from experiments.config.options import Intervals
 from experiments.words import size
 
@@ -79,7 +79,8 @@ def check_settings(findings: Findings, experiment: Experiment, devices: int) -> 
         sharding.check_batch_size(training.batch_size, mesh, training.micro_batch)
     with findings.part():
         for name in experiment.evaluation.metrics:
-            pick(METRICS, name, "config.evaluation.metrics")
+            with named("config.evaluation.metrics"):
+                parse(name)
     with findings.part(), named("config.sampler"):
         experiment.sampling.check(experiment.preconditioning)
     findings.warnings += _doubtful_settings(experiment)

@@ -19,13 +19,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from edm_jax.data.sources.base import ImageSource, class_indices
-from edm_jax.metrics import registry
-from edm_jax.metrics.registry import MAX_PIXEL_NUMBERS
+from edm_jax.data.sources.base import ImageSource
+from edm_jax.evaluation import planning
+from edm_jax.metrics import extractors
 from edm_jax.store import checkpoints
 from edm_jax.train.state import TrainState
 from experiments.config.experiment import Experiment
-from experiments.config.groups import ConfigError, flatten
+from experiments.config.groups import ConfigError, flatten, named
 from experiments.preflight import checks, costs
 from experiments.preflight.checks import Findings
 from experiments.words import format_duration, size
@@ -169,32 +169,35 @@ def _check(
 
 def _check_evaluation(findings: Findings, experiment: Experiment, source: ImageSource) -> None:
     """The evaluation that training ends with can be made of this data set."""
-    metrics = [name for name in experiment.evaluation.metrics if name in registry.METRICS]
     with findings.part():
         test = experiment.data.open_test()
         if test is None:
             findings.warnings.append(
                 "the data set has no test images: the evaluation is without its floor"
             )
-        for name in metrics if test is not None else ():
-            if reason := registry.floor_obstacle(name, len(test)):
-                findings.warnings.append(f"{name} will be without its floor: {reason}")
-    labels = getattr(source, "labels", None)
-    indices = None if labels is None else class_indices(labels)
-    labels = labels if indices is None else indices
-    for name in metrics:
-        if reason := registry.obstacle(name, len(source), source.num_classes, labels):
-            findings.warnings.append(
-                f"config.evaluation.metrics: {name} will be left out: {reason}"
-            )
-    numbers = math.prod(source.image_shape)
-    shape = "x".join(map(str, source.image_shape))
-    if "frechet_pixels" in experiment.evaluation.metrics and numbers > MAX_PIXEL_NUMBERS:
-        findings.errors.append(
-            "config.evaluation.metrics: 'frechet_pixels' is for images of at most "
-            f"{MAX_PIXEL_NUMBERS} numbers, got {shape} = {numbers}; "
-            "leave it out, or set config.evaluation.num_images=0"
+    group = experiment.evaluation
+    with findings.part(), named("config.evaluation.metrics"):
+        kept, left_out = planning.possible(
+            group.metrics,
+            num_images=group.num_images,
+            image_shape=source.image_shape,
+            real=source,
+            classes=source.num_classes,
         )
+        reasons = [f"{text} {reason}" for text, reason in left_out.items()]
+        if not kept:
+            raise ValueError(
+                f"nothing can be measured: {'; '.join(reasons)}; name others, or set "
+                "config.evaluation.num_images=0"
+            )
+        findings.warnings += [f"the evaluation leaves out {reason}" for reason in reasons]
+        for name in dict.fromkeys(one.extractor for one in kept):
+            if name in group.weights:
+                extractors.build(
+                    name, weights=group.weights[name], option=f"config.evaluation.{name}"
+                )
+        if group.reference and not pathlib.Path(group.reference).expanduser().exists():
+            raise ConfigError(f"config.evaluation.reference: there is no file {group.reference}")
 
 
 def _differences(findings: Findings, experiment: Experiment, preset: Mapping[str, Any]) -> None:

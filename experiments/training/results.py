@@ -14,12 +14,13 @@ from edm_jax.evaluation import drawing, protocol
 from edm_jax.evaluation.loss_levels import loss_at_levels
 from edm_jax.figures import curves, sheets, trajectories
 from edm_jax.generate import sample
-from edm_jax.metrics.registry import MEASURED
+from edm_jax.metrics.registry import columns
 from edm_jax.model import Model
 from edm_jax.noise import sample_sigma
 from edm_jax.train import distributed
 from edm_jax.train.state import TrainState
 from experiments import evaluations, workdir
+from experiments.config.options import label_choice
 from experiments.training import writers
 from experiments.training.run import Run
 
@@ -109,7 +110,8 @@ def _evaluate_now(run: Run, state: TrainState, step: int, poll: Poll) -> None:
     """An evaluation during training: a line of numbers, and their curve so far."""
     paused = run.status.pause()
     model = run.model(state, step)
-    result = _evaluate(run, model, poll)
+    group = run.experiment.evaluation
+    result = _evaluate(run, model, poll, group.every_num_images or group.num_images)
     if run.leads:
         run.monitor.evaluation(step, result)
         run.status.say("\n" + protocol.result_table(result) + "\n")
@@ -117,18 +119,24 @@ def _evaluate_now(run: Run, state: TrainState, step: int, poll: Poll) -> None:
     run.status.resume(paused)
 
 
-def _evaluate(run: Run, model: Model, poll: Poll) -> dict[str, Any]:
+def _evaluate(run: Run, model: Model, poll: Poll, num_images: int) -> dict[str, Any]:
     """The evaluation that the run's configuration asks for."""
     group = run.experiment.evaluation
     result = protocol.evaluate(
         model,
-        run.source,
+        [pathlib.Path(group.reference).expanduser(), run.source] if group.reference else run.source,
         run.experiment.data.open_test(),
         metrics=tuple(group.metrics),
-        num_images=group.num_images,
+        num_images=num_images,
+        blocks=group.blocks if num_images == group.num_images else 1,
         first_seed=group.first_seed,
+        labels=label_choice(group.labels),
         sampling=run.experiment.sampling,
+        weights=group.weights,
+        options={name: f"config.evaluation.{name}" for name in group.weights},
         batch_size=run.experiment.sample_batch,
+        cache=evaluations.references_directory(),
+        resume=run.path / evaluations.FOLDER / evaluations.UNFINISHED,
         report=run.status.say,
         poll=poll,
     )
@@ -144,9 +152,9 @@ def _draw_evaluations(run: Run, *last: dict[str, Any]) -> None:
             figure_path(run, "evaluations"),
             [row["kimg"] for row in rows],
             {
-                label: [row[key] for row in rows]
-                for key, label, _ in MEASURED
-                if all(key in row for row in rows)
+                column.label: [row[column.key] for row in rows]
+                for column in columns(run.experiment.evaluation.metrics)
+                if all(column.key in row for row in rows)
             },
         )
 
@@ -226,7 +234,7 @@ def finish(run: Run, state: TrainState, started: float, poll: Poll) -> dict[str,
     poll()
     if not run.experiment.evaluation.num_images:
         return summary(run, None)
-    result = _evaluate(run, model, poll)
+    result = _evaluate(run, model, poll, run.experiment.evaluation.num_images)
     if not run.leads:
         return None
     result["seconds"] = round(time.perf_counter() - started, 1)

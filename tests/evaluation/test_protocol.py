@@ -1,13 +1,17 @@
 """An evaluation from the library: no configuration, no command line."""
 
+import json
+
+import jax
 import numpy as np
 import pytest
 
 import edm_jax
-from edm_jax.data.sources.base import ArraySource
-from edm_jax.evaluation import drawing, protocol
+from edm_jax.data.sources.base import ArraySource, Subset
+from edm_jax.evaluation import drawing, make_reference, measuring, planning, protocol
 from edm_jax.generate import Sampling
-from edm_jax.metrics import registry
+from edm_jax.metrics import classifier, extractors
+from edm_jax.metrics.frechet import frechet_between
 from tests.evaluation.test_loss_levels import silent_model
 
 REQUEST = Sampling(num_steps=2)
@@ -29,27 +33,33 @@ def test_samples_are_those_of_their_seeds():
     assert np.abs(images.astype(int) - expected.astype(int)).max() <= 1
 
 
-def test_a_result_says_what_was_asked_and_found(source, monkeypatch):
-    seen = {}
-
-    def count(samples, train, test):
-        seen.update(samples=samples, train=train, test=test)
-        return {"count": float(len(samples[0]))}
-
-    monkeypatch.setitem(registry.METRICS, "count", count)
-    said = []
-    result = protocol.evaluate(
-        silent_model(), source, metrics=["count"], num_images=8, first_seed=100,
-        sampling=REQUEST, report=said.append,
+def test_a_result_says_what_was_asked_and_found(source):
+    said, shown = [], []
+    result = edm_jax.evaluation.evaluate(
+        silent_model(), source, metrics=["classifier", "frechet_pixels", "kid@pixels"],
+        num_images=8, first_seed=100, sampling=REQUEST, report=said.append,
+        on_samples=lambda seeds, images: shown.append((seeds, images)),
     )  # fmt: skip
-    assert result["count"] == 8 and result["nfe"] == 3 and result["first_seed"] == 100
-    assert result["sampling"] == REQUEST.to_json() and result["metrics"] == ["count"]
+    assert result["nfe"] == 3 and result["first_seed"] == 100 and result["num_images"] == 8
+    assert result["sampling"] == REQUEST.to_json()
     assert said == ["drawing 8 images, 3 network calls each"]
-    images, labels = seen["samples"]
-    assert images.dtype == np.uint8 and images.shape == (8, 4, 4, 1)
-    np.testing.assert_array_equal(labels, np.arange(8) % 3)  # every class equally often
-    np.testing.assert_array_equal(seen["train"][0][7], source[7]["image"])
-    assert seen["test"] is None
+    ((seeds, images),) = shown
+    expected = drawing.draw(silent_model(), seeds, np.arange(8) % 3, REQUEST)
+    np.testing.assert_array_equal(images, expected)  # every class equally often
+    # The same numbers by other means.
+    real, labels = protocol.stack_source(source)
+    fitted = classifier.fit_pixel_classifier(real / 127.5 - 1, labels)
+    accuracy = np.mean(fitted(images / 127.5 - 1) == np.arange(8) % 3)
+    assert result["class_accuracy"] == accuracy
+    features = (x.reshape(len(x), -1) / 127.5 - 1 for x in (images, real))
+    # float32 features against float64
+    assert result["frechet_distance"] == pytest.approx(frechet_between(*features), rel=1e-5)
+    assert result["results"]["kid@pixels"]["uncertainty"] > 0
+    assert "biased upwards" in " ".join(result["results"]["frechet_pixels"]["remarks"])
+    assert len(result["weights_sha256"]) == 64 and result["versions"]["jax"] == jax.__version__
+    reference = result["references"]["pixels"]
+    assert reference["count"] == 40 and reference["floor_count"] == 20
+    json.dumps(result)
 
 
 def test_what_is_wrong_is_said_before_any_work(source):
@@ -57,7 +67,12 @@ def test_what_is_wrong_is_said_before_any_work(source):
         raise AssertionError(line)
 
     for options, message in (
-        ({"metrics": ["frechet"]}, "unknown metric 'frechet'; did you mean 'frechet_pixels'"),
+        ({"metrics": ["frechet_pixel"]}, "did you mean 'frechet_pixels'"),
+        ({"metrics": ["frechet"]}, "say of which"),
+        ({"labels": "all"}, "labels must be balanced, random or a class index"),
+        ({"labels": 3}, "the model has 3"),
+        ({"blocks": 0}, "blocks must be at least 1"),
+        ({"metrics": ["fid", "kid"]}, "pt_inception.*about 96 MB.*inception-2015"),
         ({"num_images": 1}, "num_images must be at least 2, got 1"),
         ({"sampling": Sampling("heunn")}, "did you mean 'heun'"),
     ):
@@ -67,12 +82,130 @@ def test_what_is_wrong_is_said_before_any_work(source):
 
 def test_the_metrics_of_real_images_of_the_same_law(source):
     """The Frechet distance of a set to itself is 0; the floor is that of the test images."""
-    images, labels = protocol.stack_source(source)
-    found = registry.frechet_pixels((images, None), (images, labels), (images[:20], labels[:20]))
+    metrics = ["frechet_pixels", "classifier"]
+    plan = planning.make_plan(
+        metrics, source, Subset(source, range(20)), num_images=40, image_shape=(4, 4, 1), classes=3
+    )
+    found = edm_jax.evaluation.evaluate_images(source, plan, metrics=metrics, report=str)
     # eigenvalues of a 16x16 covariance in float64
     assert found["frechet_distance"] == pytest.approx(0, abs=1e-6)
     assert found["frechet_distance_floor"] > 0.1
-    assert registry.classifier((images, None), (images, labels), None) == {}
+    assert found["class_accuracy_real_test"] > 0.9 and found["class_accuracy"] > 0.9
+
+
+def test_blocks_quote_the_minimum_and_the_mean(source):
+    options = dict(sampling=REQUEST, report=str, metrics=["frechet_pixels"], labels="random")
+    both = edm_jax.evaluation.evaluate(silent_model(), source, num_images=8, blocks=2, **options)
+    single = [
+        edm_jax.evaluation.evaluate(
+            silent_model(), source, num_images=8, first_seed=protocol.FIRST_SEED + start, **options
+        )["frechet_distance"]
+        for start in (0, 8)
+    ]
+    found = both["results"]["frechet_pixels"]
+    assert found["blocks"] == single and found["value"] == min(single)
+    assert found["mean"] == pytest.approx(np.mean(single)) and both["num_blocks"] == 2
+    assert "minimum of" in protocol.result_table(both)
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3])
+def test_a_stopped_evaluation_goes_on_to_the_same_number(source, tmp_path, stop_at, monkeypatch):
+    """Stopped after a batch of three, or while measuring (3), and begun again."""
+    options = dict(
+        metrics=["frechet_pixels", "pr@pixels", "classifier"], num_images=11, batch_size=4,
+        sampling=REQUEST, resume=tmp_path, save_seconds=0,
+    )  # fmt: skip
+    polls, said = [], []
+
+    def poll():
+        polls.append(1)
+        if len(polls) == stop_at:
+            raise Stop
+
+    def stop(*unused):
+        raise Stop
+
+    model = silent_model()
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        if stop_at == 3:
+            patch.setattr(measuring.Measurement, "results", stop)
+        plan = planning.make_plan(
+            options["metrics"], source, num_images=11, image_shape=(4, 4, 1), classes=3
+        )
+        evaluate = edm_jax.evaluation.evaluate
+        evaluate(model, plan, report=str, poll=None if stop_at == 3 else poll, **options)
+    assert list(tmp_path.rglob("*.npz"))
+    resumed = evaluate(model, source, report=said.append, **options)
+    assert any("going on after" in line for line in said)
+    assert not list(tmp_path.rglob("*.npz"))
+    assert resumed == evaluate(model, source, report=str, **options)
+
+
+def test_a_damaged_state_costs_time_only(source, tmp_path):
+    options = dict(
+        metrics=["frechet_pixels"], num_images=6, sampling=REQUEST, resume=tmp_path, save_seconds=0
+    )
+    evaluate, model = edm_jax.evaluation.evaluate, silent_model()
+    with pytest.raises(Stop):
+        evaluate(model, source, report=str, finished=lambda result: raise_(Stop), **options)
+    (state,) = tmp_path.rglob("*.npz")
+    state.write_bytes(state.read_bytes()[:200])
+    said = []
+    evaluate(model, source, report=said.append, **options)
+    assert not any("going on" in line for line in said)
+
+
+def raise_(error):
+    raise error
+
+
+def test_features_of_ones_own(source):
+    mean = extractors.from_function(lambda x: x.mean(axis=(1, 2)) / 255, "mean")
+    result = edm_jax.evaluation.evaluate(
+        silent_model(), source, metrics=["frechet@mean"], num_images=8, sampling=REQUEST,
+        extractors={"mean": mean}, report=str,
+    )  # fmt: skip
+    assert result["frechet@mean"] > 0 and result["extractors"] == {"mean": mean.digest}
+
+
+def test_features_that_are_not_finite(source):
+    bad = extractors.from_function(lambda x: x[:, :, 0, 0] / np.float32(0) * 0, "bad")
+    with np.errstate(all="ignore"), pytest.raises(ValueError, match="not finite for 1 of 1"):
+        plan = planning.make_plan(
+            ["frechet@bad"], make_reference(source, extractors.pixels()), num_images=8,
+            image_shape=(4, 4, 1), classes=3, extractors_given={"bad": bad},
+        )  # fmt: skip
+        edm_jax.evaluation.evaluate(silent_model(), plan, num_images=8, sampling=REQUEST)
+
+
+def test_images_that_are_not_finite(source):
+    model = silent_model()
+    broken = model.replace(jax.tree.map(lambda a: a * np.nan, model.variables))
+    with pytest.raises(ValueError, match="images that are not finite, the first of seed 100000000"):
+        edm_jax.evaluation.evaluate(
+            broken, source, metrics=["frechet_pixels"], num_images=8, sampling=REQUEST, report=str
+        )
+
+
+def test_what_cannot_be_given_is_left_out_and_said_first(source):
+    said = []
+    alone = ArraySource(np.stack([source[i]["image"] for i in range(10)]))
+    result = edm_jax.evaluation.evaluate(
+        silent_model(), alone, metrics=["classifier", "kid@pixels", "frechet_pixels", "pr@pixels"],
+        num_images=3, sampling=REQUEST, report=said.append,
+    )  # fmt: skip
+    assert set(result["results"]) == {"kid@pixels", "frechet_pixels"}
+    assert "classifier is left out: it needs classes, and the real images have no" in said[0]
+    assert "pr@pixels is left out: it needs at least 4 images, got 3" in said[1]
+    assert set(result["left_out"]) == {"classifier", "pr@pixels"}
+    with pytest.raises(ValueError, match="nothing to measure: classifier needs classes"):
+        edm_jax.evaluation.evaluate(
+            silent_model(), alone, metrics=["classifier"], num_images=3, report=said.append
+        )
 
 
 def test_tables():

@@ -413,6 +413,20 @@ def test_other_evaluations_leave_the_headline_alone(run_dir, call, tmp_path):
 
 
 @pytest.mark.slow
+def test_several_checkpoints_and_averages_make_a_curve(run_dir, call, tmp_path):
+    flags = ["--mode=evaluate", f"--workdir={run_dir}", "--num_images=10", "--checkpoints=last:2",
+             "--variant=all", f"--outdir={tmp_path}", "--name=c"]  # fmt: skip
+    said = call(*flags).stdout
+    names = {f.parent.name for f in tmp_path.rglob("evaluation.json")}
+    variants = edm_jax.load(run_dir).description["variants"]
+    steps = [int(path.name) for path in sorted((run_dir / "checkpoints").iterdir())[-2:]]
+    assert names == {f"c-{variant}-{step}" for variant in variants for step in steps}
+    assert (tmp_path / "curve.png").exists() and all(name in said for name in names)
+    again = call(*flags).stdout
+    assert again.count("is there already") == len(names) and "drawing" not in again
+
+
+@pytest.mark.slow
 def test_where_nothing_can_be_written_nothing_is_drawn(run_dir, call, tmp_path, monkeypatch):
     model = tmp_path / "model.safetensors"
     call("--mode=export", f"--workdir={run_dir}", f"--dest={model}")

@@ -7,7 +7,8 @@ import pytest
 
 from edm_jax.metrics import frechet
 from edm_jax.metrics.extractors import Extractor, Outputs, build, from_function
-from edm_jax.metrics.feature_metrics import METRICS, Accumulation, check_metrics
+from edm_jax.metrics.feature_metrics import Accumulation
+from edm_jax.metrics.registry import METRICS, check_metrics
 
 SIZE = (4, 4)
 
@@ -31,7 +32,7 @@ def reference(pixels):
     return made.reference("noise")
 
 
-ALL = ("frechet", "kid", "precision_recall", "fid_infinity")
+ALL = ("frechet", "kid", "pr", "fid_infinity")
 
 
 def accumulated(pixels, generated, names=ALL, batch=64):
@@ -61,9 +62,7 @@ def test_all_at_once(pixels, reference):
     expected = frechet.frechet_between(features, reference.features)
     np.testing.assert_allclose(found["frechet"].value, expected, rtol=1e-9)
     parts = {"precision", "recall", "density", "coverage"}
-    assert set(found) == {"frechet", "kid", "fid_infinity"} | {
-        f"precision_recall/{p}" for p in parts
-    }
+    assert set(found) == {"frechet", "kid", "fid_infinity"} | {f"pr/{p}" for p in parts}
     remarks = " ".join(found["frechet"].remarks)
     assert "300 images: the distance is biased upwards" in remarks
     assert "two halves of the reference, 200 images each" in remarks
@@ -72,7 +71,7 @@ def test_all_at_once(pixels, reference):
 
 
 def test_a_shared_accumulator(pixels):
-    found = Accumulation(("kid", "precision_recall", "frechet"), pixels, SIZE)
+    found = Accumulation(("kid", "pr", "frechet"), pixels, SIZE)
     assert set(found.accumulators) == {"features", "moments"}
 
 
@@ -108,9 +107,9 @@ def test_inception_score_takes_logits():
         return x.reshape(len(x), -1), np.eye(10)[x[:, 0, 0, 0] % 10] * 50
 
     extractor = Extractor("inception", "", function, 16)
-    found = Accumulation(("inception_score",), extractor, SIZE)
+    found = Accumulation(("is",), extractor, SIZE)
     found.update(extractor(images(100)), 0)
-    result = found.results(None)["inception_score"]
+    result = found.results(None)["is"]
     assert 5 < result.value < 10 and "biased downwards" in " ".join(result.remarks)
     with pytest.raises(ValueError, match="gives no logits"):
         found.update(Outputs(np.zeros((1, 16), np.float32)), 100)

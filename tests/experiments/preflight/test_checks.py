@@ -27,7 +27,7 @@ from tests.support.preflight_data import Pictures, config_with, run
     [
         ({"train__batch_size": 18}, "batch size 18 must be .* number of devices .4"),
         ({"train__micro_batch": 6}, "micro batch 6 must divide"),
-        ({"evaluation__metrics": ("frechet",)}, "did you mean 'frechet_pixels'"),
+        ({"evaluation__metrics": ("frechet_pixel",)}, "did you mean 'frechet_pixels'"),
         ({"precond__name": "ve", "sampler__sigma_max": 0.01}, "outside that of the ve network"),
         (
             {"model__SongUNet__channel_mult": (1, 1, 1, 1, 1)},
@@ -71,7 +71,9 @@ def test_pixels_of_large_images_are_no_features():
 
 def test_all_that_is_wrong_is_said_at_once():
     config = config_with(
-        train__batch_size=18, evaluation__metrics=("frechet",), model__SongUNet__model_channels=2
+        train__batch_size=18,
+        evaluation__metrics=("frechet_pixel",),
+        model__SongUNet__model_channels=2,
     )
     assert len([line for line in run(config, Pictures())[1] if line.startswith("error: ")]) == 3
 

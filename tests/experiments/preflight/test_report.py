@@ -148,7 +148,7 @@ def test_before_training():
     )
     assert len(lines) == 1 and lines[0].startswith("warning: the standard deviation")
     # Eight devices in these tests.
-    config = config_with(train__batch_size=12, evaluation__metrics=("frechet",))
+    config = config_with(train__batch_size=12, evaluation__metrics=("frechet_pixel",))
     with pytest.raises(ConfigError) as caught:
         report.before_training(build.experiment(config), Pictures())
     first, second = str(caught.value).splitlines()

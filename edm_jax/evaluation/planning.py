@@ -1,0 +1,241 @@
+"""What an evaluation measures and with what, all of it checked before an image is drawn."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from edm_jax.data.sources.base import ImageSource
+from edm_jax.evaluation import measuring, references
+from edm_jax.metrics import classifier, extractors, registry
+from edm_jax.metrics.extractors import Extractor
+from edm_jax.metrics.reference import Reference
+from edm_jax.metrics.registry import Asked
+
+Weights = Mapping[str, str | os.PathLike[str] | None]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """Metrics with all that they need.
+
+    Attributes:
+      asked: the metrics that can be given.
+      left_out: those that cannot, and why.
+      extractors: by name.
+      references: by the name of their extractor.
+      image_shape: ``(H, W, C)`` of the images.
+      num_images: of a block.
+      unseen: numbers of real images that were not trained on, by their flat keys.
+    """
+
+    asked: tuple[Asked, ...]
+    left_out: Mapping[str, str]
+    extractors: Mapping[str, Extractor]
+    references: Mapping[str, Reference]
+    image_shape: tuple[int, int, int]
+    num_images: int
+    unseen: Mapping[str, float]
+
+    def measurement(self) -> measuring.Measurement:
+        """An empty one."""
+        return measuring.Measurement(self.asked, self.extractors, tuple(self.image_shape[:2]))
+
+
+def as_list(given: Any) -> list[Any]:
+    """What is given as reference, one or several of them."""
+    several = given if isinstance(given, list | tuple) else [given]
+    return [one for one in several if one is not None]
+
+
+def real_images(given: Any) -> ImageSource | None:
+    """The data set among what is given as reference."""
+    for one in as_list(given):
+        if not isinstance(one, Reference | str | os.PathLike):
+            return references.unmirrored(one)
+    return None
+
+
+def possible(
+    metrics: Sequence[str],
+    *,
+    num_images: int,
+    image_shape: Sequence[int],
+    real: ImageSource | None,
+    classes: int,
+) -> tuple[tuple[Asked, ...], dict[str, str]]:
+    """The metrics that can be given, and why the others cannot.
+
+    Args:
+      metrics: as they are asked for.
+      num_images: of a block.
+      image_shape: of the images that are measured.
+      real: the real images, if they are at hand.
+      classes: how many the measured images are of; 0 if none was asked of them.
+
+    Raises:
+      ValueError: an unknown metric.
+    """
+    if real is None:
+        no_classes = "the labelled real images are not at hand"
+    elif not classes:
+        no_classes = "no classes were asked of the images"
+    else:
+        no_classes = registry.label_problem(real)
+    kept, left_out = [], {}
+    for one in registry.parse_all(metrics):
+        reason = registry.impossible(
+            one, num_images=num_images, image_shape=image_shape, no_classes=no_classes
+        )
+        if reason:
+            left_out[one.text] = reason
+        else:
+            kept.append(one)
+    return tuple(kept), left_out
+
+
+def make_plan(
+    metrics: Sequence[str],
+    reference: Any,
+    test: ImageSource | None = None,
+    *,
+    num_images: int,
+    image_shape: Sequence[int],
+    classes: int,
+    weights: Weights | None = None,
+    extractors_given: Mapping[str, Extractor] | None = None,
+    options: Mapping[str, str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    report: Callable[[str], None] = print,
+    poll: Callable[[], None] | None = None,
+) -> Plan:
+    """Check everything, read the networks, find or make the references.
+
+    Args:
+      metrics: names of `registry.METRICS`, ``kid@dinov2`` on other features.
+      reference: real images (a source), a `Reference`, the path of one, or several.
+      test: real images that were not trained on, for metrics of pixels.
+      num_images: of a block.
+      image_shape: ``(H, W, C)``.
+      classes: of the images that are measured; 0 without.
+      weights: files of feature networks by the name of the extractor.
+      extractors_given: extractors of one's own, or ones that are at hand.
+      options: how the user names the files of ``weights``, for messages.
+      cache: where references are kept.
+      report: told what is left out and what takes long.
+      poll: called for each batch of real images.
+
+    Raises:
+      ValueError: nothing is left to measure, weights are missing, or no reference fits.
+    """
+    real = real_images(reference)
+    kept, left_out = possible(
+        metrics, num_images=num_images, image_shape=image_shape, real=real, classes=classes
+    )
+    found = _extractors(kept, real, weights or {}, extractors_given or {}, options or {})
+    making = dict(cache=cache, report=report, poll=poll, name=repr(real) if real else "")
+    compared: dict[str, Reference] = {}
+    given, used = as_list(reference), set()
+    for name, extractor in found.items():
+        mine = [one for one in kept if one.extractor == name and one.metric.reference]
+        if not mine:
+            continue
+        if not given:
+            raise ValueError(f"{mine[0].text} needs a reference: give one, or the data set")
+        features = any(one.metric.reference == "features" for one in mine)
+        which, compared[name] = references.find_reference(
+            given, extractor, features=features, image_shape=image_shape, **making
+        )
+        used.add(which)
+        if compared[name].features is None:
+            for one in mine:
+                if one.metric.reference == "features":
+                    source = compared[name].source or "the reference"
+                    left_out[one.text] = f"needs single features, and {source} has statistics only"
+    for i, one in enumerate(given):
+        if isinstance(one, Reference | str | os.PathLike) and compared and i not in used:
+            raise ValueError(
+                f"the reference {getattr(one, 'source', one)} is of another extractor than those "
+                f"of the metrics: {', '.join(found)}"
+            )
+    kept = tuple(one for one in kept if one.text not in left_out)
+    for text, reason in left_out.items():
+        report(f"warning: {text} is left out: it {reason}")
+    if not kept:
+        reasons = "; ".join(f"{text} {reason}" for text, reason in left_out.items())
+        raise ValueError(f"there is nothing to measure: {reasons or 'no metric is named'}")
+    plan = Plan(
+        kept, left_out, {one.extractor: found[one.extractor] for one in kept}, compared,
+        tuple(image_shape), num_images, {},
+    )  # fmt: skip
+    return dataclasses.replace(plan, unseen=_unseen(plan, test, poll))
+
+
+def _extractors(
+    asked: Sequence[Asked],
+    real: ImageSource | None,
+    weights: Weights,
+    given: Mapping[str, Extractor],
+    options: Mapping[str, str],
+) -> dict[str, Extractor]:
+    """Those that the metrics need; all that is missing is said at once."""
+    found: dict[str, Extractor] = {}
+    problems = []
+    for name in dict.fromkeys(one.extractor for one in asked):
+        if name in given:
+            found[name] = given[name]
+        elif name == classifier.NAME:
+            assert real is not None
+            images = np.concatenate([images for _, images in references.read_batches(real)])
+            labels = np.array([int(real[i]["label"]) for i in range(len(real))])
+            found[name] = classifier.extractor(images, labels)
+        else:
+            try:
+                found[name] = extractors.build(
+                    name,
+                    weights=weights.get(name),
+                    option=options.get(name, f"weights={{{name!r}: FILE}}"),
+                    sharding=references.default_sharding(),
+                )
+            except ValueError as error:
+                problems.append(error)
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise ValueError("; and ".join(map(str, problems)))
+    return found
+
+
+def _unseen(
+    plan: Plan, test: ImageSource | None, poll: Callable[[], None] | None
+) -> dict[str, float]:
+    """The metrics of pixels of real images that were not trained on: where a model would be."""
+    asked = [one for one in plan.asked if one.metric.unseen and "@" not in one.text]
+    if test is None or not asked:
+        return {}
+    test = references.unmirrored(test)
+    if "classifier" in [one.name for one in asked] and registry.label_problem(test):
+        asked = [one for one in asked if one.name != "classifier"]
+    if not asked or len(test) < 2 or tuple(test.image_shape) != plan.image_shape:
+        return {}
+    measurement = measuring.Measurement(asked, plan.extractors, tuple(plan.image_shape[:2]))
+    labels = None
+    if test.num_classes and not registry.label_problem(test):
+        labels = np.array([int(test[i]["label"]) for i in range(len(test))])
+    measuring.measure(
+        measurement,
+        lambda done: references.read_batches(test, start=done),
+        len(test),
+        labels,
+        name="test images",
+        poll=poll,
+    )
+    return (
+        {one.metric.unseen: measurement.results(plan.references)[one.text].value for one in asked}
+        if measurement.count
+        else {}
+    )
