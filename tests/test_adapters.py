@@ -153,3 +153,30 @@ def test_bad_choices_are_named():
         adapters.prediction_coefs("velocity", PATHS["table"])(1.0)
     with pytest.raises(ValueError, match="end in 0"):
         adapters.TablePath(np.array([2.0, 1.0]))
+
+
+@pytest.mark.parametrize("interpolate", [False, True])
+def test_labels_of_a_table_stay_in_it(interpolate):
+    """Below the smallest level the nearest entry is 0, which has no label; above, the last."""
+    levels = respacing.ddpm_levels("linear")
+    path = adapters.TablePath(levels, interpolate=interpolate)
+    below, above = levels[-2] * np.array([0.4, 1e-6]), levels[0] * np.array([1.5, 1e4])
+    np.testing.assert_array_equal(path.label(jnp.asarray(below)), 0)
+    np.testing.assert_array_equal(path.label(jnp.asarray(above)), 999)
+    rounded = np.asarray(path.round_sigma(jnp.asarray(np.append(below, above))))
+    np.testing.assert_allclose(rounded, levels[[-2, -2, 0, 0]], rtol=1e-6)
+
+
+def test_ranges_of_adapted_networks():
+    levels = respacing.ddpm_levels("linear")
+    for interpolate in (False, True):
+        path = adapters.TablePath(levels, interpolate=interpolate)
+        made = adapters.adapted_preconditioning("eps", path, 0.5, 2.0)
+        assert (made.sigma_min, made.sigma_max) == (levels[-2], levels[0])
+        assert made.rounds != interpolate
+    made = adapters.adapted_preconditioning("v", adapters.VPPath(), 0.5, 2.0)
+    assert (made.sigma_min, made.sigma_max, made.rounds) == (0.5, 2.0, False)
+    np.testing.assert_array_equal(
+        adapters.clipped(lambda x, s: x, -0.5, 2.0)(jnp.array([-1.0, 1.5, 3.0]), 1.0),
+        [-0.5, 1.5, 2],
+    )

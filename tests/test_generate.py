@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import edm_jax
-from edm_jax import generate, models, seeds
+from edm_jax import generate, grids, models, seeds
 from edm_jax.model import describe, from_description
 from edm_jax.samplers import Churn, sample_heun
 from edm_jax.train import sharding
+from tests.support.exact_model import exact_model
 
 # Two float32 runs of the same network in batches of another shape: measured 2e-6.
 PIXELS = dict(rtol=1e-4, atol=1e-4)
@@ -221,3 +222,45 @@ def test_gradient_with_respect_to_churn_is_finite_at_zero():
         return jnp.sum(x)
 
     assert np.isfinite(jax.grad(energy)(0.0))
+
+
+@pytest.mark.parametrize("sampler", ["edm", "general"])
+def test_churned_levels_are_rounded_for_a_network_with_a_table(sampler):
+    """Algorithm 2 with the levels of EDM section C.3, step by step."""
+    model = exact_model("iddpm")
+    churn, keys = Churn(1.5), seeds.image_keys([3, 8])
+    levels = grids.make_sigmas("edm", 3, preconditioning=model.preconditioning)
+    x = seeds.latents(keys, (2, *model.image_shape)) * np.float32(levels[0])
+    for i in range(3):
+        noise = seeds.churn_noise(keys, i, x.shape)
+        raised = model.preconditioning.round_sigma(
+            np.float32(levels[i] * (1 + min(0.5, 2**0.5 - 1)))
+        )
+        x = x + np.sqrt(np.maximum(raised**2 - np.float32(levels[i]) ** 2, 0)) * noise
+        d = (x - model.denoise(x, raised)) / raised
+        x_next = x + (levels[i + 1] - raised) * d
+        if i < 2:
+            again = (x_next - model.denoise(x_next, levels[i + 1])) / levels[i + 1]
+            x_next = x + (levels[i + 1] - raised) * (d + again) / 2
+        x = x_next
+    numbers = {"s_churn": 1.5} if sampler == "general" else {"churn": churn}
+    images = edm_jax.sample(model, [3, 8], sampler=sampler, num_steps=3, **numbers)
+    np.testing.assert_allclose(images, x, **PIXELS)
+
+
+def test_batches_of_one_and_none():
+    np.testing.assert_allclose(draw([5, 9], 1, batch_size=1), draw([5, 9], 1), **PIXELS)
+    for size in (0, -1, 1.5):
+        with pytest.raises(ValueError, match="batch_size must be an integer >= 1"):
+            draw([5], 1, batch_size=size)
+
+
+def test_bytes_are_cut_off_not_wrapped():
+    found = edm_jax.to_uint8(np.float32([-9.0, -1.0, 0.0, 1.0, 9.0]))
+    np.testing.assert_array_equal(found, [0, 0, 128, 255, 255])
+
+
+def test_progress_is_told_in_images():
+    told = []
+    draw(range(6), 1, on_batch=told.append)
+    assert told == [4, 6]

@@ -217,3 +217,32 @@ def test_a_grid_finer_than_the_table_repeats_levels_unless_merged():
     merged = grids.make_sigmas("edm", 200, preconditioning=iddpm, merge=True)
     arguments.check_grid(merged)
     np.testing.assert_array_equal(np.unique(merged), np.unique(repeated))
+
+
+def test_both_ends_of_a_range_of_the_table_belong_to_it():
+    table = np.array([8.0, 4.0, 2.0, 1.0, 0.5, 0.0])
+    grid = grids.iddpm_sigmas(3, sigma_min=1.0, sigma_max=4.0, levels=table)
+    np.testing.assert_array_equal(grid, [4, 2, 1, 0])
+    with pytest.raises(ValueError, match="at most 3, the number of levels"):
+        grids.iddpm_sigmas(4, sigma_min=1.0, sigma_max=4.0, levels=table)
+    # The index is rounded half to even: 4/2 = 2 of five, 3 (1/2) = 1.5 -> 2 of four.
+    grid = grids.iddpm_sigmas(3, sigma_min=1.0, sigma_max=8.0, levels=table)
+    np.testing.assert_array_equal(grid, [8, 2, 1, 0])
+
+
+def test_ends_of_the_range_of_a_network_are_within_it():
+    ve = precond.ve_preconditioning(0.5, 4.0)
+    grids.check_in_range([4.0, 0.5, 0.0], ve)
+    for bad in ([4.1, 0.5, 0.0], [4.0, 0.4, 0.0]):
+        with pytest.raises(ValueError, match="outside the range"):
+            grids.check_in_range(bad, ve)
+    assert grids.clamp_range(0.1, 9.0, ve) == (0.5, 4.0)
+    assert grids.clamp_range(1.0, 2.0, ve) == (1.0, 2.0)
+    for ends in ((4.0, 9.0), (0.1, 0.5)):  # nothing, or one level, is left
+        with pytest.raises(ValueError, match="lies outside that of the ve network"):
+            grids.clamp_range(*ends, ve)
+
+
+def test_default_ranges_of_functions_and_names_are_the_same():
+    for name, grid in grids.GRIDS.items():
+        np.testing.assert_array_equal(grid(7), grids.make_sigmas(name, 7))

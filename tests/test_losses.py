@@ -103,3 +103,29 @@ def test_bad_shapes_are_named():
         losses.denoising_loss(
             lambda x, s: x, jnp.zeros((2, 3)), jnp.ones(3), jnp.zeros((2, 3)), noise.edm_weight
         )
+
+
+@pytest.mark.parametrize(
+    ("sigma", "noise_shape"),
+    [
+        ((1,), (4, 2, 2, 3)),  # would be one level for all
+        ((4, 1), (4, 2, 2, 3)),
+        ((), (4, 2, 2, 3)),
+        ((4,), (1, 2, 2, 3)),  # would be the same noise for all
+        ((4,), (4, 2, 2, 1)),
+        ((4,), (2, 2, 3)),
+        ((4,), ()),
+    ],
+)
+def test_shapes_that_would_broadcast_are_refused(sigma, noise_shape):
+    with pytest.raises(ValueError, match="need sigma of shape"):
+        losses.denoising_loss(
+            lambda x, s: x, jnp.zeros((4, 2, 2, 3)), jnp.ones(sigma), jnp.zeros(noise_shape),
+            noise.edm_weight,
+        )  # fmt: skip
+
+
+def test_sums_keep_the_batch_alone():
+    loss = np.arange(24.0).reshape(2, 3, 4)
+    np.testing.assert_array_equal(losses.sum_per_image(jnp.asarray(loss)), [66.0, 210.0])
+    np.testing.assert_array_equal(losses.sum_per_image(jnp.arange(3.0)), [0.0, 1.0, 2.0])

@@ -71,3 +71,33 @@ def test_ends_of_the_draws_give_finite_levels(name):
 def test_what_is_no_distribution_or_weight(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("name", "draws", "levels"),
+    [
+        ("lognormal", [0.0, 1.0, -1.0], [np.exp(-1.2), 1.0, np.exp(-2.4)]),
+        # sigma_vp at t = 1 and at t = 1e-5.
+        ("uniform_time", [0.0, 1.0], [np.sqrt(np.expm1(10.05)), np.sqrt(np.expm1(1.000995e-6))]),
+        ("loguniform", [0.0, 0.5, 1.0], [0.02, np.sqrt(2.0), 100.0]),
+        ("discrete", [0, 991, 999], [20291, 0.00642, 0.00642]),
+    ],
+)
+def test_defaults_are_those_of_table_1(name, draws, levels, x64):
+    found = np.asarray(noise.DISTRIBUTIONS[name]().sigma(jnp.asarray(draws)))
+    if name == "discrete":  # its ends; the table has its own tests
+        found, levels = found[[0, 2]], [levels[0], levels[2]]
+    # 1e-3: the digits of the discrete levels; 1e-6 elsewhere, in double precision.
+    np.testing.assert_allclose(found, levels, rtol=1e-3 if name == "discrete" else 1e-6)
+
+
+def test_weights_of_other_data():
+    np.testing.assert_allclose(noise.EdmWeight(2.0)(jnp.float32(0.5)), 4 + 0.25, rtol=1e-6)
+    np.testing.assert_allclose(noise.EdmWeight()(jnp.float32(0.5)), 8.0, rtol=1e-6)
+    np.testing.assert_allclose(noise.InverseSquareWeight()(jnp.float32(4.0)), 1 / 16, rtol=1e-6)
+
+
+@pytest.mark.parametrize("ends", [(1.0, 1.0), ([1.0, 2.0], [2.0, 1.0])])
+def test_empty_ranges_are_refused(ends):
+    with pytest.raises(ValueError, match="sigma_min must be below sigma_max"):
+        noise.LogUniform(*map(np.asarray, ends))

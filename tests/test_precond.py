@@ -188,3 +188,53 @@ def test_edm_coefficients_have_their_limits_at_zero_and_infinity(dtype):
     # Table 1: 1, 0, 1/sd and -inf; 0, sd, 0 and inf.
     np.testing.assert_array_equal(np.stack(at_zero), [1.0, 0.0, 2.0, -np.inf])
     np.testing.assert_array_equal(np.stack(at_infinity), [0.0, 0.5, 0.0, np.inf])
+
+
+def test_ties_go_to_the_larger_level():
+    table = np.array([4.0, 2.0, 1.0, 0.0])
+    level, index = precond.round_to_levels(jnp.array([3.0, 1.5, 0.5, 2.9, 0.4, 9.0]), table)
+    np.testing.assert_array_equal(level, [4, 2, 1, 2, 0, 4])
+    np.testing.assert_array_equal(index, [0, 1, 2, 1, 3, 0])
+    coefs = precond.iddpm_coefs(jnp.array([4.0, 2.0, 1.0]), table)
+    np.testing.assert_array_equal(coefs.c_noise, [2, 1, 0])  # M - 1 - j, with M = 3
+
+
+@pytest.mark.parametrize(
+    ("coefs", "made"),
+    [
+        (precond.edm_coefs, precond.edm_preconditioning()),
+        (precond.vp_coefs, precond.vp_preconditioning()),
+        (precond.ve_coefs, precond.ve_preconditioning()),
+    ],
+)
+def test_functions_and_their_bundles_have_the_same_constants(coefs, made):
+    for alone, bundled in zip(coefs(jnp.float32(0.7)), made(jnp.float32(0.7)), strict=True):
+        np.testing.assert_array_equal(alone, bundled)
+
+
+def test_ranges_and_channels_of_bundles():
+    plain = precond.Preconditioning("mine", precond.edm_coefs)
+    assert (plain.sigma_min, plain.sigma_max, plain.channel_multiplier) == (0, np.inf, 1)
+    edm = precond.edm_preconditioning()
+    assert (edm.sigma_min, edm.sigma_max, edm.channel_multiplier) == (0, np.inf, 1)
+    table = np.array([4.0, 2.0, 1.0, 0.0])
+    iddpm = precond.iddpm_preconditioning(levels=table)
+    assert (iddpm.sigma_min, iddpm.sigma_max, iddpm.channel_multiplier) == (1.0, 4.0, 2)
+    assert precond.edm_preconditioning(0.5, 0.0, 3.0).sigma_max == 3.0
+    for low, high in ((2.0, 2.0), (3.0, 2.0), (-0.5, 2.0)):
+        with pytest.raises(ValueError, match="0 <= sigma_min < sigma_max"):
+            precond.edm_preconditioning(0.5, low, high)
+
+
+def test_one_level_for_all_or_one_for_each():
+    x = jnp.arange(8.0).reshape(2, 2, 2) - 3
+    denoise = precond.precondition(_stand_in, precond.edm_coefs)
+    both = denoise(x, jnp.array([0.5, 2.0]))
+    for sigma in (0.5, jnp.array([0.5])):
+        # The same sums; a scalar and a vector may be fused otherwise.
+        np.testing.assert_allclose(denoise(x, sigma)[0], both[0], rtol=1e-6)
+    np.testing.assert_allclose(denoise(x, 2.0)[1], both[1], rtol=1e-6)
+    np.testing.assert_allclose(denoise(x[0, 0, 0], 0.5), both[0, 0, 0], rtol=1e-6)
+    for sigma in (jnp.ones((2, 1)), jnp.ones((1, 1)), jnp.ones(3)):
+        with pytest.raises(ValueError, match=r"must be a scalar or have shape \(2,\)"):
+            denoise(x, sigma)

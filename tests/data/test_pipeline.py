@@ -137,3 +137,74 @@ def test_a_reading_process_that_dies_is_one_line(parsed_flags):
     ):
         for _ in range(1000):  # what was read before comes first
             next(on_device)
+
+
+def test_hosts_mirror_the_images_that_one_host_would():
+    """The coin is tossed by the position in the stream, not by the row of a host."""
+    whole = take(4, numbered(20), 8, mirror=True)
+    parts = [
+        take(4, numbered(20), 8, mirror=True, process_index=h, process_count=2) for h in range(2)
+    ]
+    for step, batch in enumerate(whole):
+        joined = np.concatenate([part[step]["image"] for part in parts])
+        np.testing.assert_array_equal(joined, batch["image"])
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_hosts_resume_together(hosts):
+    """Step 3 is what an uninterrupted run would have read, mirrored as it would have been."""
+    whole = take(6, numbered(20), 8, mirror=True)
+    parts = [
+        take(3, numbered(20), 8, start_step=3, mirror=True, process_index=h, process_count=hosts)
+        for h in range(hosts)
+    ]
+    for name in ("label", "image"):
+        for step in range(3):
+            joined = np.concatenate([part[step][name] for part in parts])
+            np.testing.assert_array_equal(joined, whole[3 + step][name])
+
+
+def test_mirroring_is_another_draw_for_another_seed_and_epoch():
+    """800 coins: two independent rows of them agree about half of the time."""
+
+    def flips(seed):
+        batches = take(8, numbered(100), 100, mirror=True, seed=seed)
+        by_label = [b["image"][np.argsort(b["label"])][:, 0, 0, 0] == 200 for b in batches]
+        return np.stack(by_label)  # (epoch, image)
+
+    first, second = flips(0), flips(1)
+    # Five standard deviations of 800 and 100 fair coins.
+    assert abs((first == second).mean() - 0.5) < 0.09
+    assert abs((first[0] == first[1]).mean() - 0.5) < 0.25
+
+
+@pytest.mark.parametrize(("index", "rows"), [(0, [0, 1]), (1, [2, 3]), (2, [4, 5])])
+def test_rows_of_a_host(index, rows):
+    assert list(pipeline.host_rows(6, index, 3)) == rows
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 3])
+def test_no_more_batches_are_read_ahead_than_asked_for(prefetch):
+    read = []
+
+    def batches():
+        for i in range(6):
+            read.append(i)
+            yield {"image": np.full((8, 1), i)}
+
+    where = sharding.batch_sharding(sharding.make_mesh())
+    stream = pipeline.device_batches(batches(), where, prefetch=prefetch)
+    for i in range(6):
+        assert int(next(stream)["image"][0, 0]) == i
+        assert len(read) == min(i + 1 + prefetch, 6)
+    assert next(stream, None) is None
+
+
+def test_the_coin_of_a_position():
+    """A function of (seed, position), the same in every version."""
+    batches = take(5, numbered(20), 8, mirror=True, seed=3)
+    flipped = np.concatenate([b["image"] for b in batches])[:, 0, 0, 0] == 200
+    expected = [np.random.default_rng((3, k)).random() < 0.5 for k in range(40)]
+    np.testing.assert_array_equal(flipped, expected)
+    plain = np.concatenate([b["image"] for b in take(5, numbered(20), 8, seed=3)])
+    assert not np.any(plain[:, 0, 0, 0] == 200)  # none by default

@@ -349,3 +349,26 @@ def test_bad_combinations_are_named():
     for options in ({"discretization": "edn"}, {"schedule": "vq"}, {"scaling": "nome"}):
         with pytest.raises(ValueError, match="did you mean"):
             general.table1(8, **options)
+
+
+@pytest.mark.parametrize("eps_s", [1e-3, 1e-2, 0.1])
+def test_another_last_time_of_the_vp_schedule(eps_s, x64):
+    """t_i = 1 + i/(N-1) (eps_s - 1) on the schedule of Table 1, whatever eps_s."""
+    setting = general.table1(7, discretization="vp", schedule="vp", scaling="vp", eps_s=eps_s)
+    times = 1 + np.arange(7) / 6 * (eps_s - 1)
+    expected = np.sqrt(np.expm1(0.5 * 19.9 * times**2 + 0.1 * times))
+    # The default range is rounded to float64, others go through float32.
+    np.testing.assert_allclose(setting.sigmas, [*expected, 0.0], rtol=1e-5)
+    np.testing.assert_allclose(setting.schedule.beta_d, 19.9, rtol=1e-4)
+    np.testing.assert_allclose(setting.schedule.beta_min, 0.1, rtol=1e-2)
+
+
+def test_the_schedule_is_fitted_to_the_range_and_the_last_time():
+    setting = general.table1(7, schedule="vp", sigma_min=0.01, sigma_max=50.0, eps_s=0.02)
+    np.testing.assert_allclose(setting.schedule.sigma(np.array([0.02, 1.0])), [0.01, 50], rtol=1e-4)
+    np.testing.assert_array_equal(
+        setting.sigmas, grids.karras_sigmas(7, sigma_min=0.01, sigma_max=50.0)
+    )
+    clamped = general.table1(7, schedule="vp", preconditioning=precond.ve_preconditioning())
+    np.testing.assert_allclose(clamped.schedule.sigma(np.array([1e-3, 1.0])), [0.02, 80], rtol=1e-3)
+    assert clamped.sigmas[0] == 80 and clamped.sigmas[-2] == 0.02

@@ -1,0 +1,369 @@
+"""Makes wrong lines in the core, one at a time, and shows which of them the tests notice.
+
+    python -m tests.mutate                                   every module, 20 mutants each
+    python -m tests.mutate noise samplers/stochastic --count 0     all mutants of two modules
+    python -m tests.mutate ema --only 37:Mod                 those of one line and kind
+
+A mutant is one change of one expression: another comparison, + for -, an integer off by one, a
+clamp or a `fold_in` left out, two arguments exchanged.  The tests of its module (those marked
+slow aside) run on it in a process of its own, forked from one that has loaded JAX; the first
+failure ends them.  The sample is a function of the seed alone.  Docstrings, annotations, messages
+of errors and default keywords of dataclasses' fields are left as they are.
+
+Exit code 0 if at least ``--target`` of the mutants were noticed, those of ACCEPTED aside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import dataclasses
+import importlib
+import importlib.abc
+import importlib.machinery
+import os
+import pathlib
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# Module -> the test files that answer for it; the quickest first.
+MODULES: dict[str, tuple[str, ...]] = {
+    "ema": ("train/test_step.py",),
+    "seeds": ("test_seeds.py",),
+    "noise": ("test_noise.py", "test_losses.py"),
+    "losses": ("test_losses.py",),
+    "schedules": ("test_schedules.py", "test_grids.py"),
+    "grids": ("test_grids.py", "samplers/test_general.py"),
+    "precond": ("test_precond.py",),
+    "adapters": ("test_adapters.py",),
+    "exact/distributions": ("exact/test_distributions.py",),
+    "samplers/stochastic": ("samplers/test_stochastic.py", "samplers/test_general.py"),
+    "samplers/heun": ("samplers/test_stochastic.py", "samplers/test_general.py"),
+    "samplers/general": ("samplers/test_general.py", "samplers/test_loop.py"),
+    "samplers/baselines": ("samplers/test_baselines.py", "samplers/test_methods.py"),
+    "samplers/dpmpp_single": ("samplers/test_dpmpp_single.py", "samplers/test_named.py"),
+    "samplers/rows": (
+        "samplers/test_stochastic.py", "samplers/test_dpmpp_single.py",
+        "samplers/test_baselines.py", "samplers/test_methods.py", "samplers/test_named.py",
+    ),
+    "samplers/loop": ("samplers/test_stochastic.py", "samplers/test_loop.py"),
+    "samplers/path": ("samplers/test_path.py", "samplers/test_named.py"),
+    "generate": ("test_generate.py",),
+    "store/checkpoints": ("store/test_checkpoints.py", "train/test_checkpoint.py"),
+    "train/step": ("train/test_step.py",),
+    "train/objective": ("train/test_objective.py", "train/test_step.py"),
+    "augment/pipe": ("augment/test_pipe.py",),
+    "data/pipeline": ("data/test_pipeline.py",),
+}  # fmt: skip
+
+PROMISED = ("PROMISES", "MEASURED_CHURN")
+LIBRARIES = ("flax.linen", "hypothesis", "hypothesis.strategies", "jax", "optax", "pytest",
+             "scipy.integrate", "scipy.stats", "orbax.checkpoint")  # fmt: skip
+
+# Mutants that change no result, with the reason; the key is that of the output without the line.
+ACCEPTED: dict[str, str] = {}
+
+COMPARISONS = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
+}  # fmt: skip
+OPERATORS = {
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Mod: ast.Mult,
+    ast.FloorDiv: ast.Mult, ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
+}  # fmt: skip
+# Calls whose first argument could stand for them.
+CLAMPS = ("maximum", "minimum", "clip", "max", "min", "fold_in", "abs", "where", "_stream", "sqrt")
+SWAPPED_NAMES = {
+    "maximum": "minimum", "minimum": "maximum", "max": "min", "min": "max", "argmax": "argmin",
+    "all": "any", "any": "all", "zeros_like": "ones_like", "ones_like": "zeros_like",
+    "cos": "sin", "sin": "cos",
+}  # fmt: skip
+SYMMETRIC = {"maximum", "minimum", "max", "min", "hypot"}
+NUMBERS = {
+    "sigma", "sigma_next", "sigma_to", "gamma", "x", "x_hat", "noise", "low", "high", "now",
+    "after", "middle", "down", "sigma_min", "sigma_max", "beta_d", "beta_min", "width", "height",
+    "ema", "params", "process_index", "process_count", "s_noise", "sigma_data", "shape", "z",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    """One change of one module.
+
+    Attributes:
+      module: its name in MODULES.
+      line: of the expression that was changed.
+      before, after: the expression, as Python writes it.
+      source: the whole module with the change.
+    """
+
+    module: str
+    line: int
+    before: str
+    after: str
+    source: str
+
+    @property
+    def key(self) -> str:
+        """What ACCEPTED calls it: lines move, expressions stay."""
+        return f"{self.module}: {self.before} -> {self.after}"
+
+    def __str__(self) -> str:
+        return f"edm_jax/{self.module}.py:{self.line}: {self.before} -> {self.after}"
+
+
+def _variants(node: ast.expr) -> Iterator[ast.expr]:
+    """Wrong expressions that could stand where ``node`` stands."""
+
+    def changed(**fields: object) -> ast.expr:
+        other = copy.copy(node)
+        for name, value in fields.items():
+            setattr(other, name, value)
+        return other
+
+    if isinstance(node, ast.Compare):
+        for i, kind in enumerate(node.ops):
+            if type(kind) in COMPARISONS:
+                ops = [*node.ops[:i], COMPARISONS[type(kind)](), *node.ops[i + 1 :]]
+                yield changed(ops=ops)
+    elif isinstance(node, ast.BoolOp):
+        yield changed(op=ast.And() if isinstance(node.op, ast.Or) else ast.Or())
+    elif isinstance(node, ast.BinOp) and type(node.op) in OPERATORS and not _is_text(node):
+        yield changed(op=OPERATORS[type(node.op)]())
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.Not | ast.Invert):
+        yield node.operand
+    elif isinstance(node, ast.IfExp):
+        yield node.body
+        yield node.orelse
+    elif isinstance(node, ast.Constant):
+        if isinstance(node.value, bool):
+            yield changed(value=not node.value)
+        elif isinstance(node.value, int):
+            yield changed(value=node.value + 1)
+        elif isinstance(node.value, float):
+            yield changed(value=node.value * 1.1 if node.value else 0.1)
+    elif isinstance(node, ast.Call):
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        if name in CLAMPS and node.args:
+            yield node.args[1] if name == "where" and len(node.args) > 1 else node.args[0]
+        if name in SWAPPED_NAMES:
+            func, new = copy.copy(node.func), SWAPPED_NAMES[name]
+            setattr(func, "attr" if isinstance(func, ast.Attribute) else "id", new)
+            yield changed(func=func)
+        if len(node.args) == 3 and name == "where":
+            yield changed(args=[node.args[0], node.args[2], node.args[1]])
+        # Exchanged numbers; what is symmetric, or could only crash, shows nothing.
+        elif len(node.args) >= 2 and name not in SYMMETRIC:
+            if all(getattr(a, "id", getattr(a, "attr", "")) in NUMBERS for a in node.args[:2]):
+                yield changed(args=[node.args[1], node.args[0], *node.args[2:]])
+
+
+def _is_text(node: ast.BinOp) -> bool:
+    """Whether an operator joins paths, tuples or dicts, where another could only crash."""
+    names = {getattr(n, "id", getattr(n, "attr", "")) for n in ast.walk(node)}
+    plain = isinstance(node.left, ast.Tuple | ast.Dict | ast.List)
+    right = isinstance(node.right, ast.Tuple | ast.Dict | ast.List)
+    return plain or right or any(n == "path" or n.endswith(("_dir", "directory")) for n in names)
+
+
+def _frozen(tree: ast.Module) -> set[int]:
+    """Ids of nodes that are words, types or errors: changing them changes no result."""
+    frozen: set[int] = set()
+
+    def freeze(node: ast.AST | None) -> None:
+        if node is not None:
+            frozen.update(id(n) for n in ast.walk(node))
+
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            freeze(node.returns)
+            for decorator in node.decorator_list:
+                freeze(decorator)
+            spec = node.args
+            for arg in [*spec.posonlyargs, *spec.args, *spec.kwonlyargs, spec.vararg, spec.kwarg]:
+                freeze(arg and arg.annotation)
+        elif isinstance(node, ast.AnnAssign):
+            freeze(node.annotation)
+        elif isinstance(node, ast.ClassDef):
+            for decorator in node.decorator_list:
+                freeze(decorator)
+        elif isinstance(node, ast.Raise | ast.JoinedStr | ast.Import | ast.ImportFrom):
+            freeze(node)
+        elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in PROMISED:
+            freeze(node)  # descriptions of samplers, measured by `validate`
+        elif isinstance(node, ast.Call):
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            if name in ("check_number", "check_protocol", "isinstance", "field", "_first_line"):
+                freeze(node)  # tests/test_arguments.py
+    return frozen
+
+
+def mutants_of(module: str) -> list[Mutant]:
+    """Every mutant of a module, in the order of its text."""
+    source = (ROOT / "edm_jax" / f"{module}.py").read_text()
+    tree = ast.parse(source)
+    frozen, found = _frozen(tree), []
+    for parent in ast.walk(tree):
+        for field, value in ast.iter_fields(parent):
+            for i, node in enumerate(value if isinstance(value, list) else [value]):
+                if not isinstance(node, ast.expr) or id(node) in frozen:
+                    continue
+                for variant in _variants(node):
+                    _put(parent, field, i, variant)
+                    text = ast.unparse(tree)
+                    _put(parent, field, i, node)
+                    found.append(
+                        Mutant(module, node.lineno, ast.unparse(node), ast.unparse(variant), text)
+                    )
+    return sorted(found, key=lambda m: (m.line, m.before, m.after))
+
+
+def _put(parent: ast.AST, field: str, i: int, node: ast.expr) -> None:
+    """Set the i-th node of a field."""
+    value = getattr(parent, field)
+    if isinstance(value, list):
+        value[i] = node
+    else:
+        setattr(parent, field, node)
+
+
+class _Wrong(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
+    """Loads the source of a mutant in place of its module."""
+
+    def __init__(self, mutant: Mutant):
+        self._mutant = mutant
+        self._name = "edm_jax." + mutant.module.replace("/", ".")
+
+    def find_spec(self, fullname: str, path: object, target: object = None):
+        if fullname == self._name:
+            return importlib.machinery.ModuleSpec(fullname, self, origin=self.get_filename())
+        return None
+
+    def get_filename(self, fullname: str = "") -> str:
+        return str(ROOT / "edm_jax" / f"{self._mutant.module}.py")
+
+    def get_data(self, path: str) -> bytes:
+        return self._mutant.source.encode()
+
+
+def _in_a_fork(work: Callable[[], int], limit: float) -> int | None:
+    """Exit code of ``work`` in a process of its own; None if it took longer than ``limit``."""
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+            os.dup2(nowhere.fileno(), 2)
+        code = 70
+        try:
+            code = int(work())
+        finally:
+            os._exit(code)
+    end = time.monotonic() + limit
+    while time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.05)
+    os.killpg(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return None
+
+
+def run_tests(files: tuple[str, ...], mutant: Mutant | None, limit: float) -> str:
+    """``survived``, ``killed`` or ``killed (time)``."""
+    import pytest
+
+    def work() -> int:
+        if mutant is not None:
+            sys.meta_path.insert(0, _Wrong(mutant))
+        paths = [str(ROOT / "tests" / file) for file in files]
+        options = ["-x", "-q", "-n", "0", "-m", "not slow", "-p", "no:cacheprovider"]
+        return pytest.main([*options, *paths], plugins=[_Cached()])
+
+    code = _in_a_fork(work, limit)
+    return "killed (time)" if code is None else "survived" if code == 0 else "killed"
+
+
+class _Cached:
+    """Keeps every compiled program, so that a mutant compiles what it changes alone."""
+
+    def pytest_collection_finish(self) -> None:
+        import jax
+
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def _load_what_does_not_change() -> None:
+    """Libraries that every mutant needs, without starting a device (a fork would break it)."""
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # short programs: compile fast
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="edm_jax-mutants-"))
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    hypothesis = sys.modules["hypothesis"]
+    phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)  # one failure is enough
+    hypothesis.settings.register_profile("mutate", phases=phases, database=None, derandomize=True)
+    hypothesis.settings.load_profile("mutate")
+    assert not [m for m in sys.modules if m.startswith("edm_jax")]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; see the top of this file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("modules", nargs="*", help="names below edm_jax/; all by default")
+    parser.add_argument("--count", type=int, default=20, help="mutants a module; 0 for all")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--limit", type=float, default=600, help="seconds for a mutant")
+    parser.add_argument("--only", default="", help="mutants whose description contains this")
+    parser.add_argument("--list", action="store_true", help="show the mutants and stop")
+    parser.add_argument("--target", type=float, default=0.9, help="part to be noticed")
+    asked = parser.parse_args(arguments)
+    for module in asked.modules:
+        if module not in MODULES:
+            parser.error(f"no module {module!r}; there are {', '.join(MODULES)}")
+    os.chdir(ROOT)
+    sys.path.insert(0, str(ROOT))
+    sys.dont_write_bytecode = True
+    if not asked.list:
+        _load_what_does_not_change()
+    noticed = counted = 0
+    for module in asked.modules or MODULES:
+        mutants = [m for m in mutants_of(module) if asked.only in str(m)]
+        if asked.count and len(mutants) > asked.count:
+            chosen = random.Random(f"{asked.seed} {module}").sample(
+                range(len(mutants)), asked.count
+            )
+            mutants = [mutants[i] for i in sorted(chosen)]
+        if asked.list:
+            print(*mutants, sep="\n")
+            continue
+        if run_tests(MODULES[module], None, asked.limit) != "survived":
+            print(f"{module}: its tests fail or take longer than --limit without any change")
+            return 1
+        killed = 0
+        for mutant in mutants:
+            result = run_tests(MODULES[module], mutant, asked.limit)
+            if result == "survived" and mutant.key in ACCEPTED:
+                result = f"accepted ({ACCEPTED[mutant.key]})"
+            else:
+                counted += 1
+                killed += result.startswith("killed")
+            print(f"{result:9} {mutant}", flush=True)
+        noticed += killed
+        print(f"{module}: {killed} of {len(mutants)}", flush=True)
+    if asked.list:
+        return 0
+    share = noticed / max(counted, 1)
+    print(f"noticed {noticed} of {counted}: {share:.1%}")
+    return 0 if share >= asked.target else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

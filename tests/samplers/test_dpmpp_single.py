@@ -1,0 +1,60 @@
+"""DPM-Solver++(2S) and its kin for any place of the second evaluation, as published."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from edm_jax import exact, grids, samplers
+
+BED = exact.Gaussian(0.3, 0.5)
+
+
+def _denoise(x, sigma):
+    return 0.3 + 0.25 / (0.25 + sigma**2) * (x - 0.3)
+
+
+def _published(x, sigmas, r):
+    """Lu et al. 2022, Algorithm "DPM-Solver++(2S)", with alpha = 1 and lambda = -ln sigma."""
+    for now, after in itertools.pairwise(sigmas[:-1]):
+        h = np.log(now) - np.log(after)
+        middle = now * np.exp(-r * h)
+        first = _denoise(x, now)
+        u = middle / now * x - (np.exp(-r * h) - 1) * first
+        mixed = (1 - 1 / (2 * r)) * first + 1 / (2 * r) * _denoise(u, middle)
+        x = after / now * x - (np.exp(-h) - 1) * mixed
+    return _denoise(x, sigmas[-2])
+
+
+@pytest.mark.parametrize("r", [0.2, 0.5, 0.8, 1.0])
+def test_any_place_of_the_second_evaluation(r, x64):
+    sigmas = grids.karras_sigmas(5, sigma_min=0.05, sigma_max=20.0)
+    x = np.array([[1.0, -0.5, 0.1]]) * sigmas[0]
+    expected = _published(x, sigmas, r)
+    # Float64 on both sides, the same sums in another order.
+    np.testing.assert_allclose(
+        samplers.sample_dpmpp_2s(BED.denoise, x, sigmas, r=r), expected, rtol=1e-10
+    )
+    traced = jax.jit(lambda s, r: samplers.sample_dpmpp_2s(BED.denoise, x, s, r=r))
+    np.testing.assert_allclose(traced(sigmas, r), expected, rtol=1e-10)
+    step = samplers.dpmpp_2s_step(BED.denoise, jnp.asarray(x), sigmas[0], sigmas[1], r)
+    one = _published(x, np.array([sigmas[0], sigmas[1], 0.0]), r)
+    np.testing.assert_allclose(_denoise(step[0], sigmas[1]), one, rtol=1e-10)
+
+
+@pytest.mark.parametrize("r", [0.2, 0.8, 1.0])
+def test_without_noise_the_sde_form_is_2s(r, x64):
+    sigmas = grids.karras_sigmas(5, sigma_min=0.05, sigma_max=20.0)
+    x = np.array([[1.0, -0.5, 0.1]]) * sigmas[0]
+    result = samplers.sample_dpmpp_sde(
+        BED.denoise, x, sigmas, jax.random.key(0), eta=0.0, r=r, noise="step"
+    )
+    np.testing.assert_allclose(result, _published(x, sigmas, r), rtol=1e-10)
+
+
+@pytest.mark.parametrize("r", [0.0, 1.1, -0.5])
+def test_places_outside_the_step_are_refused(r):
+    with pytest.raises(ValueError, match="r must be positive and at most 1"):
+        samplers.sample_dpmpp_2s(BED.denoise, jnp.ones((1, 2)), grids.karras_sigmas(4), r=r)
