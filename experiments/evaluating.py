@@ -20,7 +20,7 @@ from edm_jax.generate import Sampling
 from edm_jax.metrics.registry import columns, parse
 from edm_jax.model import Model
 from edm_jax.store import checkpoints
-from experiments import compilation_cache, evaluations, sampling_flags
+from experiments import compilation_cache, evaluations, guidance_flags, sampling_flags
 from experiments.config import build
 from experiments.config.experiment import data_difference
 from experiments.config.flag import UsageError
@@ -93,7 +93,7 @@ def _show(result: Mapping[str, Any], file: pathlib.Path) -> None:
 
 def pictures(values: types.SimpleNamespace) -> None:
     """Measure pictures that are there."""
-    for flag in ("variant", "checkpoints", "first_seed", "blocks", "labels", "sampler"):
+    for flag in ("variant", "checkpoints", "first_seed", "blocks", "labels", "sampler", "guidance"):
         if flag in values.given:
             raise UsageError(f"--{flag} is about the images of a model, and --images are there")
     metrics = _metrics(values, ("fid",))
@@ -169,7 +169,8 @@ def models(values: types.SimpleNamespace) -> None:
             continue
         if i == 0:
             compilation_cache.enable(values.compilation_cache)
-        result = _evaluate(model, plan, asked, request, directory, folder)
+        guidance = guidance_flags.build(values, model)
+        result = _evaluate(model, plan, asked, request, directory, folder, guidance)
         if result:
             _show(result, directory / "evaluation.json")
             results[directory.name] = result
@@ -189,6 +190,7 @@ def _evaluate(
     request: Mapping[str, Any],
     directory: pathlib.Path,
     folder: pathlib.Path,
+    guidance: Any,
 ) -> dict[str, Any]:
     """One result, written before what it was going on from is removed."""
     return evaluate(
@@ -200,6 +202,8 @@ def _evaluate(
         first_seed=asked["first_seed"],
         labels=asked["labels"],
         sampling=asked["sampling"],
+        guidance=guidance,
+        guidance_json=asked["guidance"],
         batch_size=asked["batch_size"],
         resume=folder / evaluations.UNFINISHED,
         report=_say,
@@ -226,6 +230,7 @@ def _request(values: types.SimpleNamespace) -> dict[str, Any]:
         "sampling": sampling_flags.request(
             values, Sampling() if experiment is None else experiment.sampling
         ),
+        "guidance": guidance_flags.asked(values),
         "num_images": num_images,
         "first_seed": own.first_seed if values.first_seed is None else values.first_seed,
         "blocks": values.blocks or own.blocks,
@@ -249,6 +254,8 @@ def _request_of(asked: Mapping[str, Any], model: Model) -> dict[str, Any]:
         "num_blocks": asked["blocks"],
         "labels": asked["labels"] if model.num_classes else None,
     }
+    if asked["guidance"]:
+        request["guidance"] = asked["guidance"]
     if asked["files"]:
         request["reference_files"] = [file.name for file in asked["files"]]
     return request

@@ -77,41 +77,50 @@ def check(values: types.SimpleNamespace) -> None:
         )
 
 
-def build(values: types.SimpleNamespace, model: Model) -> tuple[Guidance | None, dict[str, Any]]:
-    """The guidance that the flags ask for, checked for a model.
+def asked(values: types.SimpleNamespace) -> dict[str, Any] | None:
+    """What the flags ask for as JSON values; None without guidance."""
+    if values.guidance is None and values.threshold is None:
+        return None
+    told = {
+        "name": KINDS.get(values.guidance),
+        "scale": values.guidance_scale,
+        "interval": None if values.guidance_interval is None else list(values.guidance_interval),
+        "model": None if values.guidance_model is None else str(values.guidance_model),
+        "threshold": values.threshold,
+        "percentile": values.threshold_percentile,
+    }
+    return {key: value for key, value in told.items() if value is not None}
 
-    Returns:
-      The guidance, or None without any, and what it is as JSON values.
+
+def build(values: types.SimpleNamespace, model: Model) -> Guidance | None:
+    """The guidance that the flags ask for, checked for a model; None without any.
 
     Raises:
       ValueError: it cannot guide the model.
     """
     from edm_jax import guidance
 
-    parts, told = [], {}
+    parts = []
     if values.guidance is not None:
         kind = KINDS[values.guidance]
         arguments: dict[str, Any] = {
             "scale": values.guidance_scale,
             "interval": values.guidance_interval,
         }
-        told |= {"name": kind, **arguments}
         if values.guidance_model is not None:
             second, name = _second(kind, values.guidance_model)
             arguments[name] = second
-            told[name] = str(values.guidance_model)
         parts.append(guidance.GUIDANCES[kind](**arguments))
     if values.threshold is not None:
         arguments = {}
         if values.threshold_percentile is not None:
             arguments["percentile"] = values.threshold_percentile
         parts.append(guidance.GUIDANCES[f"{values.threshold}_threshold"](**arguments))
-        told |= {"threshold": values.threshold, **arguments}
     if not parts:
-        return None, {}
+        return None
     made = parts[0] if len(parts) == 1 else guidance.chain(*parts)
     made.check(model)
-    return made, {key: value for key, value in told.items() if value is not None}
+    return made
 
 
 def _second(kind: str, path: Any) -> tuple[Any, str]:

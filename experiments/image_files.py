@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
 import pathlib
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -100,32 +101,62 @@ def are_names(text: str) -> bool:
     return any(not re.fullmatch(r"[\s\d-]*", part) for part in text.split(","))
 
 
-def write_images(
-    model: Model,
-    outdir: pathlib.Path,
-    seeds: Sequence[int],
-    labels: np.ndarray | None,
-    sampling: Sampling,
-    *,
-    batch_size: int,
-    subdirs: bool = False,
-) -> None:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Drawing:
+    """Which images are drawn, and how.
+
+    Attributes:
+      model: to sample from.
+      seeds, labels: one label per seed, or None.
+      sampling: the request.
+      guidance: see `edm_jax.generate.batches`.
+      guidance_json: what the guidance is.
+      batch_size: images at a time.
+    """
+
+    model: Model
+    seeds: Sequence[int]
+    labels: np.ndarray | None
+    sampling: Sampling
+    guidance: Any = None
+    guidance_json: Mapping[str, Any] | None = None
+    batch_size: int = 64
+
+    def stream(self) -> Iterator[tuple[int, np.ndarray]]:
+        """All images as bytes, see `drawing.stream`."""
+        return drawing.stream(
+            self.model, np.asarray(self.seeds), self.labels, self.sampling, self.guidance,
+            batch_size=self.batch_size,
+        )  # fmt: skip
+
+    def settings(self) -> dict[str, Any]:
+        """What tells these images from others, so that those of different models do not mix."""
+        settings = {
+            "progress": self.model.description.get("progress"),
+            "weights": self.model.variant,
+            "weights_sha256": weights_digest(self.model),
+            "sampling": to_json(self.sampling.to_json()),
+        }
+        if self.guidance_json:
+            settings["guidance"] = dict(self.guidance_json)
+        return json.loads(json.dumps(settings))
+
+
+def write_images(drawn: Drawing, outdir: pathlib.Path, *, subdirs: bool = False) -> None:
     """Write ``<seed>.png`` for each seed that is not there yet, and their classes.
 
     Args:
-      model: to sample from.
+      drawn: the images.
       outdir: the settings of its images, ``settings.json``, must be these.
-      seeds, labels: one label per seed, or None.
-      sampling: the request.
-      batch_size: images at a time.
       subdirs: a folder for every thousand seeds, named by its first.
     """
-    open_outdir(model, outdir, seeds, labels, sampling)
+    seeds = drawn.seeds
+    open_outdir(drawn, outdir)
     missing = [i for i, s in enumerate(seeds) if not (outdir / image_name(s, subdirs)).exists()]
     if len(missing) < len(seeds):
         print(f"{len(seeds) - len(missing)} of {len(seeds)} images are there already")
     if missing:
-        _write_missing(model, outdir, seeds, labels, sampling, missing, batch_size, subdirs)
+        _write_missing(drawn, outdir, missing, subdirs)
     _write_classes(outdir)
     print(f"{len(seeds)} images: {outdir}/{'<thousand>/' if subdirs else ''}<seed>.png")
 
@@ -149,16 +180,7 @@ def _write_classes(outdir: pathlib.Path) -> None:
     write_atomically(outdir / METADATA, json.dumps({"labels": pairs}) + "\n")
 
 
-def write_archive(
-    model: Model,
-    file: pathlib.Path,
-    seeds: Sequence[int],
-    labels: np.ndarray | None,
-    sampling: Sampling,
-    *,
-    batch_size: int,
-    subdirs: bool = False,
-) -> None:
+def write_archive(drawn: Drawing, file: pathlib.Path, *, subdirs: bool = False) -> None:
     """Write all images as one ``.npz`` or ``.zip``, whole or not at all; see `write_images`.
 
     An ``.npz`` has the images ``(n, H, W, C)`` uint8 as ``arr_0`` and the classes as ``arr_1``,
@@ -167,14 +189,15 @@ def write_archive(
     Raises:
       WorkdirError: the file is there, or cannot be written.
     """
-    sampling.check(model.preconditioning)
+    seeds, labels = drawn.seeds, drawn.labels
+    drawn.sampling.check(drawn.model.preconditioning)
     if file.exists():
         raise WorkdirError(f"--outdir={file} exists; delete it or choose another name")
     prepare(file.parent, "outdir")
-    settings = json.dumps(_settings(model, sampling))
+    settings = json.dumps(drawn.settings())
     classes = None if labels is None else [int(label) for label in labels]
     seeds_array = np.asarray(seeds)
-    images = drawing.stream(model, seeds_array, labels, sampling, batch_size=batch_size)
+    images = drawn.stream()
     with files.replacing(file) as temporary, drawing.progress_bar(len(seeds), "samples") as bar:
         if file.suffix == ".npz":
             parts = []
@@ -202,24 +225,16 @@ def write_archive(
     print(f"{len(seeds)} images: {file}")
 
 
-def _write_missing(
-    model: Model,
-    outdir: pathlib.Path,
-    seeds: Sequence[int],
-    labels: np.ndarray | None,
-    sampling: Sampling,
-    missing: list[int],
-    batch_size: int,
-    subdirs: bool,
-) -> None:
+def _write_missing(drawn: Drawing, outdir: pathlib.Path, missing: list[int], subdirs: bool) -> None:
     """The images of some of the seeds, as they come."""
     with drawing.progress_bar(len(missing), "samples") as bar:
         for some, images in generate.batches(
-            model,
-            np.asarray([seeds[i] for i in missing]),
-            None if labels is None else labels[missing],
-            sampling,
-            batch_size=batch_size,
+            drawn.model,
+            np.asarray([drawn.seeds[i] for i in missing]),
+            None if drawn.labels is None else drawn.labels[missing],
+            drawn.sampling,
+            drawn.guidance,
+            batch_size=drawn.batch_size,
             sharding=batch_sharding(make_mesh(jax.local_devices())),
         ):
             for seed, image in zip(some, generate.to_uint8(images), strict=True):
@@ -227,23 +242,18 @@ def _write_missing(
             bar.update(len(some))
 
 
-def write_grid(
-    model: Model,
-    outdir: pathlib.Path,
-    seeds: Sequence[int],
-    labels: np.ndarray | None,
-    sampling: Sampling,
-    *,
-    batch_size: int,
-    name: str,
-) -> None:
+def write_grid(drawn: Drawing, outdir: pathlib.Path, *, name: str) -> None:
     """Write one sheet of all images; see `write_images`.
 
     Args:
       name: of the file: that of its seeds, so that grids of other seeds stay.
     """
-    settings = open_outdir(model, outdir, seeds, labels, sampling)
-    images = drawing.draw(model, np.asarray(seeds), labels, sampling, batch_size=batch_size)
+    seeds, labels = drawn.seeds, drawn.labels
+    settings = open_outdir(drawn, outdir)
+    images = drawing.draw(
+        drawn.model, np.asarray(seeds), labels, drawn.sampling, drawn.guidance,
+        batch_size=drawn.batch_size,
+    )  # fmt: skip
     columns = max(1, round(len(images) ** 0.5))
     told = settings | {"seeds": list(seeds)}
     if labels is not None:
@@ -260,13 +270,7 @@ def grid_name(seeds: str, ending: str = "png") -> str:
     return f"grid-{text}.{ending}"
 
 
-def open_outdir(
-    model: Model,
-    outdir: pathlib.Path,
-    seeds: Sequence[int],
-    labels: np.ndarray | None,
-    sampling: Sampling,
-) -> dict[str, Any]:
+def open_outdir(drawn: Drawing, outdir: pathlib.Path) -> dict[str, Any]:
     """Prepare a directory for images, or refuse one that holds images of another request.
 
     Returns:
@@ -275,25 +279,15 @@ def open_outdir(
     Raises:
       WorkdirError: if it cannot be written, or its images are others.
     """
-    sampling.check(model.preconditioning)
+    drawn.sampling.check(drawn.model.preconditioning)
     prepare(outdir, "outdir")
-    settings = _settings(model, sampling)
+    settings = drawn.settings()
     by_seed = None
-    if labels is not None:
-        by_seed = {str(s): int(label) for s, label in zip(seeds, labels, strict=True)}
+    if drawn.labels is not None:
+        pairs = zip(drawn.seeds, drawn.labels, strict=True)
+        by_seed = {str(seed): int(label) for seed, label in pairs}
     _check_settings(outdir, settings | {"labels": by_seed})
     return settings
-
-
-def _settings(model: Model, sampling: Sampling) -> dict[str, Any]:
-    """What tells these images from others, so that those of different models do not mix."""
-    settings = {
-        "progress": model.description.get("progress"),
-        "weights": model.variant,
-        "weights_sha256": weights_digest(model),
-        "sampling": to_json(sampling.to_json()),
-    }
-    return json.loads(json.dumps(settings))
 
 
 def _check_settings(outdir: pathlib.Path, settings: dict[str, Any]) -> None:

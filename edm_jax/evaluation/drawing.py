@@ -82,6 +82,7 @@ def draw(
     seeds: np.ndarray,
     labels: np.ndarray | None = None,
     sampling: Sampling | None = None,
+    guidance: PyTree | None = None,
     *,
     batch_size: int = 64,
     name: str = "samples",
@@ -98,7 +99,7 @@ def draw(
     """
     parts = []
     with progress_bar(len(seeds), name) as bar:
-        for _, images in stream(model, seeds, labels, sampling, batch_size=batch_size):
+        for _, images in stream(model, seeds, labels, sampling, guidance, batch_size=batch_size):
             parts.append(images)
             bar.update(len(images))
             if poll is not None:

@@ -24,9 +24,11 @@ from edm_jax.evaluation import drawing, measuring, references, reporting
 from edm_jax.evaluation.planning import Plan, Weights, make_plan
 from edm_jax.evaluation.reporting import comparison_table, result_table
 from edm_jax.generate import Sampling
+from edm_jax.guidance.cost import network_rows, visited_levels
 from edm_jax.metrics.extractors import Extractor
 from edm_jax.metrics.result import Result
 from edm_jax.model import Model
+from edm_jax.seeds import image_keys
 from edm_jax.train import distributed
 from edm_jax.typing import PyTree
 
@@ -104,6 +106,7 @@ def evaluate(
     labels: str | int = BALANCED,
     sampling: Sampling | None = None,
     guidance: PyTree | None = None,
+    guidance_json: Mapping[str, Any] | None = None,
     weights: Weights | None = None,
     extractors: Mapping[str, Extractor] | None = None,
     options: Mapping[str, str] | None = None,
@@ -133,6 +136,7 @@ def evaluate(
       labels: ``balanced``, ``random`` or one class, see `labels_of`.
       sampling: the request; None for the defaults.
       guidance: see `edm_jax.generate.batches`.
+      guidance_json: what the guidance is, for the result; by default as Python shows it.
       weights: files of feature networks, ``{"inception": FILE, "dinov2": FILE}``.
       extractors: further ones by name, see `metrics.extractors.from_function`.
       options: what messages call the files of ``weights``.
@@ -183,7 +187,8 @@ def evaluate(
         "num_blocks": blocks,
     }
     if guidance is not None:
-        asked["guidance"] = guidance.to_json() if hasattr(guidance, "to_json") else repr(guidance)
+        asked["guidance"] = dict(guidance_json) if guidance_json else repr(guidance)
+        asked["network_rows"] = network_rows_of(guidance, sampling, model)
     asked["weights_sha256"] = reporting.weights_digest(model)
 
     def batches(block: int, done: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -291,6 +296,20 @@ def _measure_blocks(
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
     return result
+
+
+def network_rows_of(guidance: Any, sampling: Sampling, model: Model) -> dict[str, int]:
+    """Images that go through each network for one image of a guided sampling.
+
+    Not the calls of D: what a guidance evaluates besides counts, where it does.
+    """
+    grid, asked = sampling.grid(model.preconditioning), sampling.request(model.preconditioning)
+    keys = image_keys([0])
+    levels = visited_levels(
+        lambda denoise, x: asked(denoise, x, grid, keys, preconditioning=model.preconditioning),
+        size=1,
+    )
+    return network_rows(guidance, levels)
 
 
 def describe_calls(nfe: int | None) -> str:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import types
 
-from experiments import compilation_cache, flags, processes, sampling_flags
+from experiments import compilation_cache, flags, guidance_flags, processes, sampling_flags
 from experiments.config.flag import UsageError
 
 
@@ -63,6 +63,7 @@ FLAGS = (
     flags.path("reference_cache", "Where references of data sets are kept; by default in the "
                "user's cache (~/.cache/edm_jax/references).", example="DIR"),
     *sampling_flags.FLAGS,
+    *guidance_flags.FLAGS,
     *processes.FLAGS,
     compilation_cache.FLAG,
 )  # fmt: skip
@@ -85,6 +86,7 @@ def run(values: types.SimpleNamespace) -> None:
         raise UsageError(
             "say what is evaluated: --workdir=runs/digits for a model, or --images=FOLDER"
         )
+    guidance_flags.check(values)
     processes.join(values)
     from experiments import evaluating
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import types
 
-from experiments import compilation_cache, flags, sampling_flags
+from experiments import compilation_cache, flags, guidance_flags, sampling_flags
 
 FLAGS = (
     flags.path(
@@ -38,6 +38,7 @@ FLAGS = (
     flags.choice("figure_format", ("png", "pdf"), "Of the sheet.", default="png"),
     flags.text("variant", "Which weights; by default the first average.", example="raw"),
     *sampling_flags.FLAGS,
+    *guidance_flags.FLAGS,
     compilation_cache.FLAG,
 )
 more_help = sampling_flags.more_help
@@ -55,6 +56,7 @@ def run(values: types.SimpleNamespace) -> None:
     seeds = image_files.parse_seeds(values.seeds)  # before the model is loaded
     if values.labels is not None and not image_files.are_names(values.labels):
         image_files.parse_ranges(values.labels, "labels")
+    guidance_flags.check(values)
     base, batch_size = Sampling(), 64
     if (values.workdir / CONFIG).exists():
         experiment = build.experiment(read_config(values.workdir))
@@ -68,12 +70,19 @@ def run(values: types.SimpleNamespace) -> None:
     labels = image_files.labels_of(values.labels, model, seeds)
     compilation_cache.enable(values.compilation_cache)
     outdir = values.outdir or values.workdir / "generated"
-    arguments = (model, outdir, seeds, labels, sampling)
-    batch_size = values.batch_size or batch_size
+    drawn = image_files.Drawing(
+        model,
+        seeds,
+        labels,
+        sampling,
+        guidance_flags.build(values, model),
+        guidance_flags.asked(values),
+        values.batch_size or batch_size,
+    )
     if values.grid:
         name = image_files.grid_name(values.seeds, values.figure_format)
-        image_files.write_grid(*arguments, batch_size=batch_size, name=name)
+        image_files.write_grid(drawn, outdir, name=name)
     elif outdir.suffix in (".npz", ".zip"):
-        image_files.write_archive(*arguments, batch_size=batch_size, subdirs=values.subdirs)
+        image_files.write_archive(drawn, outdir, subdirs=values.subdirs)
     else:
-        image_files.write_images(*arguments, batch_size=batch_size, subdirs=values.subdirs)
+        image_files.write_images(drawn, outdir, subdirs=values.subdirs)

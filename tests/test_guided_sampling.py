@@ -1,0 +1,80 @@
+"""Guidance where images are drawn: in sample(), and what an evaluation counts."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import edm_jax
+from edm_jax import generate
+from edm_jax import seeds as seeds_lib
+from edm_jax.evaluation.protocol import network_rows_of
+from edm_jax.generate import Sampling
+from edm_jax.guidance import autoguidance, chain, classifier_free, static_threshold
+from edm_jax.samplers import sample_heun
+from tests.test_generate import PIXELS, draw, tiny_model
+
+GUIDED = {"label_dropout": 0.1}
+
+
+def by_hand(model, label, scale, low=0.0, high=np.inf, steps=4):
+    """Heun on D_0 + w (D_c - D_0) within the interval, from the same latents."""
+    sigmas = edm_jax.karras_sigmas(steps).astype(np.float32)
+    keys = seeds_lib.image_keys(range(2))
+    x = seeds_lib.latents(keys, (2, *model.image_shape)) * sigmas[0]
+
+    def denoise(x, sigma):
+        conditional, null = model.denoise(x, sigma, label), model.denoise(x, sigma)
+        acts = (low < sigma) & (sigma <= high)
+        return jnp.where(acts, null + scale * (conditional - null), conditional)
+
+    return sample_heun(denoise, x, sigmas)
+
+
+@pytest.mark.parametrize("interval", [None, (0.1, 20.0)])
+def test_classifier_free_guidance_is_its_formula(interval):
+    model = tiny_model(**GUIDED)
+    images = draw(range(2), 1, model, num_steps=4, guidance=classifier_free(2.0, interval))
+    np.testing.assert_allclose(images, by_hand(model, 1, 2.0, *(interval or ())), **PIXELS)
+    assert not np.allclose(images, draw(range(2), 1, model, num_steps=4), atol=1e-2)
+
+
+def test_a_new_scale_never_recompiles():
+    model = tiny_model(**GUIDED)
+    draw(range(2), 1, model, guidance=classifier_free(2.0))
+    before = generate._sample_batch._cache_size()
+    draw(range(2), 0, model, guidance=classifier_free(3.5))
+    assert generate._sample_batch._cache_size() == before
+
+
+def test_scale_one_and_a_weaker_model_that_is_the_same_change_nothing():
+    model = tiny_model(**GUIDED)
+    plain = draw(range(2), 1, model)
+    np.testing.assert_array_equal(draw(range(2), 1, model, guidance=classifier_free(1.0)), plain)
+    same = draw(range(2), 1, model, guidance=autoguidance(model, scale=3.0))
+    np.testing.assert_allclose(same, plain, **PIXELS)
+
+
+def test_a_threshold_after_guidance_holds_the_last_image_in_its_range():
+    guided = chain(classifier_free(4.0), static_threshold())
+    images = draw(range(4), 1, tiny_model(**GUIDED), guidance=guided)
+    assert np.abs(images).max() <= 1  # the last step returns D
+
+
+def test_what_cannot_be_guided_is_refused_before_any_work():
+    for model, guidance, message in (
+        (tiny_model(), classifier_free(2.0), "trained with label dropout"),
+        (tiny_model(0), classifier_free(2.0), "needs a conditional model"),
+        (tiny_model(**GUIDED), autoguidance(tiny_model(2), 2.0), "class"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            generate.batches(model, [0], guidance=guidance)
+
+
+def test_rows_of_networks_are_counted_where_they_are_evaluated():
+    model, sampling = tiny_model(**GUIDED), Sampling(num_steps=4)
+    sigmas = sampling.grid()
+    visited = np.concatenate([np.repeat(sigmas[:-1], 2)[:1], np.repeat(sigmas[1:-1], 2)])
+    rows = network_rows_of(classifier_free(2.0, (0.1, 20.0)), sampling, model)
+    inside = np.sum((0.1 < visited) & (visited <= 20.0))
+    assert len(visited) == sampling.nfe() and rows == {"denoiser": len(visited) + inside}
+    assert network_rows_of(classifier_free(1.0), sampling, model) == {"denoiser": 7}
