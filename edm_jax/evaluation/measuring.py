@@ -99,16 +99,23 @@ class Measurement:
             before = images[:0] if self.shown is None else self.shown
             self.shown = np.concatenate([before, images])[:SHOWN]
 
-    def results(self, references: Mapping[str, Reference]) -> dict[str, Result]:
-        """All numbers, ``kid@dinov2`` or ``pr/precision``, in the order of the metrics."""
+    def results(
+        self, references: Mapping[str, Reference]
+    ) -> tuple[dict[str, Result], dict[str, str]]:
+        """All numbers, ``kid@dinov2`` or ``pr/precision``, and why a metric has none after all."""
         found: dict[str, Result] = {}
-        by_part = {name: part.results(references.get(name)) for name, part in self.parts.items()}
+        failed: dict[str, str] = {}
         for one in self.asked:
-            for key, result in by_part[one.extractor].items():
-                name, _, part = key.partition("/")
-                if name == one.name:
-                    found[f"{one.text}/{part}" if part else one.text] = result
-        return found
+            try:
+                results = self.parts[one.extractor].results(
+                    references.get(one.extractor), (one.name,)
+                )
+            except (ValueError, ArithmeticError) as error:  # the others are had
+                failed[one.text] = " ".join(str(error).split())
+                continue
+            for key, result in results.items():
+                found[one.text + key.removeprefix(one.name)] = result
+        return found, failed
 
     def state(self) -> dict[str, np.ndarray]:
         """Arrays from which `restore` makes the same again."""

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from edm_jax.data.sources.base import ArraySource, ImageSource
-from edm_jax.data.sources.image_files import ImageFiles, open_store, read_metadata
+from edm_jax.data.sources.image_files import ImageFiles
+from edm_jax.data.sources.labels import read_metadata
+from edm_jax.data.sources.stores import find_images, open_store
 
 
 def open_pictures(path: str | os.PathLike[str]) -> ImageSource:
@@ -31,8 +33,9 @@ def open_pictures(path: str | os.PathLike[str]) -> ImageSource:
         return _from_arrays(path)
     if path.is_file() and path.suffix.lower() != ".zip":
         raise ValueError(f"{path}: pictures are a folder, a .zip or a .npz of uint8 images")
-    labels = read_metadata(open_store(path))
-    return ImageFiles(path, use_labels=labels is not None)
+    store = open_store(path)
+    told = read_metadata(store, find_images(store).names)
+    return ImageFiles(path, use_labels=told is not None and told.labels is not None)
 
 
 def _from_arrays(path: pathlib.Path) -> ImageSource:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edm_jax.data.sources.base import ImageSource
+from edm_jax.data.sources.base import ImageSource, class_indices
 from edm_jax.evaluation import measuring, references
 from edm_jax.metrics import classifier, extractors, registry
 from edm_jax.metrics.extractors import Extractor
@@ -31,6 +31,7 @@ class Plan:
       image_shape: ``(H, W, C)`` of the images.
       num_images: of a block.
       unseen: numbers of real images that were not trained on, by their flat keys.
+      real: the real images, if they are at hand.
     """
 
     asked: tuple[Asked, ...]
@@ -40,6 +41,7 @@ class Plan:
     image_shape: tuple[int, int, int]
     num_images: int
     unseen: Mapping[str, float]
+    real: ImageSource | None = None
 
     def measurement(self) -> measuring.Measurement:
         """An empty one."""
@@ -58,6 +60,28 @@ def real_images(given: Any) -> ImageSource | None:
         if not isinstance(one, Reference | str | os.PathLike):
             return references.unmirrored(one)
     return None
+
+
+def classes_of(source: ImageSource) -> np.ndarray | None:
+    """``(n,)`` class of every image, of one-hot vectors too; None where labels are no classes."""
+    if not source.num_classes:
+        return None
+    labels = getattr(source, "labels", None)
+    if labels is None:
+        labels = np.stack([source[i]["label"] for i in range(len(source))])
+    return class_indices(labels)
+
+
+def label_problem(source: ImageSource) -> str:
+    """Why the images of a source have no classes to tell apart; "" if they have."""
+    if not source.num_classes:
+        return "the real images have no labels"
+    if getattr(source, "labels", None) is None and np.ndim(source[0]["label"]) == 0:
+        return "" if source.num_classes > 1 else "all real images are of one class"
+    classes = classes_of(source)
+    if classes is None:
+        return "the labels of the real images are vectors that are no classes"
+    return "" if len(np.unique(classes)) > 1 else "all real images are of one class"
 
 
 def possible(
@@ -85,12 +109,14 @@ def possible(
     elif not classes:
         no_classes = "no classes were asked of the images"
     else:
-        no_classes = registry.label_problem(real)
+        no_classes = label_problem(real)
     kept, left_out = [], {}
     for one in registry.parse_all(metrics):
         reason = registry.impossible(
             one, num_images=num_images, image_shape=image_shape, no_classes=no_classes
         )
+        if not reason and one.metric.reference and real is not None and len(real) < 2:
+            reason = f"compares with at least 2 real images, and there is {len(real)}"
         if reason:
             left_out[one.text] = reason
         else:
@@ -112,6 +138,7 @@ def make_plan(
     cache: str | os.PathLike[str] | None = None,
     report: Callable[[str], None] = print,
     poll: Callable[[], None] | None = None,
+    strict: bool = True,
 ) -> Plan:
     """Check everything, read the networks, find or make the references.
 
@@ -128,6 +155,7 @@ def make_plan(
       cache: where references are kept.
       report: told what is left out and what takes long.
       poll: called for each batch of real images.
+      strict: whether it is an error that nothing is left to measure.
 
     Raises:
       ValueError: nothing is left to measure, weights are missing, or no reference fits.
@@ -165,12 +193,13 @@ def make_plan(
     kept = tuple(one for one in kept if one.text not in left_out)
     for text, reason in left_out.items():
         report(f"warning: {text} is left out: it {reason}")
-    if not kept:
+    if not kept and strict:
         reasons = "; ".join(f"{text} {reason}" for text, reason in left_out.items())
         raise ValueError(f"there is nothing to measure: {reasons or 'no metric is named'}")
+    left_out = {text: f"it {reason}" for text, reason in left_out.items()}
     plan = Plan(
         kept, left_out, {one.extractor: found[one.extractor] for one in kept}, compared,
-        tuple(image_shape), num_images, {},
+        tuple(image_shape), num_images, {}, real,
     )  # fmt: skip
     return dataclasses.replace(plan, unseen=_unseen(plan, test, poll))
 
@@ -191,7 +220,7 @@ def _extractors(
         elif name == classifier.NAME:
             assert real is not None
             images = np.concatenate([images for _, images in references.read_batches(real)])
-            labels = np.array([int(real[i]["label"]) for i in range(len(real))])
+            labels = classes_of(real)
             found[name] = classifier.extractor(images, labels)
         else:
             try:
@@ -218,14 +247,12 @@ def _unseen(
     if test is None or not asked:
         return {}
     test = references.unmirrored(test)
-    if "classifier" in [one.name for one in asked] and registry.label_problem(test):
-        asked = [one for one in asked if one.name != "classifier"]
+    labels = classes_of(test)
+    if labels is None:
+        asked = [one for one in asked if "labels" not in one.metric.needs]
     if not asked or len(test) < 2 or tuple(test.image_shape) != plan.image_shape:
         return {}
     measurement = measuring.Measurement(asked, plan.extractors, tuple(plan.image_shape[:2]))
-    labels = None
-    if test.num_classes and not registry.label_problem(test):
-        labels = np.array([int(test[i]["label"]) for i in range(len(test))])
     measuring.measure(
         measurement,
         lambda done: references.read_batches(test, start=done),
@@ -234,8 +261,7 @@ def _unseen(
         name="test images",
         poll=poll,
     )
-    return (
-        {one.metric.unseen: measurement.results(plan.references)[one.text].value for one in asked}
-        if measurement.count
-        else {}
-    )
+    if not measurement.count:
+        return {}  # another process than the first
+    found, _ = measurement.results(plan.references)
+    return {one.metric.unseen: found[one.text].value for one in asked if one.text in found}

@@ -19,8 +19,8 @@ import jax
 import numpy as np
 
 from edm_jax import generate
-from edm_jax.data.sources.base import ImageSource, Subset, max_size_indices
-from edm_jax.evaluation import drawing, measuring, references, reporting
+from edm_jax.data.sources.base import ImageSource, Subset, class_indices, max_size_indices
+from edm_jax.evaluation import drawing, measuring, planning, references, reporting
 from edm_jax.evaluation.planning import Plan, Weights, make_plan
 from edm_jax.evaluation.reporting import comparison_table, result_table
 from edm_jax.generate import Sampling
@@ -47,22 +47,56 @@ def stack_source(source: ImageSource, limit: int | None = None) -> tuple[np.ndar
     return images, labels
 
 
-def balanced_labels(num_classes: int, count: int) -> np.ndarray | None:
+def balanced_labels(classes: Sequence[int], count: int) -> np.ndarray | None:
     """Every class equally often, ``(count,)``; None without classes."""
-    return np.arange(count) % num_classes if num_classes else None
+    return np.resize(np.asarray(classes), count) if len(classes) else None
 
 
-def labels_of(model: Model, seeds: np.ndarray, labels: str | int) -> np.ndarray | None:
-    """The class of every seed; None for an unconditional model.
+def has_label_vectors(source: ImageSource) -> bool:
+    """Whether labels are vectors of numbers that are no classes."""
+    labels = getattr(source, "labels", None)
+    if labels is None:
+        return bool(source.num_classes) and np.ndim(source[0]["label"]) == 1
+    return class_indices(labels) is None
+
+
+def asked_labels(model: Model, source: ImageSource | None, count: int) -> np.ndarray | None:
+    """What an evaluation asks for: every class that has images equally often, or their vectors.
 
     Args:
-      labels: ``balanced``, ``random`` (as each seed draws it), or one class for all.
+      model: whose classes are asked for.
+      source: the images it was trained on, if they are at hand.
+      count: how many.
+
+    Returns:
+      ``(count,)`` classes; ``(count, K)`` labels of the first images, over and over, where
+      these are vectors; None without labels.
+    """
+    if not model.num_classes or source is None or not has_label_vectors(source):
+        return balanced_labels(model.classes, count)
+    labels = getattr(source, "labels", None)
+    if labels is None:
+        labels = np.stack([source[i]["label"] for i in range(min(count, len(source)))])
+    return np.asarray(labels)[np.arange(count) % len(labels)]
+
+
+def labels_of(
+    model: Model, seeds: np.ndarray, labels: str | int, source: ImageSource | None = None
+) -> np.ndarray | None:
+    """The label of every seed; None for an unconditional model.
+
+    Args:
+      model: whose classes are asked for.
+      seeds: ``(n,)``.
+      labels: ``balanced`` (see `asked_labels`), ``random`` (as each seed draws its class), or
+        one class for all.
+      source: the images it was trained on, if they are at hand.
 
     Raises:
       ValueError: another word, or a class that the model does not have.
     """
     if labels == BALANCED:
-        return balanced_labels(model.num_classes, len(seeds))
+        return asked_labels(model, source, len(seeds))
     if labels == RANDOM:
         return generate.drawn_labels(model, seeds)
     if isinstance(labels, bool) or not isinstance(labels, int | np.integer):
@@ -118,6 +152,7 @@ def evaluate(
     poll: Callable[[], None] | None = None,
     on_samples: Callable[[np.ndarray, np.ndarray], None] | None = None,
     finished: Callable[[dict[str, Any]], None] | None = None,
+    strict: bool = True,
 ) -> dict[str, Any]:
     """Draw samples and measure them as they come; none touches the disk.
 
@@ -148,6 +183,7 @@ def evaluate(
       poll: called for each batch; may raise.
       on_samples: given seeds and images of the first few, on process 0.
       finished: given the result, on process 0, before what ``resume`` keeps is removed.
+      strict: whether it is an error that no metric can be given of these data.
 
     Returns:
       JSON values: what was asked, one or more numbers for each metric, with what they were
@@ -164,15 +200,17 @@ def evaluate(
     sampling.check(model.preconditioning)
     if guidance is not None:
         guidance.check(model)
-    seeds = [first_seed + b * num_images + np.arange(num_images) for b in range(blocks)]
-    classes = [labels_of(model, some, labels) for some in seeds]
+    seeds = first_seed + np.arange(blocks * num_images).reshape(blocks, num_images)
+    labels_of(model, seeds[0, :1], labels)  # checked before long work
     plan = reference
     if not isinstance(plan, Plan):
         plan = make_plan(
             metrics, reference, test, num_images=num_images, image_shape=model.image_shape,
             classes=model.num_classes, weights=weights, extractors_given=extractors,
-            options=options, cache=cache, report=report, poll=poll,
+            options=options, cache=cache, report=report, poll=poll, strict=strict,
         )  # fmt: skip
+    wanted = labels_of(model, seeds.reshape(-1), labels, plan.real)
+    classes = [None] * blocks if wanted is None else np.split(wanted, blocks)
     nfe = sampling.nfe(model.preconditioning)
     asked = {
         "num_images": int(num_images),
@@ -190,6 +228,9 @@ def evaluate(
         asked["guidance"] = dict(guidance_json) if guidance_json else repr(guidance)
         asked["network_rows"] = network_rows_of(guidance, sampling, model)
     asked["weights_sha256"] = reporting.weights_digest(model)
+
+    if not plan.asked:
+        return {**asked, **reporting.measured(plan, [], {})}
 
     def batches(block: int, done: int) -> Iterator[tuple[int, np.ndarray]]:
         return drawing.stream(
@@ -241,8 +282,8 @@ def evaluate_images(
     if count < len(images):
         images = Subset(images, max_size_indices(len(images), count, seed))
     labels = None
-    if images.num_classes and np.ndim(images[0]["label"]) == 0:
-        labels = np.array([int(images[i]["label"]) for i in range(len(images))])
+    if images.num_classes:
+        labels = planning.classes_of(images)
     plan = reference
     if not isinstance(plan, Plan):
         plan = make_plan(
@@ -276,6 +317,13 @@ def _measure_blocks(
     identity = {**asked, **{key: with_what[key] for key in ("extractors", "references")}}
     folder = kept.of(identity)
     found: list[dict[str, Result]] = []
+    failed: dict[str, str] = {}
+
+    def collect(measurement: measuring.Measurement) -> None:
+        results, without = measurement.results(plan.references)
+        found.append(results)
+        failed.update(without)
+
     for block, classes in enumerate(labels):
         measurement = plan.measurement()
         path = None if folder is None else folder / f"block-{block}.npz"
@@ -285,12 +333,14 @@ def _measure_blocks(
             name="evaluation" if len(labels) == 1 else f"block {block + 1} of {len(labels)}",
         )  # fmt: skip
         # The others wait for process 0, which measures alone.
-        distributed.on_lead(lambda m=measurement: found.append(m.results(plan.references)))
+        distributed.on_lead(lambda m=measurement: collect(m))
         if block == 0 and on_shown and not jax.process_index() and measurement.shown is not None:
             on_shown(measurement.shown)
     if jax.process_index():
         return {}
-    result = {**asked, **reporting.measured(plan, found), **with_what}
+    for text, reason in failed.items():
+        report(f"warning: {text} is left out: {reason}")
+    result = {**asked, **reporting.measured(plan, found, failed), **with_what}
     if kept.finished is not None:
         kept.finished(result)
     if folder is not None:

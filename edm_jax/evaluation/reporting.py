@@ -50,19 +50,27 @@ def of_blocks(asked: Asked, key: str, blocks: Sequence[Block]) -> dict[str, Any]
     return out
 
 
-def measured(plan: Plan, blocks: Sequence[Block]) -> dict[str, Any]:
-    """The numbers: flat ones, and ``results`` with uncertainties and remarks."""
+def measured(plan: Plan, blocks: Sequence[Block], failed: Mapping[str, str]) -> dict[str, Any]:
+    """The numbers: flat ones, and ``results`` with uncertainties and remarks.
+
+    Args:
+      plan: what was to be measured.
+      blocks: results of each block.
+      failed: metrics that gave no number, and why.
+    """
     flat: dict[str, Any] = {}
     detailed: dict[str, Any] = {}
     for one in plan.asked:
+        if one.text in failed:
+            continue
         for part in one.metric.parts:
             key = f"{one.text}/{part}" if part else one.text
             detailed[key] = of_blocks(one, key, blocks)
             flat[flat_key(one, part)] = detailed[key]["value"]
         if one.metric.unseen in plan.unseen and "@" not in one.text:
             flat[one.metric.unseen] = plan.unseen[one.metric.unseen]
-    left_out = {"left_out": dict(plan.left_out)} if plan.left_out else {}
-    return flat | {"results": detailed} | left_out
+    left_out = {**plan.left_out, **failed}
+    return flat | {"results": detailed} | ({"left_out": left_out} if left_out else {})
 
 
 def made_with(plan: Plan) -> dict[str, Any]:
@@ -127,7 +135,7 @@ def result_table(result: Mapping[str, Any]) -> str:
         rows.append((column.label, column.form.format(result[column.key]), beside))
     width = max(len(label) for label, _, _ in rows)
     lines = [f"  {label:<{width}}  {value:>10}{beside}" for label, value, beside in rows]
-    lines += [f"  {text} is left out: it {why}" for text, why in result.get("left_out", {}).items()]
+    lines += [f"  {text} is left out: {why}" for text, why in result.get("left_out", {}).items()]
     return "\n".join(lines)
 
 

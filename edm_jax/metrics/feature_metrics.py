@@ -140,12 +140,14 @@ class Accumulation:
             self.accumulators[need] = NEEDS[need][0].from_state(inner)
         self._remarks = dict.fromkeys(np.asarray(state["remarks"]).tolist())
 
-    def check_reference(self, reference: Reference | None) -> None:
+    def check_reference(
+        self, reference: Reference | None, names: Iterable[str] | None = None
+    ) -> None:
         """Raise ValueError unless the metrics can be measured against a reference.
 
         The width of the features is checked as soon as there are any.
         """
-        for name in self.names:
+        for name in self.names if names is None else names:
             metric = METRICS[name]
             if metric.reference and reference is None:
                 raise ValueError(f"{name} needs a reference; make one from the data set first")
@@ -162,16 +164,19 @@ class Accumulation:
         widths = (one.width for n, one in self.accumulators.items() if NEEDS[n][1] == "features")
         return next((width for width in widths if width), None)
 
-    def results(self, reference: Reference | None) -> dict[str, Result]:
-        """All numbers: ``fid``, or ``precision_recall/precision`` where a metric has parts.
+    def results(
+        self, reference: Reference | None, names: Iterable[str] | None = None
+    ) -> dict[str, Result]:
+        """All numbers, or those of some: ``fid``, or ``pr/precision`` where a metric has parts.
 
         Raises:
           ValueError: the reference does not fit, or there are too few images.
         """
-        self.check_reference(reference)
+        names = self.names if names is None else tuple(names)
+        self.check_reference(reference, names)
         general = tuple(self._remarks)
         found = {}
-        for name in self.names:
+        for name in names:
             metric = METRICS[name]
             beside = general + (reference.remarks() if metric.reference and reference else ())
             for part, result in metric.measure(self.accumulators, reference).items():

@@ -175,17 +175,6 @@ def impossible(
     return ""
 
 
-def label_problem(source: object) -> str:
-    """Why the images of a source have no classes to tell apart; "" if they have."""
-    classes = getattr(source, "num_classes", 0)
-    if not classes:
-        return "the real images have no labels"
-    if classes == 1:
-        return "there is one class only"
-    label = source[0]["label"]  # type: ignore[index]
-    return "the labels of the real images are vectors" if getattr(label, "ndim", 0) else ""
-
-
 # ---------------------------------------------------------------- in tables
 
 

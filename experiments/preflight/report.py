@@ -184,13 +184,10 @@ def _check_evaluation(findings: Findings, experiment: Experiment, source: ImageS
             real=source,
             classes=source.num_classes,
         )
-        reasons = [f"{text} {reason}" for text, reason in left_out.items()]
-        if not kept:
-            raise ValueError(
-                f"nothing can be measured: {'; '.join(reasons)}; name others, or set "
-                "config.evaluation.num_images=0"
-            )
-        findings.warnings += [f"the evaluation leaves out {reason}" for reason in reasons]
+        reasons = [f"{text!r} {reason}" for text, reason in left_out.items()]
+        findings.warnings += [
+            f"config.evaluation.metrics: {reason}; it will be left out" for reason in reasons
+        ]
         for name in dict.fromkeys(one.extractor for one in kept):
             if name in group.weights:
                 extractors.build(

@@ -139,6 +139,7 @@ def _evaluate(run: Run, model: Model, poll: Poll, num_images: int) -> dict[str, 
         resume=run.path / evaluations.FOLDER / evaluations.UNFINISHED,
         report=run.status.say,
         poll=poll,
+        strict=False,
     )
     # An infinite end of churn is not JSON.
     return {k: workdir.to_json(v) if k == "sampling" else v for k, v in result.items()}
