@@ -59,7 +59,7 @@ def more_help() -> str:
     for name, info in samplers.SAMPLERS.items():
         options = ", ".join(f"{key}={_shown(value)}" for key, value in _settings(info).items())
         told = ", ".join(filter(None, (options, "churn" if churns(info) else "")))
-        lines.append(f"  {name:<24}{told}".rstrip())
+        lines.append(f"  {name:<30} {told}".rstrip())
     lines.append("With churn: --s_churn, --s_tmin, --s_tmax, --s_noise.")
     return "\n".join([*lines, "", f"Discretizations: {', '.join(grids.GRIDS)}"])
 
