@@ -21,6 +21,7 @@ import numpy as np
 from edm_jax import samplers
 from edm_jax import seeds as seeds_lib
 from edm_jax.arguments import check_protocol
+from edm_jax.guidance.compose import label_dim
 from edm_jax.model import Labels, Model, check_labels
 from edm_jax.reflected import sampling as reflected
 from edm_jax.samplers import Churn, Trajectory
@@ -93,7 +94,7 @@ def batches(
         guidance.check(model)
     if batch_size != int(batch_size) or batch_size < 1:
         raise ValueError(f"batch_size must be an integer >= 1, got {batch_size}")
-    rows_of = _row_source(model, seeds, labels)
+    rows_of = _row_source(model, seeds, labels, label_dim(model, guidance))
     program = functools.partial(
         _sample_batch,
         sigmas=sampling.grid(model.preconditioning).astype(np.float32),
@@ -171,7 +172,12 @@ def _sample_batch(
 ) -> Array | Trajectory:
     """One batch; compiled once per (network, shape, sampler, N)."""
     keys = seeds_lib.image_keys(seeds)
-    of_rows = model.denoiser(model.variables)
+    denoiser = model.denoiser(model.variables)
+
+    def of_rows(x: Array, sigma: Array, rows: Array | None = None) -> Array:
+        # Of an unconditional model only the guidance sees the labels.
+        return denoiser(x, sigma, rows if model.num_classes else None)
+
     guided = of_rows if guidance is None else guidance.guide(of_rows)
 
     def denoise(x: Array, sigma: Array) -> Array:
@@ -185,22 +191,27 @@ def _sample_batch(
 
 
 def _row_source(
-    model: Model, seeds: np.ndarray, labels: Labels | None
+    model: Model, seeds: np.ndarray, labels: Labels | None, num_classes: int
 ) -> Callable[[np.ndarray], np.ndarray | None]:
-    """Gives the label rows of some of the images: ``(b,)`` positions -> ``(b, num_classes)``."""
-    if not model.num_classes:
+    """Gives the label rows of some of the images: ``(b,)`` positions -> ``(b, num_classes)``.
+
+    ``num_classes`` are those of the model, or else of the classifier that guides it.
+    """
+    if not num_classes:
         if labels is not None:
             raise ValueError("the model is unconditional; leave labels out")
         return lambda index: None
-    if labels is None:
+    if labels is None and model.num_classes:
         labels = drawn_labels(model, seeds)
+    elif labels is None:
+        labels = np.asarray(seeds_lib.random_labels(seeds_lib.image_keys(seeds), num_classes))
     values = np.asarray(model.class_indices(labels))
     if values.ndim == 2:
         rows = np.asarray(model.label_rows(values, len(seeds)))
         return lambda index: rows[index]
-    check_labels(values, model.num_classes, len(seeds))
+    check_labels(values, num_classes, len(seeds))
     values = np.broadcast_to(values, (len(seeds),))
-    return lambda index: (values[index, None] == np.arange(model.num_classes)).astype(np.float32)
+    return lambda index: (values[index, None] == np.arange(num_classes)).astype(np.float32)
 
 
 def sample(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -107,6 +107,8 @@ class OrderAgnostic:
       levels: whether the data are pixels 0..255, of which the nearest of K levels count;
         otherwise they are the values themselves.
     """
+
+    is_mean: ClassVar[bool] = True  # over the elements of an image, or no sum of them
 
     apply: Callable[..., Array]
     process: Process

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,8 @@ class ClassifierObjective:
       augment: None, or ``(keys, images) -> images`` in [-1, 1] with one key per image; of a
         kind that needs no augmentation labels, such as flips.
     """
+
+    is_mean: ClassVar[bool] = True  # over the elements of an image, or no sum of them
 
     apply: Callable[..., Array]
     preconditioning: Preconditioning

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,8 @@ class DDPMObjective:
       augment: as in `train.objective.DenoisingObjective`; the bound is then that of augmented
         images, whose values are no 8-bit levels.
     """
+
+    is_mean: ClassVar[bool] = True  # over the elements of an image, or no sum of them
 
     apply: Callable[..., Array]
     process: Process

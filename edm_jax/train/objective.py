@@ -21,8 +21,9 @@ Batch = dict[str, Array]
 class Objective(Protocol):
     """A training loss; reflected, autoregressive and classifying models have their own.
 
-    One that learns from its own losses (a resampler of noise levels, a profile of losses)
-    also has `StatefulObjective`'s methods.
+    Its loss is a sum over the elements of an image, unless an attribute ``is_mean`` is true:
+    then it is logged as it is.  One that learns from its own losses (a resampler of noise
+    levels, a profile of losses) also has `StatefulObjective`'s methods.
     """
 
     def per_image(

@@ -138,7 +138,8 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         nimg = state.step.astype(jnp.float32) * batch_size
-        per_element = per_image / (batch["image"].size // batch_size)
+        elements = batch["image"].size // batch_size
+        per_element = per_image / (1 if getattr(objective, "is_mean", False) else elements)
         bad = (num_bad > 0) | ~jnp.all(jnp.isfinite(per_image))
         bad_streak = jnp.where(bad, state.bad_streak + 1, 0)
         failed = (state.failed_step < 0) & (bad_streak >= max_bad_steps)

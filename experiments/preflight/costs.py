@@ -174,12 +174,16 @@ def tree_bytes(tree: Any) -> int:
     return sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(tree))
 
 
-def abstract_state(experiment: Experiment, net: nn.Module) -> TrainState:
+def abstract_state(
+    experiment: Experiment, net: nn.Module, shape: DataShape | ImageSource
+) -> TrainState:
     """The training state as ShapeDtypeStructs: weights, optimizer, averages, metrics."""
+
+    objective = experiment.build_objective(net, shape)
 
     def make() -> TrainState:
         variables = models.init_variables(net, jax.random.key(0))
-        return init_state(variables, experiment.optimizer, experiment.averaging)
+        return init_state(variables, experiment.optimizer, experiment.averaging, objective)
 
     return jax.eval_shape(make)
 
@@ -219,7 +223,7 @@ def compile_step(
     """Compile the training step for these devices; nothing is allocated on them."""
     net = experiment.build_network(shape)
     mesh = sharding.make_mesh(devices)
-    state = abstract_state(experiment, net)
+    state = abstract_state(experiment, net, shape)
     layout = sharding.state_shardings(
         state, models.logical_axes(net), mesh, experiment.training.sharding
     )

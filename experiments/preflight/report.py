@@ -230,7 +230,7 @@ def _costs(
         net = experiment.build_network(shape)
     else:
         shape = costs.DataShape.of(source)
-    state = costs.abstract_state(experiment, net)
+    state = costs.abstract_state(experiment, net, shape)
     _network(findings, experiment, net, shape, state)
     kept = _arithmetic(findings, experiment, net, shape)
     _memory(findings, experiment, net, state, devices, kept, limit)

@@ -114,16 +114,20 @@ def check_run(experiment: Experiment, watch: Watch) -> tuple[ImageSource, Any]:
     return source, experiment.build_network(source)
 
 
-def state_maker(experiment: Experiment, net: Any, mesh: jax.sharding.Mesh) -> Any:
+def state_maker(
+    experiment: Experiment, net: Any, source: ImageSource, mesh: jax.sharding.Mesh
+) -> Any:
     """Makes the state at step 0 in one program, every array where the layout puts it.
 
     Returns:
       A jitted function without arguments, and the shardings of its result.
     """
 
+    objective = experiment.build_objective(net, source)
+
     def make() -> TrainState:
         variables = models.init_variables(net, jax.random.fold_in(experiment.key(), 0))
-        return init_state(variables, experiment.optimizer, experiment.averaging)
+        return init_state(variables, experiment.optimizer, experiment.averaging, objective)
 
     shardings = sharding.state_shardings(
         jax.eval_shape(make), models.logical_axes(net), mesh, experiment.training.sharding
@@ -142,7 +146,7 @@ def open_run(
     training, intervals = experiment.training, experiment.intervals
     mesh = sharding.make_mesh()
     leads = jax.process_index() == 0
-    make_state, shardings = state_maker(experiment, net, mesh)
+    make_state, shardings = state_maker(experiment, net, source, mesh)
     step_fn = jax.jit(
         experiment.build_train_step(net, source),
         donate_argnums=0,

@@ -168,7 +168,7 @@ def test_recomputation_keeps_less_and_computes_more(network):
 
 def test_state_bytes(network):
     experiment, net = network
-    state = costs.abstract_state(experiment, net)
+    state = costs.abstract_state(experiment, net, DIGITS)
     params = costs.tree_bytes(state.params)
     # Weights, two moments and two averages in float32; counters and metrics beside them.
     assert 5 * params < costs.tree_bytes(state) < 5 * params + 1024
@@ -198,7 +198,7 @@ def test_memory_of_the_compiled_step(network):
     """Its arguments are the state, split as the layout says, a share of the batch and a key."""
     experiment, net = made_with(sharding="fsdp"), network[1]
     memory = costs.compiled_memory(experiment, DIGITS, 4)
-    state = costs.state_bytes(experiment, net, costs.abstract_state(experiment, net), 4)
+    state = costs.state_bytes(experiment, net, costs.abstract_state(experiment, net, DIGITS), 4)
     batch = costs.tree_bytes(DIGITS.batch(16)) // 4
     assert memory.platform == "cpu"
     assert memory.state == state + batch + 8
