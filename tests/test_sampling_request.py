@@ -9,7 +9,9 @@ import pytest
 import edm_jax
 from edm_jax import generate, grids, samplers
 from edm_jax.generate import Sampling, batches
+from edm_jax.model import from_description
 from edm_jax.precond import PRECONDITIONINGS
+from edm_jax.store.errors import WeightsError
 from edm_jax.train import sharding
 from tests.test_generate import PIXELS, draw, tiny_model
 
@@ -120,3 +122,19 @@ def test_drawn_labels_are_those_of_the_images():
     labels = generate.drawn_labels(tiny_model(), range(4))
     np.testing.assert_allclose(draw(range(4)), draw(range(4), labels), **PIXELS)
     assert generate.drawn_labels(tiny_model(0), range(4)) is None
+
+
+def test_only_classes_that_had_images_are_drawn():
+    model = tiny_model()
+    whole = generate.drawn_labels(model, range(200))
+    assert model.classes == (0, 1, 2) and set(whole) == {0, 1, 2}
+    some = from_description({**model.description, "data": {"classes": [0, 2]}}, model.variables)
+    drawn = generate.drawn_labels(some, range(200))
+    assert some.classes == (0, 2) and set(drawn) == {0, 2}
+    # 200 draws of probability 1/2: within four standard deviations.
+    assert abs(np.mean(drawn == 0) - 0.5) < 4 * 0.5 / 200**0.5
+    every = from_description({**model.description, "data": {"classes": [0, 1, 2]}}, model.variables)
+    np.testing.assert_array_equal(generate.drawn_labels(every, range(200)), whole)
+    for bad in ([], [2, 0], [0, 3], [0, 0], "02", [0.0]):
+        with pytest.raises(WeightsError, match=r"classes must ascend within 0\.\.2"):
+            from_description({**model.description, "data": {"classes": bad}}, model.variables)

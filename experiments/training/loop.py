@@ -145,29 +145,27 @@ def _loop(
 
 
 class _Pace:
-    """Says how long a step takes, once, where it is so long that nobody would know."""
+    """Says how long a step takes, once, where it is so long that a request to stop waits."""
 
     # The first step is compiled as well: a shorter one is no reason to wait for the second.
     SECONDS = 10.0
 
     def __init__(self, run: Run):
-        self._run, self._mark, self._slow = run, time.perf_counter(), True
+        self._run, self._mark, self._long = run, time.perf_counter(), True
 
     def after(self, count: int, state: TrainState) -> None:
         """Called after each step; waits for the second if the first took long."""
-        if count > 2 or not self._slow:
+        if count > 2 or not self._long:
             return
         jax.block_until_ready(state.step)
         seconds = time.perf_counter() - self._mark
         self._mark += seconds
-        self._slow = seconds > self.SECONDS
-        if not self._slow:
-            return
-        compiling = ", compiling included" if count == 1 else ""
-        self._run.status.say(
-            f"a step takes {format_duration(seconds)}{compiling}; "
-            "a request to stop is answered after the step that is under way"
-        )
+        self._long = seconds > self.SECONDS
+        if self._long and count == 2:
+            self._run.status.say(
+                f"a step takes {format_duration(seconds)}; a request to stop is answered after "
+                "the step that is under way"
+            )
 
 
 def _save(run: Run, state: TrainState, step: int) -> None:

@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
+from edm_jax.data.sources import base
 from edm_jax.data.sources.base import (
     ArraySource,
     ImageSource,
@@ -142,3 +143,15 @@ def test_errors_surface_while_loading():
 
     with pytest.raises(ValueError, match="image 3 is damaged"):
         load_into_memory(Broken(ArraySource(IMAGES)))
+
+
+def test_classes_that_have_images():
+    images = np.zeros((4, 2, 2, 1), np.uint8)
+    source = base.ArraySource(images, [1, 3, 3, 9])
+    assert base.present_classes(source) == (1, 3, 9)
+    assert base.present_classes(base.Subset(source, [1, 2])) == (3,)
+    assert base.present_classes(base.Mirrored(source)) == (1, 3, 9)
+    assert base.present_classes(base.Unlabelled(source)) is None
+    eye = np.eye(5, dtype=np.float32)
+    assert base.present_classes(base.ArraySource(images, eye[[4, 1, 1, 4]])) == (1, 4)
+    assert base.present_classes(base.ArraySource(images, eye[[4, 1, 1, 4]] * 2)) is None

@@ -1,8 +1,10 @@
-"""The schedule of a run in steps."""
+"""The schedule of a run in steps; where its images are."""
 
+import numpy as np
 import pytest
 
-from experiments.config.options import Intervals
+from experiments.config.options import Data, Intervals
+from tests.support.made_images import encode, write_folder
 
 
 def intervals(batch_size=128, **kimg):
@@ -33,3 +35,11 @@ def test_what_is_due():
     never = intervals(batch_size=1000)
     assert [step for step in range(11) if never.grid_due(step)] == [0, 10]
     assert not any(never.evaluation_due(step) for step in range(11))
+
+
+def test_the_home_folder_of_a_data_set(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    write_folder(tmp_path / "mine", {f"{c}/{i}.png": encode(pixels) for c in "ab" for i in "01"})
+    data = Data("images", "~/mine")
+    assert len(data.open()) == 4 and data.path == "~/mine"

@@ -193,6 +193,36 @@ def test_vectors_as_labels():
     )
 
 
+def _images(count, labels=None, **options):
+    return ArraySource(Pictures(1)[0]["image"][None].repeat(count, 0), labels, **options)
+
+
+def test_metrics_that_cannot_be_had_are_known_before():
+    options = {"evaluation__num_images": 40, "train__batch_size": 4, "data__conditional": True}
+    config = config_with(**options)
+    for source, message in (
+        (_images(8, np.zeros(8, int), num_classes=2), "leaves out classifier .* of one class"),
+        (_images(8, np.ones((8, 2))), "leaves out classifier .* are vectors"),
+    ):
+        code, lines = run(config, source)
+        assert code == 0 and re.search(message, "\n".join(lines)), lines
+    assert run(config, _images(8, np.eye(2)[np.arange(8) % 2])) == (0, [])
+    code, lines = run(config, _images(1, [0]))
+    assert code == 1 and "frechet_pixels needs at least 2 real images, got 1" in "\n".join(lines)
+
+
+def test_a_batch_of_more_than_all_images_is_told():
+    code, lines = run(config_with(train__batch_size=64), _images(8))
+    assert code == 0
+    assert lines[0].startswith("warning: config.train.batch_size=64 is more than the 8 images")
+
+
+def test_what_a_data_set_has_to_say_is_told():
+    source = _images(200)
+    source.notes = ("3 images were left out",)
+    assert run(config_with(), source) == (0, ["warning: 3 images were left out"])
+
+
 def test_an_empty_data_set():
     code, lines = run(config_with(), Pictures(count=0), quick=False, mesh_devices=None)
     assert code == 1 and "error: the data set digits is empty" in lines
