@@ -238,3 +238,12 @@ def test_one_level_for_all_or_one_for_each():
     for sigma in (jnp.ones((2, 1)), jnp.ones((1, 1)), jnp.ones(3)):
         with pytest.raises(ValueError, match=r"must be a scalar or have shape \(2,\)"):
             denoise(x, sigma)
+
+
+def test_reflected_coefficients():
+    """D = x + sigma F, told ln(sigma) / 4 as EDM's network is."""
+    coefs = precond.reflected_coefs(jnp.array([0.5, 1.0, 20.0], jnp.float32))
+    np.testing.assert_array_equal(coefs.c_skip, 1)
+    np.testing.assert_array_equal(coefs.c_out, np.float32([0.5, 1, 20]))
+    np.testing.assert_array_equal(coefs.c_in, 1)
+    np.testing.assert_allclose(coefs.c_noise, [-0.1732868, 0, 0.7489331], rtol=1e-6)
