@@ -49,7 +49,6 @@ def _reports(user_sampler: str | None) -> Iterator[promises.Report]:
 
     if user_sampler is None:
         yield from map(promises.validate, promises.builtin_subjects())
-        yield from likelihood_promises.validate_likelihood()
         yield from reflected.reports()
         yield from likelihood_promises.validate_likelihood()
         return
