@@ -218,3 +218,17 @@ def test_tables():
     assert lines[1].split() == ["(headline)", "-", "0.5000", "10", "35"]
     assert lines[2].split() == ["adaptive", "25.00%", "-", "10", "-"]
     assert lines[3].split(maxsplit=1) == ["[1]", "class accuracy of samples"]
+
+
+def test_only_what_images_have_is_asked_for():
+    model = silent_model()
+    model = edm_jax.model.from_description(
+        {**model.description, "data": {"classes": [0, 2]}}, model.variables
+    )
+    images = np.zeros((4, 4, 4, 1), np.uint8)
+    for source in (None, ArraySource(images, np.array([0, 2, 2, 0]))):
+        asked = protocol.labels_of(model, np.arange(5), "balanced", source)
+        assert asked.tolist() == [0, 2, 0, 2, 0]
+    vectors = np.arange(12.0).reshape(4, 3)
+    asked = protocol.labels_of(model, np.arange(6), "balanced", ArraySource(images, vectors))
+    np.testing.assert_array_equal(asked, vectors[[0, 1, 2, 3, 0, 1]])
