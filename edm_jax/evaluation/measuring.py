@@ -183,11 +183,6 @@ class StateFile:
 
         return distributed.from_lead(load)
 
-    def remove(self) -> None:
-        """Forget it."""
-        if self.path is not None and jax.process_index() == 0:
-            self.path.unlink(missing_ok=True)
-
 
 class Progress:
     """A bar on a terminal; lines now and then where there is none."""
