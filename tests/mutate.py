@@ -45,7 +45,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "adapters": ("test_adapters.py",),
     "exact/distributions": ("exact/test_distributions.py",),
     "samplers/stochastic": ("samplers/test_stochastic.py",),
-    "samplers/heun": ("samplers/test_stochastic.py",),
+    "samplers/heun": ("samplers/test_heun.py", "samplers/test_stochastic.py"),
     "samplers/general": ("samplers/test_general.py", "samplers/test_loop.py"),
     "samplers/baselines": ("samplers/test_baselines.py", "samplers/test_methods.py"),
     "samplers/dpmpp_single": ("samplers/test_dpmpp_single.py",),
@@ -70,8 +70,10 @@ LIBRARIES = ("flax.linen", "hypothesis", "hypothesis.strategies", "jax", "optax"
 # Mutants that change no result, with the reason: module, part of the line, part of the change.
 ACCEPTED: dict[tuple[str, str, str], str] = {
     ("seeds", "wide = np.uint64 if", "-> np.int64"): "the same lower bits",
+    ("seeds", "got = ", ""): "the words of an error",
     ("ema", "jnp.maximum(halflife_nimg, 1e-8)", "1e-08 ->"): "any tiny number keeps 1/0 away",
     ("train/objective", "jax.random.split", "3 -> 4"): "keys of a split do not depend on how many",
+    ("train/objective", "keys[:, 2]", "2 -> 3"): "an index beyond the last is the last",
     ("train/step", "shapes = jax.eval_shape", "0 -> 1"): "all rounds have the same shapes",
     ("store/checkpoints", "json.dumps(digests, indent=1)", "1 -> 2"): "the layout of a file",
     ("data/pipeline", ".random() < 0.5", "<= 0.5"): "no draw is 1/2",

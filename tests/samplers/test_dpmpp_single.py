@@ -90,25 +90,38 @@ def test_2s_with_ancestral_noise(eta, x64):
     np.testing.assert_allclose(result, _denoise(x, sigmas[-2]), rtol=1e-9)
 
 
+@pytest.mark.parametrize("how", ["tree", "step"])
 @pytest.mark.parametrize(("eta", "r"), [(1.0, 0.5), (0.6, 0.3)])
-def test_sde_form_with_noise_of_a_path(eta, r, x64):
-    """Both draws of a step as given; the second evaluation sees the first."""
+def test_sde_form_with_noise_of_a_path(eta, r, how, x64):
+    """Both draws of a step as given, or those of its two parts; the second call sees the first.
+
+    On the clock -eta^2 ln sigma the path of both parts, d_1 and d_2 long, is
+    sqrt(1 - e^{-2 (d_1 + d_2)}) xi_b
+        = e^{-d_2} sqrt(1 - e^{-2 d_1}) xi_1 + sqrt(1 - e^{-2 d_2}) xi_2.
+    """
     sigmas = grids.karras_sigmas(4, sigma_min=0.05, sigma_max=20.0)
     start = x = np.array([[1.0, -0.5, 0.1]]) * sigmas[0]
     noise = _noise(8)
     for i, (now, after) in enumerate(itertools.pairwise(sigmas[:-1])):
+        inner, whole = noise[2 * i], noise[2 * i + 1]
+        if how == "step":
+            d_1, d_2 = eta**2 * np.log(now / after) * np.array([r, 1 - r])
+            part = np.exp(-d_2) * np.sqrt(1 - np.exp(-2 * d_1)) * inner
+            part = part + np.sqrt(1 - np.exp(-2 * d_2)) * whole
+            whole = part / np.sqrt(1 - np.exp(-2 * (d_1 + d_2)))
         middle = now ** (1 - r) * after**r
         first = _denoise(x, now)
         down, up = _ancestral(now, middle, eta)
-        u = down / now * x + (1 - down / now) * first + 1.1 * up * noise[2 * i]
+        u = down / now * x + (1 - down / now) * first + 1.1 * up * inner
         second = _denoise(u, middle)
         down, up = _ancestral(now, after, eta)
         mixed = (1 - 1 / (2 * r)) * first + second / (2 * r)
-        x = down / now * x + (1 - down / now) * mixed + 1.1 * up * noise[2 * i + 1]
+        x = down / now * x + (1 - down / now) * mixed + 1.1 * up * whole
     table = jnp.asarray(noise)
     result = samplers.sample_dpmpp_sde(
-        BED.denoise, start, sigmas, eta=eta, r=r, s_noise=1.1, noise_fn=lambda i: table[i]
-    )
+        BED.denoise, start, sigmas, eta=eta, r=r, s_noise=1.1, noise=how,
+        noise_fn=lambda i: table[i],
+    )  # fmt: skip
     np.testing.assert_allclose(result, _denoise(x, sigmas[-2]), rtol=1e-9)
 
 
