@@ -29,6 +29,7 @@ from edm_jax.sampling import Sampling
 from edm_jax.typing import Array, ArrayLike, PyTree
 
 CHURN = ("s_churn", "s_tmin", "s_tmax", "s_noise")
+GRID = ("num_steps", "sigma_min", "sigma_max", "rho")
 
 
 def to_uint8(images: ArrayLike) -> np.ndarray:
@@ -265,6 +266,9 @@ def _with_settings(
 ) -> Sampling:
     """A request with some of its fields and options replaced."""
     fields = {field.name for field in dataclasses.fields(Sampling)}
+    idle = [name for name in ("discretization", *GRID) if name in settings]
+    if settings.get("sigmas") is not None and idle:
+        raise ValueError(f"sigmas are the noise levels themselves: leave {idle[0]} out")
     changes = {key: value for key, value in settings.items() if key in fields}
     options = {**sampling.options, **changes.pop("options", {})}
     options |= {key: value for key, value in settings.items() if key not in fields}

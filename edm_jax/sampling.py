@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from edm_jax import grids, samplers
 from edm_jax.precond import Preconditioning
+
+
+def _plain(value: Any) -> Any:
+    """NumPy numbers and tuples as JSON has them."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +29,8 @@ class Sampling:
     the compiled program; every other number is traced, so that a new one never recompiles.
 
     Attributes:
-      sampler: a name of `samplers.SAMPLERS` (or an alias of one, see docs/sampling.md).
+      sampler: a name of `samplers.SAMPLERS`.  A name from elsewhere (docs/sampling.md) becomes
+        the sampler, the options and, where it ends in one, the discretization it stands for.
       discretization: a name of `grids.GRIDS`, the time steps of EDM Table 1 and others.
       num_steps: N >= 1.
       sigma_min, sigma_max: range of the levels; None: that of the discretization
@@ -43,13 +52,50 @@ class Sampling:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        def put(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
+        for name in ("num_steps", "sigma_min", "sigma_max", "rho"):
+            put(name, _plain(getattr(self, name)))
+            if isinstance(getattr(self, name), str | list | dict):
+                raise ValueError(f"{name} must be a number, got {getattr(self, name)!r}")
+        if not isinstance(self.options, Mapping):
+            raise ValueError(f"options must be a dictionary by name, got {self.options!r}")
+        put("options", {str(key): _plain(value) for key, value in self.options.items()})
         if self.sigmas is not None:
-            object.__setattr__(self, "sigmas", tuple(float(s) for s in self.sigmas))
-            object.__setattr__(self, "num_steps", len(self.sigmas) - 1)
-        object.__setattr__(self, "options", dict(self.options))
+            try:
+                put("sigmas", tuple(float(s) for s in self.sigmas))
+            except (TypeError, ValueError):
+                raise ValueError(
+                    f"sigmas must be a list of noise levels, got {self.sigmas!r}"
+                ) from None
+            # What the levels make idle, so that equal requests are equal.
+            put("num_steps", len(self.sigmas) - 1)
+            put("discretization", "edm")
+            for name in ("sigma_min", "sigma_max", "rho"):
+                put(name, None)
+        if isinstance(self.sampler, str) and self.sampler not in samplers.SAMPLERS:
+            self._resolve(put)
+
+    def _resolve(self, put: Callable[[str, Any], None]) -> None:
+        """A name from elsewhere as what it stands for; unknown ones stay for `check`."""
+        try:
+            samplers.get(self.sampler)
+        except ValueError:
+            return
+        sampler, options, grid = samplers.meaning(self.sampler)
+        put("sampler", sampler)
+        put("options", options | dict(self.options))
+        if grid is not None and self.sigmas is None and self.discretization == "edm":
+            put("discretization", grid)
 
     def __hash__(self) -> int:
-        return hash(json.dumps(self.to_json(), sort_keys=True))
+        # Equal numbers of other types are equal requests.
+        as_floats = jax.tree.map(
+            lambda v: float(v) if isinstance(v, int) and not isinstance(v, bool) else v,
+            self.to_json(),
+        )
+        return hash(json.dumps(as_floats, sort_keys=True))
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Sampling:

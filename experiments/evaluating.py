@@ -153,6 +153,7 @@ def models(values: types.SimpleNamespace) -> None:
     asked = _request(values)
     chosen = _chosen(values)
     several = len(chosen) > 1
+    compilation_cache.enable(values.compilation_cache)
     first = load(chosen[0][0], variant=chosen[0][1])
     folder = values.outdir or values.workdir / evaluations.FOLDER
     _directory(values, _request_of(asked, first), folder, several)  # before long work
@@ -167,8 +168,6 @@ def models(values: types.SimpleNamespace) -> None:
             _say(f"{directory} is there already")
             results[directory.name] = there
             continue
-        if i == 0:
-            compilation_cache.enable(values.compilation_cache)
         guidance = guidance_flags.build(values, model)
         result = _evaluate(model, plan, asked, request, directory, folder, guidance)
         if result:

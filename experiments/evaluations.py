@@ -64,7 +64,8 @@ def default_name(request: Mapping[str, Any]) -> str:
         return f"{stem or 'images'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     steps = sampling.get("num_steps") or len(sampling.get("sigmas", (0,))) - 1
     digest = hashlib.sha256(json.dumps(asked(request), sort_keys=True).encode()).hexdigest()
-    return f"{sampling.get('sampler', 'heun')}-{steps}-{digest[:8]}"
+    sampler = re.sub(r"[^\w.+=-]+", "-", str(sampling.get("sampler", "heun"))).strip("-.")
+    return f"{sampler or 'sampler'}-{steps}-{digest[:8]}"
 
 
 def check_name(name: str) -> str:

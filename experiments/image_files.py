@@ -126,7 +126,7 @@ class Drawing:
         """All images as bytes, see `drawing.stream`."""
         return drawing.stream(
             self.model, np.asarray(self.seeds), self.labels, self.sampling, self.guidance,
-            batch_size=self.batch_size,
+            batch_size=self.batch_size, finite=True,
         )  # fmt: skip
 
     def settings(self) -> dict[str, Any]:
@@ -159,6 +159,17 @@ def write_images(drawn: Drawing, outdir: pathlib.Path, *, subdirs: bool = False)
         _write_missing(drawn, outdir, missing, subdirs)
     _write_classes(outdir)
     print(f"{len(seeds)} images: {outdir}/{'<thousand>/' if subdirs else ''}<seed>.png")
+
+
+def require_finite(seeds: np.ndarray, images: np.ndarray) -> None:
+    """Raise ValueError for images that are not finite, which have no bytes."""
+    good = np.isfinite(images).all(axis=(1, 2, 3))
+    if not good.all():
+        raise ValueError(
+            f"the image of seed {seeds[np.argmin(good)]} is not finite: the sampler did not get "
+            "to its end, or these are weights of a run that diverged; nothing of its batch is "
+            "written"
+        )
 
 
 def image_name(seed: int, subdirs: bool = False) -> str:
@@ -237,6 +248,7 @@ def _write_missing(drawn: Drawing, outdir: pathlib.Path, missing: list[int], sub
             batch_size=drawn.batch_size,
             sharding=batch_sharding(make_mesh(jax.local_devices())),
         ):
+            require_finite(some, images)
             for seed, image in zip(some, generate.to_uint8(images), strict=True):
                 sheets.save_image(outdir / image_name(int(seed), subdirs), image)
             bar.update(len(some))
@@ -293,7 +305,8 @@ def open_outdir(drawn: Drawing, outdir: pathlib.Path) -> dict[str, Any]:
 def _check_settings(outdir: pathlib.Path, settings: dict[str, Any]) -> None:
     """Compare with those of the images that are there, and note the labels of new seeds."""
     path = outdir / SETTINGS
-    if not path.exists():
+    pictures = (p for p in outdir.rglob("*") if p.suffix in (".png", ".pdf"))
+    if not path.exists() or next(pictures, None) is None:
         write_atomically(path, json.dumps(settings, indent=2) + "\n")
         return
     try:

@@ -128,6 +128,8 @@ def request(values: types.SimpleNamespace, base: Sampling) -> Sampling:
         options = options if churn["s_churn"] else {}
         churn = churn if churn["s_churn"] else {}
     info = samplers.get(name)
+    if info.note:
+        print(info.note)
     for key in churn:
         if not churns(info) and key not in info.options:
             raise UsageError(f"--{key}={churn[key]:g}: {_no_churn(key, name)}")

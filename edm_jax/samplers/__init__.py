@@ -1,7 +1,7 @@
 """Samplers: one algorithm a file, with its steps or coefficients and its promises."""
 
 from edm_jax.samplers.adaptive import AdaptiveStats, sample_adaptive
-from edm_jax.samplers.aliases import ALIASES, LEFT_OUT
+from edm_jax.samplers.aliases import ALIASES, LEFT_OUT, meaning
 from edm_jax.samplers.baselines import sample_ddim, sample_ve, sample_vp
 from edm_jax.samplers.ddpm import ddpm_step, sample_ddpm
 from edm_jax.samplers.deis import sample_deis
@@ -63,6 +63,7 @@ __all__ = [
     "get",
     "heun_step",
     "langevin_step",
+    "meaning",
     "request",
     "sample_adaptive",
     "sample_ddim",

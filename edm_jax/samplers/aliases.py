@@ -112,6 +112,17 @@ def _left_out(name: str) -> str | None:
     return LEFT_OUT.get(name)
 
 
+def meaning(name: str) -> tuple[str, dict[str, Any], str | None]:
+    """What a name from elsewhere, which `resolve` knows, stands for.
+
+    Returns:
+      Our sampler, its options, and the grid if the name ends in one.
+    """
+    plain, grid = _normalised(name)
+    alias = ALIASES.get(plain) or Alias(plain)
+    return alias.sampler, dict(alias.options), grid
+
+
 def resolve(name: str) -> SamplerInfo:
     """Our sampler for a name from elsewhere, with the options that make it the same.
 

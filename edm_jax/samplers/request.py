@@ -37,6 +37,7 @@ from edm_jax.typing import Array, ArrayLike, DenoiseFn, Key, PyTree
 
 JsonValue = str | bool | int | float | list | None
 _CHURN = tuple(field.name for field in dataclasses.fields(Churn))
+_BESIDE = ("stats",)  # changes what is returned: no setting of a request
 # Enough for every sampler of the library, where no grid is given.
 _STEPS = 24
 
@@ -79,6 +80,8 @@ def accepted(info: SamplerInfo) -> dict[str, str]:
     """
     kinds = {}
     for option, annotation in _annotations(info.fn).items():
+        if option in _BESIDE:
+            continue
         if _is(annotation, Churn):
             kinds |= dict.fromkeys(_CHURN, "number")
         elif _kind(annotation) is not None:

@@ -66,9 +66,9 @@ def run(values: types.SimpleNamespace) -> None:
         raise UsageError(
             f"--workdir={values.workdir} is a file: say where images go, for example --outdir=out"
         )
+    compilation_cache.enable(values.compilation_cache)
     model = load(values.workdir, variant=values.variant)
     labels = image_files.labels_of(values.labels, model, seeds)
-    compilation_cache.enable(values.compilation_cache)
     outdir = values.outdir or values.workdir / "generated"
     drawn = image_files.Drawing(
         model,

@@ -65,7 +65,7 @@ def _read(values: Mapping[str, Any]) -> Experiment:
         network=_network(values["model"]),
         preconditioning=construct(PRECONDITIONINGS, values["precond"], "config.precond"),
         precond={"name": name, **constants},
-        objective=values["objective"],
+        objective=_chosen(values["objective"]),
         distribution=construct(DISTRIBUTIONS, values["noise"], "config.noise"),
         weight=construct(WEIGHTS, values["weight"], "config.weight"),
         augment=_augment(values["augment"]),
@@ -78,9 +78,14 @@ def _read(values: Mapping[str, Any]) -> Experiment:
         evaluation=_evaluation(values["evaluation"]),
     )
     with named("config.sampler"):
-        grid = read.sampling.grid(read.preconditioning)
+        grid = read.sampling.grid()
         check_sampler(samplers.get(read.sampling.sampler), read.kind, grid)
     return read
+
+
+def _chosen(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A choice without the groups of the names that were not chosen."""
+    return {key: value for key, value in group.items() if key in ("name", group["name"])}
 
 
 def _data(group: Mapping[str, Any]) -> Data:

@@ -60,6 +60,8 @@ def read_sampling(group: Mapping[str, Any]) -> Sampling:
                     "no churn; set it to 0"
                 )
             options |= churn
+        elif group["s_noise"] != 1 and "s_noise" in samplers.accepted(samplers.get(name)):
+            options.setdefault("s_noise", group["s_noise"])
         sampling = Sampling(
             sampler=name,
             discretization=group["discretization"],

@@ -1,6 +1,6 @@
 r"""Error against cost of the likelihood's solvers and of latent codes, where both are exact.
 
-python experiments/studies/likelihood_errors.py --out=docs/likelihood_errors.png
+python experiments/main.py --mode=study --study=likelihood_errors --workdir=docs
 
 Data are mixtures of Gaussians in 8 and in 64 dimensions.  Left: the largest error of the log
 density over four points, with the exact trace, so that only the solver's error is left.  Right:
@@ -9,12 +9,7 @@ errors of codes and decoded images.  Prints the numbers of docs/likelihood.md.
 
 from __future__ import annotations
 
-import argparse
 import pathlib
-import sys
-
-if __package__ in (None, ""):  # run as a script: make the repository importable
-    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 import jax
 import jax.numpy as jnp
@@ -99,27 +94,20 @@ def draw(errors: dict[int, dict], codes: list[CodeErrors], path: str) -> None:
     plt.close(figure)
 
 
-def main() -> int:
-    """Command line; see the head of the file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", required=True, help="PNG, PDF or SVG file")
-    arguments = parser.parse_args()
-    jax.config.update("jax_enable_x64", True)
-    errors = {size: density_errors(size) for size in (8, 64)}
+def run(workdir: pathlib.Path) -> None:
+    """Measure, print the numbers, and draw ``likelihood_errors.png`` in a directory."""
+    with jax.enable_x64(True):
+        errors = {size: density_errors(size) for size in (8, 64)}
+        codes = measured_codes(8)
     for size, table in errors.items():
         for name, rows in table.items():
             cells = "  ".join(f"{calls}: {error:.1e}" for calls, error in rows)
             print(f"d = {size:2d}  {name:18s} {cells}")
-    codes = measured_codes(8)
     for each in codes:
         for name in ("latent", "image", "round_trip"):
             values = "  ".join(
                 f"{n}: {e:.1e}" for n, e in zip(each.num_steps, getattr(each, name), strict=True)
             )
             print(f"{each.solver:10s} {name:10s} {values}")
-    draw(errors, codes, arguments.out)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    draw(errors, codes, workdir / "likelihood_errors.png")
+    print(workdir / "likelihood_errors.png")

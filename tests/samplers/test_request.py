@@ -15,6 +15,7 @@ SIGMAS = grids.karras_sigmas(6)
 # A value of every option that is a name.
 NAMED = {
     "solver": "heun", "schedule": "vp", "scaling": "vp", "variance": "large", "variant": None,
+    "boundary": "reflect",
     "method": "reverse_diffusion", "noise": "tree", "function": "power", "space": "vp",
     "start": "heun",
 }  # fmt: skip
@@ -38,7 +39,7 @@ def test_every_option_of_every_sampler_has_a_json_value(name):
         pytest.importorskip("diffrax")
     info = SAMPLERS[name]
     accepted = samplers.accepted(info)
-    functions = {"noise_fn", "round_sigma"}
+    functions = {"noise_fn", "round_sigma", "stats", "shift", "variances", "box"}
     own = set(info.options) - set(samplers.LoopOptions.__annotations__) - functions
     assert own - {"churn"} <= set(accepted)
     options = {option: _value(info, option, kind) for option, kind in accepted.items()}

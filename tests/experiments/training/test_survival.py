@@ -30,7 +30,6 @@ LONGER = [
     "--config.train.sample_kimg=1.2",
     "--config.evaluation.num_images=0",
 ]
-NUM_KILLS = 30
 
 
 # ------------------------------------------------------------------------------ kill -9
@@ -57,21 +56,22 @@ def strike(process, path, rng):
 
 
 @pytest.mark.slow
-def test_many_random_kills_end_bit_identical(command, environment, tmp_path):
+@pytest.mark.parametrize("kills", [6, pytest.param(30, marks=pytest.mark.soak)])
+def test_many_random_kills_end_bit_identical(kills, command, environment, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     command(*LONGER, f"--workdir={whole}")
     rng = random.Random(0)
     struck, newest = [], []
-    while len(struck) < NUM_KILLS:
+    while len(struck) < kills:
         process = start(environment, *LONGER, f"--workdir={killed}")
         moment, alive = strike(process, killed, rng)
         assert alive, f"the run ended after {len(struck)} kills: make it longer"
         struck.append(moment)
         steps = checkpoints.checkpoint_steps(killed / "checkpoints")
         newest.append(int(steps[-1].name) if steps else 0)
-    assert set(struck) == {"any", "training", "saving"}
+    assert kills < 30 or set(struck) == {"any", "training", "saving"}
     assert newest == sorted(newest)  # nothing that was saved is ever lost
-    assert len(set(newest)) > NUM_KILLS / 4  # stopped at many points
+    assert len(set(newest)) > kills / 4  # stopped at many points
     command(*LONGER, f"--workdir={killed}")
     command_line.assert_same_run(whole, killed)
 
