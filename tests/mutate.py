@@ -71,6 +71,7 @@ LIBRARIES = ("flax.linen", "hypothesis", "hypothesis.strategies", "jax", "optax"
 ACCEPTED: dict[tuple[str, str, str], str] = {
     ("seeds", "wide = np.uint64 if", "-> np.int64"): "the same lower bits",
     ("seeds", "got = ", ""): "the words of an error",
+    ("seeds", "< 0.5", "<= 0.5"): "one draw in eight million",
     ("ema", "jnp.maximum(halflife_nimg, 1e-8)", "1e-08 ->"): "any tiny number keeps 1/0 away",
     ("train/objective", "jax.random.split", "3 -> 4"): "keys of a split do not depend on how many",
     ("train/objective", "keys[:, 2]", "2 -> 3"): "an index beyond the last is the last",
@@ -95,7 +96,7 @@ SWAPPED_NAMES = {
     "all": "any", "any": "all", "zeros_like": "ones_like", "ones_like": "zeros_like",
     "cos": "sin", "sin": "cos",
 }  # fmt: skip
-SYMMETRIC = {"maximum", "minimum", "max", "min", "hypot"}
+SYMMETRIC = {"maximum", "minimum", "max", "min", "hypot", "is_known"}
 NUMBERS = {
     "sigma", "sigma_next", "sigma_to", "gamma", "x", "x_hat", "noise", "low", "high", "now",
     "after", "middle", "down", "sigma_min", "sigma_max", "beta_d", "beta_min", "width", "height",
