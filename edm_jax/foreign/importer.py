@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import re
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -110,7 +111,23 @@ def read_model_file(
         _check_used(found, config, attention_order)
         return _finish(found, config, {"file": file, "sha256": sha256(data)}, len(data))
     except WeightsError as error:
+        if _holds_images(path):
+            raise WeightsError(
+                f"{os.fspath(path)}: an archive of images, which is data and not weights; train on "
+                "it with --config.data.path"
+            ) from None
         raise type(error)(f"{os.fspath(path)}: {error}") from None
+
+
+def _holds_images(path: str | os.PathLike[str]) -> bool:
+    """Whether this is a zip archive of a data set."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.lower() for name in archive.namelist()]
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return False
+    endings = ("dataset.json", ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+    return any(name.endswith(endings) for name in names)
 
 
 def _without_null(config: Mapping[str, Any]) -> dict[str, Any]:

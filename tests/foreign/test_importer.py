@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import zipfile
 
 import ml_dtypes
 import numpy as np
@@ -267,3 +268,14 @@ def test_imported_arrays_do_not_depend_on_the_file(import_golden, tmp_path):
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         importer.read_model_file(tmp_path / "nothing.pkl")
+
+
+@pytest.mark.parametrize("name", ["cat/0.png", "00000/img00000000.png", "x.JPG", "dataset.json"])
+def test_a_data_set_is_no_model(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        archive.writestr(name, b"pixels")
+        archive.writestr("dog/1.png", b"pixels")
+    with pytest.raises(
+        importer.WeightsError, match=r"data\.zip: an archive of images, which is data"
+    ):
+        importer.read_model_file(tmp_path / "data.zip")
