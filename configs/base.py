@@ -76,11 +76,37 @@ def get_config() -> ml_collections.ConfigDict:
                     label_dropout=0.0,
                 )
             ),
+            NoisyClassifier=d(  # ADM values at 64x64; for the objective "classifier"
+                dict(
+                    model_channels=128,
+                    channel_mult=(1, 2, 3, 4),
+                    num_blocks=4,
+                    attn_resolutions=(32, 16, 8),
+                    channels_per_head=64,
+                )
+            ),
         )
     )
 
     # What is learnt; it uses what it needs of the groups that follow (EDM Table 1).
-    config.objective = d(dict(name="denoising", reflected=d(dict(weighting="image"))))
+    # denoising | reflected | classifier | ddpm, which needs the iddpm preconditioning
+    config.objective = d(
+        dict(
+            name="denoising",
+            reflected=d(dict(weighting="image")),
+            ddpm=d(  # DDPM, iDDPM and ADM as published
+                dict(
+                    loss="hybrid",
+                    variance="learned",
+                    prediction="eps",
+                    bound_factor=placeholder(float),  # None: that of the loss
+                    schedule="cosine",
+                    num_levels=1000,
+                    resample=False,  # draw time steps by their losses
+                )
+            ),
+        )
+    )
     config.precond = d(
         dict(
             name="edm",
@@ -237,6 +263,30 @@ def use_reflected(
     for group, name in ((config.precond, "reflected"), (config.noise, "loguniform")):
         group.name = name
         group[name].update(sigma_min=sigma_min, sigma_max=sigma_max)
+
+
+def use_classifier(config: ml_collections.ConfigDict, **options: Any) -> None:
+    """Choose a classifier of noisy images, with some of its options set otherwise."""
+    config.objective.name = "classifier"
+    config.model.name = "NoisyClassifier"
+    config.model.NoisyClassifier.update(options)
+
+
+def use_ddpm(config: ml_collections.ConfigDict, *, num_steps: int) -> None:
+    """Choose the hybrid loss of iDDPM and ADM with its learned variance, which sampling uses.
+
+    Args:
+      config: to be changed.
+      num_steps: of the ancestral sampler, which runs on the network's own levels.
+    """
+    config.objective.name = "ddpm"
+    config.precond.name = "iddpm"
+    # What its figures are drawn for: that loss without the variance, divided by the elements.
+    config.noise.name = "discrete"
+    config.weight.name = "inverse_square"
+    config.sampler.update(
+        name="ddpm", discretization="iddpm", num_steps=num_steps, options="variance=learned"
+    )
 
 
 def choose(variant: str, *groups: tuple[str, ...]) -> tuple[str, ...]:

@@ -89,10 +89,18 @@ def batches(
     """
     seeds = seeds_lib.check_seeds(seeds)
     sampling = Sampling() if sampling is None else sampling
+    if model.kind == "classifier":
+        raise ValueError(
+            "a classifier draws no images; it guides a model that does, see edm_jax.guidance"
+        )
     asked = sampling.request(model.preconditioning)
     reflected.check_sampler(asked.info, model.kind, sampling.grid(model.preconditioning))
     if guidance is not None:
         guidance.check(model)
+    if _learns_variance(asked):
+        images = jax.ShapeDtypeStruct((1, *model.image_shape), np.float32)
+        denoise = model.denoiser(model.variables, variance=True)  # refuses other networks
+        jax.eval_shape(denoise, images, jax.ShapeDtypeStruct((), np.float32))
     if batch_size != int(batch_size) or batch_size < 1:
         raise ValueError(f"batch_size must be an integer >= 1, got {batch_size}")
     rows_of = _row_source(model, seeds, labels, label_dim(model, guidance))
@@ -173,15 +181,27 @@ def _sample_batch(
 ) -> Array | Trajectory:
     """One batch; compiled once per (network, shape, sampler, N)."""
     keys = seeds_lib.image_keys(seeds)
-    denoiser = model.denoiser(model.variables)
+    learned = _learns_variance(asked)
+    denoiser = model.denoiser(model.variables, variance=learned)
 
-    def of_rows(x: Array, sigma: Array, rows: Array | None = None) -> Array:
+    def of_rows(x: Array, sigma: Array, rows: Array | None = None) -> Any:
         # Of an unconditional model only the guidance sees the labels.
         return denoiser(x, sigma, rows if model.num_classes else None)
 
-    guided = of_rows if guidance is None else guidance.guide(of_rows)
+    def mean_of_rows(x: Array, sigma: Array, rows: Array | None = None) -> Array:
+        return of_rows(x, sigma, rows)[0]
 
-    def denoise(x: Array, sigma: Array) -> Array:
+    if guidance is None:
+        guided = of_rows
+    elif not learned:
+        guided = guidance.guide(of_rows)
+    else:  # the variance stays that of the model; the compiler merges the equal calls
+        mean = guidance.guide(mean_of_rows)
+
+        def guided(x: Array, sigma: Array, rows: Array | None) -> tuple[Array, Array]:
+            return mean(x, sigma, rows), of_rows(x, sigma, rows)[1]
+
+    def denoise(x: Array, sigma: Array) -> Any:
         return guided(x, sigma, rows)
 
     noise = seeds_lib.latents(keys, (seeds.shape[0], *model.image_shape))
@@ -189,6 +209,11 @@ def _sample_batch(
     if model.kind == "reflected":
         return reflected.run(asked, denoise, noise, sigmas, keys, **options)
     return asked(denoise, noise * sigmas[0], sigmas, keys, **options)
+
+
+def _learns_variance(asked: samplers.Request) -> bool:
+    """Whether a sampler is to take its variance from the network."""
+    return ("variance", "learned") in asked.static
 
 
 def _row_source(

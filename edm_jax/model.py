@@ -14,7 +14,12 @@ import numpy as np
 
 from edm_jax import models
 from edm_jax.names import unknown
-from edm_jax.precond import PRECONDITIONINGS, Preconditioning, precondition
+from edm_jax.precond import (
+    PRECONDITIONINGS,
+    Preconditioning,
+    precondition,
+    precondition_with_variance,
+)
 from edm_jax.store.description import FORMAT_VERSION, KINDS, check_description, kind_of
 from edm_jax.store.errors import WeightsError
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, PyTree
@@ -249,18 +254,24 @@ class Model:
         rows = self.label_rows(labels, x.shape[0])
         return self.denoiser(self.variables)(x, sigma, rows, augment_labels)
 
-    def denoiser(self, variables: PyTree) -> DenoiseFn:
+    def denoiser(self, variables: PyTree, *, variance: bool = False) -> DenoiseFn:
         """``denoise(x, sigma, label_rows=None, augment_labels=None)`` at given variables.
 
         Pass the variables as an argument of the outermost jit; closed over, they would
         become constants of the program.
+
+        Args:
+          variables: of the network.
+          variance: return ``(D, v)`` of a network that has learnt a variance as well, see
+            `precond.precondition_with_variance`.
 
         Raises:
           ValueError: for a model of another kind.
         """
         if self.preconditioning is None:
             raise ValueError(f"a model of kind {self.kind!r} has no denoiser")
-        return precondition(functools.partial(self.net.apply, variables), self.preconditioning)
+        wrap = precondition_with_variance if variance else precondition
+        return wrap(functools.partial(self.net.apply, variables), self.preconditioning)
 
     def label_rows(self, labels: Labels | None, batch_size: int) -> Array | None:
         """Labels of any accepted form as ``(batch_size, num_classes)`` float32 rows.

@@ -181,21 +181,57 @@ def precondition(net_fn: NetFn, coefs: CoefsFn) -> DenoiseFn:
     """
 
     def denoise(x: Array, sigma: ArrayLike, *args: Any, **kwargs: Any) -> Array:
-        x = _at_least_float32(x)
-        sigma = jnp.asarray(sigma).astype(x.dtype)
-        if sigma.ndim > 1 or (sigma.ndim == 1 and sigma.shape[0] not in (1, x.shape[0])):
-            raise ValueError(
-                f"sigma must be a scalar or have shape ({x.shape[0] if x.ndim else 1},) "
-                f"for x of shape {x.shape}, got {sigma.shape}"
-            )
-        c_skip, c_out, c_in, c_noise = coefs(sigma)
-        column = sigma.shape + (1,) * (x.ndim - sigma.ndim)  # broadcasts over an image
-        f_x = net_fn(c_in.reshape(column) * x, c_noise, *args, **kwargs)
-        if x.ndim:
-            f_x = f_x[..., : x.shape[-1]]
-        return c_skip.reshape(column) * x + c_out.reshape(column) * f_x.astype(x.dtype)
+        return _denoised_and_rest(net_fn, coefs, x, sigma, args, kwargs)[0]
 
     return denoise
+
+
+def precondition_with_variance(net_fn: NetFn, coefs: CoefsFn) -> Callable[..., Any]:
+    """Wrap a network that predicts a variance as well (Nichol and Dhariwal 2021).
+
+    Args:
+      net_fn: as in `precondition`; F has twice the channels of x.
+      coefs: sigma -> Coefs.
+
+    Returns:
+      ``denoise(x, sigma, *args, **kwargs) -> (D, v)``, as ``samplers.ddpm`` takes it with
+      ``variance="learned"``: v = (the other channels of F + 1) / 2, of the shape of x, is
+      where the variance lies between small (0) and large (1); not clamped.
+
+    Raises (when called):
+      ValueError: F has another number of channels.
+    """
+
+    def denoise(x: Array, sigma: ArrayLike, *args: Any, **kwargs: Any) -> tuple[Array, Array]:
+        denoised, rest = _denoised_and_rest(net_fn, coefs, x, sigma, args, kwargs)
+        if rest.shape != denoised.shape:
+            raise ValueError(
+                "variance='learned' needs a network with twice the channels of the image, got "
+                f"{rest.shape[-1]} more than its {x.shape[-1]}; use variance='small' or 'large'"
+            )
+        return denoised, (rest.astype(denoised.dtype) + 1) / 2
+
+    return denoise
+
+
+def _denoised_and_rest(
+    net_fn: NetFn, coefs: CoefsFn, x: Array, sigma: ArrayLike, args: Any, kwargs: Any
+) -> tuple[Array, Array]:
+    """D(x; sigma), and the channels of F beyond those of x."""
+    x = _at_least_float32(x)
+    sigma = jnp.asarray(sigma).astype(x.dtype)
+    if sigma.ndim > 1 or (sigma.ndim == 1 and sigma.shape[0] not in (1, x.shape[0])):
+        raise ValueError(
+            f"sigma must be a scalar or have shape ({x.shape[0] if x.ndim else 1},) "
+            f"for x of shape {x.shape}, got {sigma.shape}"
+        )
+    c_skip, c_out, c_in, c_noise = coefs(sigma)
+    column = sigma.shape + (1,) * (x.ndim - sigma.ndim)  # broadcasts over an image
+    f_x = net_fn(c_in.reshape(column) * x, c_noise, *args, **kwargs)
+    rest = f_x
+    if x.ndim:
+        f_x, rest = f_x[..., : x.shape[-1]], f_x[..., x.shape[-1] :]
+    return c_skip.reshape(column) * x + c_out.reshape(column) * f_x.astype(x.dtype), rest
 
 
 def _identity(sigma: ArrayLike) -> Array:

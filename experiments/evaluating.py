@@ -155,6 +155,11 @@ def models(values: types.SimpleNamespace) -> None:
     several = len(chosen) > 1
     compilation_cache.enable(values.compilation_cache)
     first = load(chosen[0][0], variant=chosen[0][1])
+    if first.kind == "classifier":
+        raise UsageError(
+            f"--workdir={values.workdir} is a classifier, which draws no images; its accuracy is "
+            "in the evaluation.json that training left"
+        )
     folder = values.outdir or values.workdir / evaluations.FOLDER
     _directory(values, _request_of(asked, first), folder, several)  # before long work
     plan = _plan(values, asked, first)

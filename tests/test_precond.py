@@ -247,3 +247,16 @@ def test_reflected_coefficients():
     np.testing.assert_array_equal(coefs.c_out, np.float32([0.5, 1, 20]))
     np.testing.assert_array_equal(coefs.c_in, 1)
     np.testing.assert_allclose(coefs.c_noise, [-0.1732868, 0, 0.7489331], rtol=1e-6)
+
+
+def test_the_other_channels_are_the_variance():
+    coefs = precond.iddpm_preconditioning()
+    x, sigma = jnp.linspace(-2, 2, 24).reshape(2, 2, 2, 3), jnp.array([0.3, 4.0])
+    denoised, v = precond.precondition_with_variance(_twice_the_channels, coefs)(x, sigma)
+    want = precond.precondition(_twice_the_channels, coefs)(x, sigma)
+    np.testing.assert_array_equal(denoised, want)
+    # F is (x - D) / sigma, and the others are 1 - F.
+    f_x = (x - denoised) / sigma.reshape(2, 1, 1, 1)
+    np.testing.assert_allclose(v, (2 - f_x) / 2, atol=1e-6)  # float32, values of order 1
+    with pytest.raises(ValueError, match="twice the channels of the image, got 0 more than its 3"):
+        precond.precondition_with_variance(_stand_in, coefs)(x, sigma)

@@ -55,6 +55,37 @@ def loss_per_noise_level(
         files.save(fig, path)
 
 
+def accuracy_per_noise_level(
+    path: pathlib.Path,
+    sigmas: np.ndarray,
+    accuracies: Mapping[str, np.ndarray],
+    num_classes: int,
+    *,
+    title: str = "",
+) -> None:
+    """Accuracy of a classifier of noisy images against sigma.
+
+    Args:
+      path: file to write, .png, .pdf or .svg.
+      sigmas: ``(S,)`` noise levels.
+      accuracies: what each is called -> ``(S,)`` fractions, 0 to 1.
+      num_classes: a line shows what is reached by chance.
+      title: above the axes.
+    """
+    with files.style():
+        fig, axes = files.subplots(size=(files.COLUMN, 2.5))
+        for (name, values), colour in zip(
+            accuracies.items(), (ORANGE, GREEN, RED, INK), strict=False
+        ):
+            axes.plot(sigmas, 100 * np.asarray(values), color=colour, label=name)
+        axes.axhline(100 / num_classes, color=INK, ls=":", label="by chance")
+        axes.set(xscale="log", xlabel=r"noise level $\sigma$", ylabel="accuracy (%)", ylim=(0, 102))
+        axes.set_xlim(sigmas[0], sigmas[-1])
+        axes.legend(framealpha=0.7)
+        axes.set_title(title)
+        files.save(fig, path)
+
+
 def training_curve(path: pathlib.Path, kimg: Sequence[float], loss: Sequence[float | None]) -> None:
     """Loss against images seen; None where it was not finite leaves a gap."""
     loss = np.array([np.nan if value is None else value for value in loss], float)

@@ -147,4 +147,4 @@ OBJECTIVES: Mapping[str, Callable[..., Any]] = {
 }
 
 # What kind of model (`store.description.KINDS`) an objective trains, if not a denoiser.
-KINDS: Mapping[str, str] = {"reflected": "reflected"}
+KINDS: Mapping[str, str] = {"reflected": "reflected", "classifier": "classifier"}

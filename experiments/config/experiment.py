@@ -123,6 +123,11 @@ class Experiment:
         """What kind of model is trained."""
         return KINDS.get(self.objective["name"], "denoiser")
 
+    @property
+    def draws_images(self) -> bool:
+        """Whether the model that is trained is one of images, which are drawn from it."""
+        return self.kind != "classifier"
+
     def key(self) -> jax.Array:
         """The key that everything random in a run follows from."""
         return jax.random.key(self.seed, impl="threefry2x32")
@@ -130,15 +135,21 @@ class Experiment:
     def network_arguments(self, source: ImageSource) -> dict[str, Any]:
         """``{"name": ..., **arguments}`` of the network, sizes taken from the data."""
         channels = source.image_shape[-1]
-        return self.network.arguments(
-            {
-                "image_shape": tuple(source.image_shape),
-                "in_channels": channels,
-                "out_channels": channels * self.preconditioning.channel_multiplier,
-                "label_dim": source.num_classes,
-                "augment_dim": self.augment.label_dim if self.augment else 0,
-            }
-        )
+        sizes = {
+            "image_shape": tuple(source.image_shape),
+            "in_channels": channels,
+            "out_channels": channels * self.preconditioning.channel_multiplier,
+            "label_dim": source.num_classes,
+            "augment_dim": self.augment.label_dim if self.augment else 0,
+        }
+        if self.kind == "classifier":  # what it tells apart; a classifier is told no labels
+            if source.num_classes < 2:
+                raise ConfigError(
+                    "config.objective: a classifier needs labelled data of at least 2 classes, got "
+                    f"{source.num_classes}"
+                )
+            sizes["num_classes"] = source.num_classes
+        return self.network.arguments(sizes)
 
     def build_network(self, source: ImageSource, **changes: Any) -> nn.Module:
         """The network for a data set, with some arguments changed."""

@@ -172,9 +172,10 @@ def _check_evaluation(findings: Findings, experiment: Experiment, source: ImageS
     with findings.part():
         test = experiment.data.open_test()
         if test is None:
-            findings.warnings.append(
-                "the data set has no test images: the evaluation is without its floor"
-            )
+            what = "is without its floor" if experiment.draws_images else "is of training images"
+            findings.warnings.append(f"the data set has no test images: the evaluation {what}")
+    if not experiment.draws_images:
+        return
     group = experiment.evaluation
     with findings.part(), named("config.evaluation.metrics"):
         kept, left_out = planning.possible(
@@ -261,7 +262,9 @@ def _schedule(
     findings.fact(
         "", f"{devices} device(s), {train.sharding} layout: {part} images each, {rounds} round(s)"
     )
-    grids = f"a grid every {intervals.sample:,}, " if intervals.sample else ""
+    grids = ""
+    if intervals.sample and experiment.draws_images:
+        grids = f"a grid every {intervals.sample:,}, "
     findings.fact(
         "",
         f"a line every {intervals.log:,} steps, {grids}a checkpoint every {intervals.checkpoint:,}",

@@ -21,7 +21,7 @@ from edm_jax.train import distributed
 from edm_jax.train.state import TrainState
 from experiments import evaluations, workdir
 from experiments.config.options import label_choice
-from experiments.training import writers
+from experiments.training import accuracy, writers
 from experiments.training.run import Run
 
 Poll = Callable[[], None]
@@ -44,7 +44,8 @@ def show(run: Run, state: TrainState, step: int, poll: Poll, *, missing: bool = 
         return due and not (missing and distributed.lead_says(exists))
 
     intervals = run.intervals
-    if wanted(intervals.grid_due(step), grid_path(run, step).exists):
+    draws = run.experiment.draws_images
+    if draws and wanted(intervals.grid_due(step), grid_path(run, step).exists):
         _save_grid(run, state, step, poll)
     if wanted(intervals.evaluation_due(step), lambda: _is_evaluated(run, step)):
         _evaluate_now(run, state, step, poll)
@@ -114,13 +115,15 @@ def _evaluate_now(run: Run, state: TrainState, step: int, poll: Poll) -> None:
     result = _evaluate(run, model, poll, group.every_num_images or group.num_images)
     if run.leads:
         run.monitor.evaluation(step, result)
-        run.status.say("\n" + protocol.result_table(result) + "\n")
+        run.status.say("\n" + _table(result) + "\n")
         _draw_evaluations(run)
     run.status.resume(paused)
 
 
 def _evaluate(run: Run, model: Model, poll: Poll, num_images: int) -> dict[str, Any]:
     """The evaluation that the run's configuration asks for."""
+    if not run.experiment.draws_images:
+        return accuracy.evaluate(run, model, num_images, poll)
     group = run.experiment.evaluation
     result = protocol.evaluate(
         model,
@@ -145,8 +148,15 @@ def _evaluate(run: Run, model: Model, poll: Poll, num_images: int) -> dict[str, 
     return {k: workdir.to_json(v) if k == "sampling" else v for k, v in result.items()}
 
 
+def _table(result: dict[str, Any]) -> str:
+    """The numbers of an evaluation as lines for the user."""
+    return (accuracy.table if "top_1" in result else protocol.result_table)(result)
+
+
 def _draw_evaluations(run: Run, *last: dict[str, Any]) -> None:
     """The evaluations during training, and the one at the end, over kimg."""
+    if not run.experiment.draws_images:
+        return
     rows = [*writers.read_metrics(run.path, workdir.EVALUATIONS), *last]
     if rows:
         curves.evaluation_curves(
@@ -223,12 +233,14 @@ def is_finished(run: Run, step: int) -> bool:
 def finish(run: Run, state: TrainState, started: float, poll: Poll) -> dict[str, Any] | None:
     """Figures, evaluation and the closing table; ``poll`` may cut the evaluation short."""
     step = int(state.step)
-    model, initial = run.model(state, step), run.model(run.make_state(), 0)
+    model, draws = run.model(state, step), run.experiment.draws_images
+    initial = run.model(run.make_state(), 0) if draws else None
     run.store.wait()
     if run.leads:
         run.status.say("drawing figures ...")
-        _draw_losses(run, initial, model)
-        _draw_trajectories(run, model)
+        if draws:
+            _draw_losses(run, initial, model)
+            _draw_trajectories(run, model)
         rows = writers.read_metrics(run.path)
         path = figure_path(run, "loss")
         curves.training_curve(path, [r["kimg"] for r in rows], [r["loss"] for r in rows])
@@ -240,6 +252,8 @@ def finish(run: Run, state: TrainState, started: float, poll: Poll) -> dict[str,
         return None
     result["seconds"] = round(time.perf_counter() - started, 1)
     evaluations.write(run.path, result)
+    if not draws:
+        accuracy.draw(figure_path(run, "accuracy_per_noise_level"), result)
     if run.intervals.evaluation:
         _draw_evaluations(run, {"kimg": step * run.batch_size / 1000, **result})
     return summary(run, result)
@@ -250,11 +264,11 @@ def summary(run: Run, result: dict[str, Any] | None) -> dict[str, Any] | None:
     if not run.leads:
         return result
     if result is not None:
-        print("\n" + protocol.result_table(result) + "\n")
+        print("\n" + _table(result) + "\n")
     for name, what in (
         ("checkpoints", "weights; edm_jax.load(...) takes this run directory"),
         ("samples", "grids of the same seeds during training"),
-        ("figures", "loss curves, loss per noise level, trajectories"),
+        ("figures", "loss curves, loss or accuracy per noise level, trajectories"),
         (workdir.METRICS, "one JSON object per log line"),
         (workdir.EVALUATIONS, "one JSON object per evaluation during training"),
         ("profile", "trace of the steps that --profile_steps asked for"),

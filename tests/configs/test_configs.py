@@ -11,6 +11,7 @@ import json
 import math
 import pathlib
 import re
+import types
 
 import jax
 import numpy as np
@@ -61,6 +62,47 @@ def parameters(config, num_classes=0):
     arguments = build.experiment(config).network_arguments(StandIn(config, num_classes))
     arguments["dropout"] = 0.0  # has no parameters; more configurations share a network
     return _shapes(json.dumps(arguments, sort_keys=True))
+
+
+# Counted from the constructors of the published programs, typed from the specification.
+def test_published_classifier_of_imagenet():
+    config = load("imagenet64_classifier.py")
+    experiment = build.experiment(config)
+    assert experiment.kind == "classifier" and not experiment.draws_images
+    arguments = experiment.network_arguments(StandIn(config, 1000))
+    assert arguments["num_classes"] == 1000 and "label_dim" not in arguments
+    assert _shapes(json.dumps(arguments, sort_keys=True)) == (65_438_568, 307)
+    # 300,000 steps of 1024 images; uniform over the 1000 levels of the cosine schedule.
+    assert experiment.intervals.total == 300_000 and config.train.batch_size == 1024
+    assert config.train.lr == 6e-4 and config.data.mirror
+    assert experiment.distribution.levels.shape == (1001,)
+    with pytest.raises(ValueError, match="at least 2 classes, got 0"):
+        experiment.network_arguments(StandIn(config, 0))
+
+
+def test_published_adm_of_imagenet():
+    config = load("imagenet64.py:adm_published")
+    experiment = build.experiment(config)
+    assert experiment.kind == "denoiser" and config.objective.name == "ddpm"
+    assert parameters(config, 1000) == (295_904_454, 541)
+    train = config.train
+    assert (train.batch_size, train.lr, train.lr_rampup_kimg) == (2048, 3e-4, 0)
+    assert experiment.intervals.total == 540_000
+    # The decay of a step of 2048 images, to the digits of the half-life.
+    halflife = train.ema_halflife_kimg[0] * 1000
+    assert 0.5 ** (2048 / halflife) == pytest.approx(0.9999, abs=5e-9)
+    assert experiment.sampling.sampler == "ddpm" and experiment.sampling.num_steps == 250
+    assert experiment.sampling.options == {"variance": "learned"}
+    objective = experiment.build_objective(
+        types.SimpleNamespace(apply=None), StandIn(config, 1000)
+    )  # refuses a preconditioning of other levels
+    assert objective.process.num_steps == 1000 and objective.num_classes == 1000
+
+
+@pytest.mark.parametrize("variant", ["", ":cfg"])
+def test_labels_left_out_of_the_digits(variant):
+    name = f"digits.py{variant}"
+    assert load(name).model.SongUNet.label_dropout == (0.1 if variant else 0.0)
 
 
 def numbers(config):
