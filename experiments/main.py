@@ -93,7 +93,7 @@ def _owners(name: str) -> list[str]:
     return [
         mode
         for mode in commands.names()
-        if any(flag.name == name for flag in commands.load(mode).FLAGS)
+        if any(flag.name == name and not flag.refused for flag in commands.load(mode).FLAGS)
     ]
 
 
