@@ -185,7 +185,6 @@ def parse(
     for flag in known.values():
         if flag.required and values[flag.name] is None:
             raise UsageError(f"--{flag.name} is missing, for example --{flag.name}={flag.example}")
-    values = {name: value for name, value in values.items() if not known[name].refused}
     return types.SimpleNamespace(**values, given=frozenset(given))
 
 

@@ -363,7 +363,10 @@ BAD = {
         "config.data.num_threads: num_threads must be at least 1 and finite, got -1",
     ),
     "workdir is a file": ([TINY, f"--workdir={__file__}"], "cannot be written"),
-    "sample flag": ([TINY, "--workdir=w", "--seeds=3"], "--seeds belongs to --mode=interpolate or --mode=sample"),
+    "sample flag": (
+        [TINY, "--workdir=w", "--seeds=3"],
+        "--seeds belongs to --mode=interpolate or --mode=sample",
+    ),
     "one of several processes": (
         ["--mode=export", "--workdir=w", "--num_processes=2"],
         "--num_processes belongs to --mode=train",

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import edm_jax
+from experiments import flow_flags
 from tests.support.exact_model import exact_model, images
 
 LABELS = np.array([0, 1, 0, 1, 1])
@@ -14,6 +15,7 @@ def exact(call, monkeypatch, tmp_path):
     """Runs a mode on the exact model of two classes and a file of five images of it."""
     model = exact_model(num_classes=2)
     monkeypatch.setattr(edm_jax, "load", lambda path, variant=None: model)
+    monkeypatch.setattr(flow_flags, "sharding", lambda: None)  # one device compiles faster
     (tmp_path / "run").mkdir()
     np.savez(tmp_path / "data.npz", images=images(5), labels=LABELS)
 
