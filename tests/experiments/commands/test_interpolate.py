@@ -12,6 +12,7 @@ from tests.support.flow_commands import exact, one_line  # noqa: F401  (fixture)
 INTERPOLATE = ("interpolate", "--seeds=1,2,3", "--dest=strip.png", "--num_frames=4")
 
 
+@pytest.mark.slow
 def test_the_strip_is_that_of_the_images_of_the_seeds(exact):  # noqa: F811
     said = exact(*INTERPOLATE, "--num_steps=8").stdout
     assert "2 x 4 images" in said
