@@ -36,6 +36,8 @@ class Flag:
         ("must be a whole number").  None for a switch, which is given without a value.
       example: shown in help, and where a required flag is missing.
       required: whether the command cannot do without it.
+      refused: why the command does not take it, although others do; it is then no flag of it,
+        but a mistake that deserves a reason.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Flag:
     convert: Callable[[str], Any] | None = str
     example: str = ""
     required: bool = False
+    refused: str = ""
 
 
 def text(name: str, help: str, default: str | None = None, **options: Any) -> Flag:
@@ -81,6 +84,11 @@ def config(help: str = "", *, required: bool = True) -> Flag:
     """``--config=FILE``, whose options are set with ``--config.a.b=value``."""
     help = help or "Configuration; --config.a.b=value sets one option of it."
     return Flag("config", help, example="configs/digits.py", required=required)
+
+
+def refusal(name: str, why: str) -> Flag:
+    """A flag that a command does not take, and the reason."""
+    return Flag(name, "", refused=why)
 
 
 def _to_path(value: str) -> pathlib.Path:
@@ -164,6 +172,8 @@ def parse(
             given.add("config")
             continue
         flag, value = _resolve(name, value, known, owners)
+        if flag.refused:
+            raise UsageError(f"--{name}: {flag.refused}; leave it out")
         if value is None and flag.convert is not None:
             if not rest or not _WORD.match(rest[0]):
                 raise UsageError(f"--{name} needs a value: --{name}={flag.example or 'VALUE'}")
@@ -212,6 +222,8 @@ def describe(declared: Iterable[Flag]) -> str:
     """The flags in two columns, as ``--help`` shows them."""
     lines = []
     for flag in declared:
+        if flag.refused:
+            continue
         name = f"--{flag.name}"
         if flag.convert is not None:
             name += f"={flag.example or flag.default or 'VALUE'}"

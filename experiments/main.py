@@ -93,7 +93,7 @@ def _owners(name: str) -> list[str]:
     return [
         mode
         for mode in commands.names()
-        if any(flag.name == name for flag in commands.load(mode).FLAGS)
+        if any(flag.name == name and not flag.refused for flag in commands.load(mode).FLAGS)
     ]
 
 
@@ -101,7 +101,7 @@ def _help(mode: str | None) -> str:
     """What a mode does and takes; without one, what modes there are."""
     if mode is None:
         lines = [(name, commands.load(name).__doc__.splitlines()[0]) for name in commands.names()]
-        modes = "\n".join(f"    {f'--mode={name}':<18}{told}" for name, told in lines)
+        modes = "\n".join(f"    {f'--mode={name}':<20}{told}" for name, told in lines)
         return __doc__.replace("MODES", modes).strip()
     command = commands.load(mode)
     more = getattr(command, "more_help", lambda: "")()

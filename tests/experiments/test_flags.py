@@ -80,3 +80,10 @@ def test_help_has_each_flag_with_its_words():
     assert "--workdir=runs/x" in text and "A directory. Required." in text
     assert "  --grid  " in text and "One of new, legacy." in text
     assert max(len(line) for line in text.splitlines()) <= 100
+
+
+def test_what_a_command_does_not_take_has_a_reason_and_no_help():
+    declared = [flags.text("seeds", "Which seeds."), flags.refusal("s_churn", "there is no noise")]
+    with pytest.raises(UsageError, match="^--s_churn: there is no noise; leave it out$"):
+        flags.parse(["--s_churn=3"], declared, lambda name: [])
+    assert "s_churn" not in flags.describe(declared)
