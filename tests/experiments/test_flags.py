@@ -84,6 +84,6 @@ def test_help_has_each_flag_with_its_words():
 
 def test_what_a_command_does_not_take_has_a_reason_and_no_help():
     declared = [flags.text("seeds", "Which seeds."), flags.refusal("s_churn", "there is no noise")]
-    with pytest.raises(UsageError, match="^--s_churn: there is no noise; leave it out$"):
+    with pytest.raises(UsageError, match=r"^--s_churn: there is no noise; leave it out$"):
         flags.parse(["--s_churn=3"], declared, lambda name: [])
     assert "s_churn" not in flags.describe(declared)
