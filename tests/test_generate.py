@@ -128,7 +128,7 @@ def test_no_recompilation_for_new_numbers():
     draw(range(4), 0, num_steps=4, churn=Churn(3, s_tmax=50, s_noise=1))
     draw(range(4), 0, num_steps=4, churn=Churn(jnp.float32(3), s_noise=np.float64(1)))
     assert compiled() == before
-    draw(range(4), 1, num_steps=5, churn=Churn(1.0))
+    draw(range(4), 1, num_steps=13, churn=Churn(1.0))
     assert compiled() == before + 1
 
 

@@ -78,7 +78,9 @@ def _read(values: Mapping[str, Any]) -> Experiment:
         evaluation=_evaluation(values["evaluation"]),
     )
     with named("config.sampler"):
-        grid = read.sampling.grid()
+        # The range of other networks is preflight's to judge, with all else that is wrong.
+        bounds = read.preconditioning if read.kind == "reflected" else None
+        grid = read.sampling.grid(bounds)
         check_sampler(samplers.get(read.sampling.sampler), read.kind, grid)
     return read
 

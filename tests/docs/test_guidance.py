@@ -2,6 +2,7 @@
 
 import re
 
+from edm_jax.model import Model
 from experiments import guidance_flags
 from tests.support.exact_model import exact_model
 from tests.support.paths import ROOT
@@ -11,7 +12,14 @@ DOCUMENT = ROOT / "docs/guidance.md"
 
 def test_example_of_the_guidance_document():
     examples = re.findall(r"^```python\n(.*?)^```", DOCUMENT.read_text(), flags=re.M | re.S)
-    names = {"model": exact_model(num_classes=2)}
+    made = exact_model(num_classes=2)
+    description = made.description
+    # As one trained with label dropout says it.
+    network = dict(description["network"], label_dropout=0.1)
+    model = Model(
+        made.net, made.preconditioning, made.variables, dict(description, network=network)
+    )
+    names = {"model": model}
     for code in examples:
         exec(code, names)
     assert len(examples) == 1 and names["images"].shape[0] == 4

@@ -12,7 +12,8 @@ from scipy.integrate import quad
 from edm_jax import exact, grids, precond, samplers, schedules, seeds
 from edm_jax.samplers import SAMPLERS, Churn, dpmpp, lms, rows, unipc
 
-NAMES = sorted(SAMPLERS)
+# Samplers of a box start and stay in it: tests/reflected has theirs.
+NAMES = sorted(name for name, info in SAMPLERS.items() if info.domain != "box")
 NUM_STEPS = 24  # the VP predictors need more than 20
 SHAPE = (5, 2, 3, 1)
 OPTIONS = {"edm": {"churn": Churn(8.0)}}
