@@ -301,7 +301,9 @@ def test_stochastic_samplers_of_the_registry_keep_their_promises(name):
 @pytest.mark.slow
 def test_every_sampler_of_the_registry_keeps_its_promises():
     reports = [promises.validate(subject) for subject in promises.builtin_subjects()]
-    assert {r.name.split(" ")[0] for r in reports} == set(samplers.SAMPLERS)
+    # Those of a box have a bed of their own: tests/reflected/test_promises.py.
+    everywhere = {n for n, info in samplers.SAMPLERS.items() if info.domain != "box"}
+    assert {r.name.split(" ")[0] for r in reports} == everywhere
     assert all(r.passed for r in reports), promises.table(reports)
 
 
