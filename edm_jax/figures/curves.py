@@ -50,7 +50,11 @@ def loss_per_noise_level(
         density.tick_params(axis="y", colors=RED)
         density.set_ylim(0, 1.7 * max(float(height.max()), 1e-12))
         lines = [a.get_legend_handles_labels() for a in (axes, density)]
-        axes.legend(lines[0][0] + lines[1][0], lines[0][1] + lines[1][1], framealpha=0.7)
+        # Above the axes: within, it would cover one of the curves.
+        handles, names = lines[0][0] + lines[1][0], lines[0][1] + lines[1][1]
+        axes.legend(
+            handles, names, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False
+        )
         axes.set_title(title)
         files.save(fig, path)
 

@@ -52,8 +52,8 @@ def denoising_trajectories(
     height, width = sheet.shape[:2]
     with files.style():
         # One cell is a square; names stand in front, levels and the scale beneath.
-        unit = min(0.62, (2 * files.COLUMN - 1.3) / columns)
-        size = (max(columns * unit + 1.3, files.COLUMN), 2 * count * unit + 0.75)
+        unit = min(0.62, (2 * files.COLUMN - 1.5) / columns)
+        size = (max(columns * unit + 1.5, files.COLUMN), 2 * count * unit + 0.75)
         fig, axes = files.subplots(size=size)
         picture = sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet
         axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
