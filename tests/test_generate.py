@@ -128,8 +128,15 @@ def test_no_recompilation_for_new_numbers():
     draw(range(4), 0, num_steps=4, churn=Churn(3, s_tmax=50, s_noise=1))
     draw(range(4), 0, num_steps=4, churn=Churn(jnp.float32(3), s_noise=np.float64(1)))
     assert compiled() == before
+
+
+def test_a_new_number_of_steps_is_a_new_program():
+    # Entries of models that other tests have dropped leave the cache while it grows.
+    generate._sample_batch.clear_cache()
     draw(range(4), 1, num_steps=13, churn=Churn(1.0))
-    assert compiled() == before + 1
+    assert generate._sample_batch._cache_size() == 1
+    draw(range(4), 1, num_steps=14, churn=Churn(1.0))
+    assert generate._sample_batch._cache_size() == 2
 
 
 def test_equal_models_share_a_program():
