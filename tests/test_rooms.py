@@ -1,4 +1,7 @@
-"""Imports point down: the map of CONTRIBUTING.md, read from the code's own imports."""
+"""Imports point down, and the folders of tests mirror those of the code.
+
+The map is that of CONTRIBUTING.md; imports are read from the code.
+"""
 
 import ast
 import functools
@@ -9,6 +12,7 @@ import pytest
 from tests.support.paths import ROOT
 
 PACKAGES = ("edm_jax", "experiments")
+HERE = ROOT / "tests" / "test_rooms.py"
 
 
 @functools.cache
@@ -64,3 +68,101 @@ def test_the_library_knows_nothing_of_the_programs():
     for path in sorted((ROOT / "edm_jax").rglob("*.py")):
         for module in imports(path):
             assert module.split(".")[0] not in ("experiments", "configs", "tests"), path
+
+
+# Tests whose path names no module, and why.
+TESTS_OF_MORE = {
+    "test_import": "what importing each package loads",
+    "test_own_network": "a network of a user's, through every room",
+    "test_rooms": "the folders",
+    "ardm/test_training": "from an objective to a model that loads and draws",
+    "configs/test_configs": "every configuration, by one table",
+    "evaluation/test_end_to_end": "from a model to every number of the paper",
+    "experiments/training/test_kinds": "the program, with the objectives that are not EDM's",
+    "experiments/training/test_processes": "the program, on other numbers of processes",
+    "experiments/training/test_survival": "the program, killed and damaged",
+    "foreign/test_fuzz": "random files, by every reader",
+    "foreign/test_hostile": "files made to do harm, by every reader",
+    "guidance/test_exact_guidance": "every guidance, where denoisers are exact",
+    "guidance/test_formulas": "every guidance, on recorded arrays",
+    "guidance/test_models": "every guidance, of networks",
+    "guidance/test_off_and_traced": "what holds of every guidance",
+    "guidance/test_refusals": "what every guidance refuses",
+    "models/test_build": "`models.build`: every network",
+    "models/test_networks": "every network, against arrays",
+    "models/test_reference": "every network, against published numbers",
+    "models/test_training": "every network, as training calls it",
+    "reflected/test_model": "from a configuration to images of a box",
+    "samplers/test_methods": "samplers against their formulas, by one harness",
+    "samplers/test_named": "samplers against released programs, by one harness",
+}
+
+# Modules that no test of their folder names, and what holds them.
+TESTED_ELSEWHERE = {
+    "edm_jax/typing.py": "nothing in it runs",
+    "edm_jax/data/sources/stores.py": "data/sources/test_image_files: where its images lie",
+    "edm_jax/evaluation/pictures.py": "experiments/test_evaluating",
+    "edm_jax/foreign/numpy_pickle.py": "metrics/test_reference: statistics in a pickle",
+    "edm_jax/models/ops/remat.py": "models/test_training, models/test_ardm",
+    "edm_jax/models/unet.py": "models: all networks are made of it",
+    "edm_jax/samplers/reflected_steps.py": "reflected/test_sampling",
+    "edm_jax/store/binary.py": "foreign/test_hostile, store/test_single_file: the files they read",
+    "edm_jax/store/tensors.py": "foreign/test_importer_written, foreign/test_hostile",
+    "edm_jax/train/distributed.py": "experiments/training/test_processes",
+    "experiments/training/preemption.py": "experiments/training/test_survival",
+}
+
+
+def module_of(test):
+    """Where the code of a test stands if its path says so, as a folder and a name."""
+    folder = test.parent.relative_to(ROOT / "tests")
+    of_program = folder.parts[:1] in (("experiments",), ("configs",), ("benchmarks",))
+    return (ROOT if of_program else ROOT / "edm_jax") / folder, test.stem.removeprefix("test_")
+
+
+def is_of(name, module):
+    """``test_importer`` and ``test_importer_written`` are of ``importer``.
+
+    And ``test_ardm`` is of ``ardm_unet`` and ``ardm_transformer``.
+    """
+    return name == module or name.startswith(f"{module}_") or module.startswith(f"{name}_")
+
+
+def modules(folder):
+    return [p for p in folder.glob("*") if p.is_dir() or p.suffix == ".py"]
+
+
+def public_names(path):
+    defined = ast.parse(path.read_text()).body
+    names = (n.name for n in defined if isinstance(n, ast.FunctionDef | ast.ClassDef))
+    return [name.removeprefix("sample_") for name in names if not name.startswith("_")]
+
+
+def test_the_path_of_a_test_says_what_it_tests():
+    astray = set()
+    for test in sorted((ROOT / "tests").rglob("test_*.py")):
+        path = str(test.relative_to(ROOT / "tests").with_suffix(""))
+        folder, name = module_of(test)
+        if path.startswith("docs/"):
+            found = (ROOT / "docs" / f"{name}.md").exists()
+        else:
+            found = any(is_of(name, module.stem) for module in modules(folder))
+        if not found:
+            astray.add(path)
+    assert astray == set(TESTS_OF_MORE)
+
+
+def test_the_test_of_a_module_is_in_its_folder():
+    astray = set()
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            inside = path.relative_to(ROOT / "edm_jax" if package == "edm_jax" else ROOT)
+            tests = set((ROOT / "tests" / inside.parent).glob("test_*.py")) - {HERE}
+            names = re.compile(rf"\b(?:sample_)?({'|'.join([path.stem, *public_names(path)])})\b")
+            if path.stem == "__init__" or any(
+                is_of(test.stem.removeprefix("test_"), path.stem) or names.search(test.read_text())
+                for test in tests
+            ):
+                continue
+            astray.add(str(path.relative_to(ROOT)))
+    assert astray == set(TESTED_ELSEWHERE)

@@ -15,8 +15,8 @@ from edm_jax.reflected.sources import ReflectedPoints
 from edm_jax.samplers import reflected
 from edm_jax.samplers import reflected_steps as steps
 from edm_jax.seeds import image_keys
-from tests.reflected import toy
-from tests.reflected.toy import UNIT
+from tests.support import reflected_toy as toy
+from tests.support.reflected_toy import UNIT
 
 
 def _replay(arrays, case, sigmas, **options):

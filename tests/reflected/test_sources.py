@@ -9,7 +9,7 @@ import pytest
 
 from edm_jax.domains.box import Box
 from edm_jax.reflected.sources import ReflectedCells, ReflectedPoints
-from tests.reflected import toy
+from tests.support import reflected_toy as toy
 
 
 def test_points(golden, x64):

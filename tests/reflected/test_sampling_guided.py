@@ -7,8 +7,8 @@ import numpy as np
 from edm_jax import grids, samplers
 from edm_jax.reflected import sampling
 from edm_jax.seeds import image_keys
-from tests.reflected import toy
-from tests.reflected.toy import UNIT
+from tests.support import reflected_toy as toy
+from tests.support.reflected_toy import UNIT
 
 
 def _guided(arrays, label, scale):
