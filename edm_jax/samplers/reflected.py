@@ -165,7 +165,7 @@ def _calls(num_steps: int, options: Mapping[str, Any]) -> int:
 
 
 def _promises() -> tuple[SamplerInfo, ...]:
-    # Their laws are on a box, where `edm_jax.reflected.promises` measures them.
+    # Their laws are on a box, where `edm_jax.exact.reflected_promises` measures them.
     common = dict(
         fn=sample_reflected, stochastic=True, linear=False, grid="ve", nfe_fn=_calls, measured=(),
         domain="box",
