@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from edm_jax import exact, grids, samplers, seeds
+from edm_jax.domains import Box
+from edm_jax.reflected.sources import ReflectedPoints
 from edm_jax.samplers import SAMPLERS, Churn, path
 
 BED = exact.GaussianMixture(
@@ -24,7 +26,7 @@ def test_all_have_one_but_those_whose_noise_grows_with_the_steps():
     for name in without:
         with pytest.raises(ValueError, match=f"'{name}' has no option 'noise'.*no common limit"):
             samplers.request(name, {"noise": "tree"})
-    with pytest.raises(ValueError, match="needs corrector_steps=0.*no common limit"):
+    with pytest.raises(ValueError, match=r"needs corrector_steps=0.*no common limit"):
         samplers.request("reflected_predictor_corrector", {"noise": "tree"})
     for name in drawn - without:
         with pytest.raises(ValueError, match="unknown noise 'trees'"):
@@ -141,7 +143,9 @@ def test_one_path_makes_dpmpp_sde_and_seeds_2_one_method(x64):
 def test_jumps_of_restart_are_the_same_at_any_number_of_steps():
     finest = _images("restart", 160, "tree")
     np.testing.assert_array_equal(_images("restart", 160, "step"), finest)
-    coarse, fine = (np.sqrt(np.mean((_images("restart", n, "tree") - finest) ** 2)) for n in (11, 44))
+    coarse, fine = (
+        np.sqrt(np.mean((_images("restart", n, "tree") - finest) ** 2)) for n in (11, 44)
+    )
     # Heun's order 2 would be a sixteenth; the segment's end snaps to the nearest level.
     assert fine < 0.2 * coarse and fine < 0.05
 
