@@ -354,4 +354,5 @@ def clipped(denoise: DenoiseFn, low: float = -1.0, high: float = 1.0) -> Denoise
     def clip(x: Array, sigma: ArrayLike, *args: Any, **kwargs: Any) -> Array:
         return jnp.clip(denoise(x, sigma, *args, **kwargs), low, high)
 
+    clip.clips = True  # what follows the flow of a density refuses it
     return clip

@@ -55,16 +55,16 @@ def check_free(path: pathlib.Path, flag: str, ending: str) -> None:
     prepare(path.parent, flag)
 
 
-def load_model(values: types.SimpleNamespace) -> Model:
-    """The model of ``--workdir``; ValueError for one that is no denoiser."""
+def load_model(values: types.SimpleNamespace, *, codes: bool = True) -> Model:
+    """The model of ``--workdir``; ValueError for one without codes, or else likelihoods."""
     from edm_jax import load
+    from edm_jax.likelihood import kinds
 
     model = load(values.workdir, variant=values.variant)
-    if model.kind != "denoiser":
-        raise ValueError(
-            f"--workdir={values.workdir} is a model of kind {model.kind!r}; likelihoods and codes "
-            "are those of a denoiser"
-        )
+    try:
+        (kinds.check_codes if codes else kinds.of)(model)
+    except ValueError as error:
+        raise ValueError(f"--workdir={values.workdir}: {error}") from None
     return model
 
 

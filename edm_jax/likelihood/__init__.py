@@ -10,11 +10,12 @@ from edm_jax.likelihood.bound import Bound, elbo
 from edm_jax.likelihood.codes import flow_decode, flow_encode, slerp
 from edm_jax.likelihood.divergence import exact_trace, hutchinson_trace, probe_vectors
 from edm_jax.likelihood.flow import FlowLikelihood, Prior, flow_log_likelihood
+from edm_jax.likelihood.kinds import likelihood_settings
 from edm_jax.likelihood.levels import flow_levels, noise_range
 from edm_jax.likelihood.model_codes import Codes, decode, encode, interpolate
 from edm_jax.likelihood.model_likelihood import log_likelihood
 from edm_jax.likelihood.quantisation import bits_per_dim
-from edm_jax.likelihood.results import Likelihood, Settings, likelihood_settings
+from edm_jax.likelihood.results import Likelihood, Settings
 
 __all__ = [
     "Bound",

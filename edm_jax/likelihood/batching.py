@@ -37,8 +37,6 @@ def check_images(images: ArrayLike, model: Model) -> np.ndarray:
     Raises:
       ValueError: for another shape, type or range.
     """
-    if model.kind != "denoiser":
-        raise ValueError(f"likelihood and codes are those of a denoiser, got a {model.kind}")
     images, shape = np.asarray(images), model.image_shape
     if images.ndim != 4 or images.shape[1:] != shape or not len(images):
         raise ValueError(

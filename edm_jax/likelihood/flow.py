@@ -73,16 +73,19 @@ class Prior(NamedTuple):
 
 
 def check_is_flow(denoise: Any) -> None:
-    """Raise ValueError for a guided or thresholded denoiser: no density has its flow.
+    """Raise ValueError for a guided, thresholded or clipped denoiser: no density has its flow.
 
-    Known are those that `edm_jax.guidance` makes, and those with an attribute ``guidance``; one
-    that is hidden in another function cannot be seen.
+    Known are those of `edm_jax.guidance` and `adapters.clipped`, and any with an attribute
+    ``guidance``; one that is hidden in another function cannot be seen.
     """
     made_by = str(getattr(denoise, "__module__", ""))
-    if getattr(denoise, "guidance", None) is not None or made_by.startswith("edm_jax.guidance"):
+    guided = getattr(denoise, "guidance", None) is not None
+    guided = guided or made_by.startswith("edm_jax.guidance")
+    if guided or getattr(denoise, "clips", False):
         raise ValueError(
-            "a guided denoiser is not the flow of a density, so it has no likelihood and no "
-            "codes, got one with guidance; pass the denoiser inside it"
+            "a guided, thresholded or clipped denoiser is not the flow of a density, so it has no "
+            f"likelihood and no codes, got a {'guided' if guided else 'clipped'} one; pass the "
+            "denoiser inside it"
         )
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from edm_jax.likelihood import batching, codes
+from edm_jax.likelihood import batching, codes, kinds
+from edm_jax.likelihood.denoisers import solver_for
 from edm_jax.likelihood.levels import flow_levels
-from edm_jax.likelihood.results import solver_for
 from edm_jax.model import Model
 from edm_jax.progress import ReportFn
 from edm_jax.typing import Array, ArrayLike
@@ -156,6 +156,7 @@ def encode(
       ValueError: for anything that cannot work, before any work.
     """
     batching.refuse_guidance(guidance)
+    kinds.check_codes(model)
     if churn is not None:
         raise ValueError(
             f"encoding takes no churn, got {churn!r}: its noise cannot be undone; leave it out"
@@ -205,6 +206,7 @@ def decode(
       ValueError: for codes of another model or of another form, before any work.
     """
     batching.refuse_guidance(guidance)
+    kinds.check_codes(model)
     rows = None
     if isinstance(z, Codes):
         codes.check_codes(z.values, model.image_shape)
@@ -265,6 +267,7 @@ def interpolate(
       sheet.
     """
     batching.refuse_guidance(guidance)
+    kinds.check_codes(model)
     if num_frames != int(num_frames) or num_frames < 2:
         raise ValueError(f"num_frames must be an integer >= 2, got {num_frames}")
     a, b = (batching.check_images(images, model) for images in (images_a, images_b))

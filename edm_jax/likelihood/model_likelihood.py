@@ -2,71 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from edm_jax import seeds
-from edm_jax.likelihood import batching, quantisation
-from edm_jax.likelihood.adaptive import adaptive_log_likelihood
-from edm_jax.likelihood.bound import elbo
-from edm_jax.likelihood.flow import flow_log_likelihood
-from edm_jax.likelihood.levels import every_second, flow_levels, known_levels
-from edm_jax.likelihood.results import Likelihood, Settings, likelihood_settings, settings_json
+from edm_jax.likelihood import batching, kinds
+from edm_jax.likelihood.results import Likelihood
 from edm_jax.model import Model
 from edm_jax.progress import ReportFn
-from edm_jax.typing import Array, ArrayLike
-
-
-@functools.partial(
-    jax.jit,
-    static_argnames=("method", "dequantisation", "solver", "num_probes", "num_levels"),
-)
-def _batch_pass(
-    model: Model,
-    batch: dict[str, Array],
-    number: Array,
-    grids: tuple[Array, Array],
-    tolerance: Array,
-    *,
-    method: str,
-    dequantisation: str,
-    solver: str | None,
-    num_probes: int | None,
-    num_levels: int,
-) -> tuple[Array, Array, Array, Array]:
-    """One pass over one batch: nats, their error by probes, step differences and calls."""
-    denoise = model.denoiser(model.variables)
-    rows, x, index = (batch.get(name) for name in ("rows", "x", "index"))
-    keys = jax.vmap(jax.random.fold_in, (0, None))(seeds.image_keys(batch["ids"]), number)
-    low, high = grids[0][0], grids[0][-1]
-    if method == "bound":
-        table = jnp.asarray(known_levels(model.preconditioning))
-        result = elbo(
-            denoise, x, keys, sigma_min=low, sigma_max=high, num_levels=num_levels, rows=rows,
-            levels=None if index is None else quantisation.eight_bit_levels(), index=index,
-            table=table if model.preconditioning.rounds else None,
-        )  # fmt: skip
-        calls = jnp.full(x.shape[:1], num_levels)
-        return result.log_likelihood, result.standard_error, result.step_difference, calls
-    x = quantisation.dequantise(x, seeds.dequantisation_key(keys, 0), low, dequantisation)
-    if solver == "adaptive":
-        flow = adaptive_log_likelihood(
-            denoise, x, sigma_min=low, sigma_max=high, key=keys, rows=rows,
-            num_probes=num_probes, tolerance=tolerance, compare_steps=True,
-        )  # fmt: skip
-    else:
-        flow = flow_log_likelihood(
-            denoise, x, grids[0], key=keys, rows=rows, num_probes=num_probes, solver=solver,
-            half_sigmas=grids[1], compare_steps=True,
-        )  # fmt: skip
-    nats = flow.log_density
-    if index is not None:
-        nats = quantisation.log_probability(nats, index, low, dequantisation)
-    return nats, flow.standard_error, flow.step_difference, flow.calls
+from edm_jax.typing import ArrayLike
 
 
 def log_likelihood(
@@ -128,39 +73,26 @@ def log_likelihood(
       ValueError: for anything that cannot work, before any work.
     """
     batching.refuse_guidance(guidance)
-    x = batching.check_images(images, model)
+    kind = kinds.of(model)
     if dequantisation is None:
-        dequantisation = "gaussian" if np.asarray(images).dtype == np.uint8 else "none"
-    settings = likelihood_settings(
+        dequantisation = kind.default_dequantisation(images)
+    settings = kind.settings(
         model, method=method, dequantisation=dequantisation, num_steps=num_steps,
         sigma_min=sigma_min, sigma_max=sigma_max, solver=solver, tolerance=tolerance,
         num_probes=num_probes, passes=passes,
     )  # fmt: skip
-    count = len(x)
-    arrays = {"x": x, "ids": batching.image_ids(image_ids, count)}
+    arrays = kind.arrays(images, model, settings)
+    count = len(arrays["x"])
+    arrays["ids"] = batching.image_ids(image_ids, count)
     rows = batching.check_label_rows(labels, model, count)
     if rows is not None:
         arrays["rows"] = rows
-    if dequantisation != "none":
-        arrays["index"] = batching.level_index(x)
-    grids = _grids(model, settings)
+    one_pass = kind.prepare(model, settings)
     placed = batching.everywhere(model, sharding)
-    static = {
-        "method": method,
-        "dequantisation": dequantisation,
-        "solver": settings.solver,
-        "num_probes": settings.num_probes,
-        "num_levels": settings.num_steps if method == "bound" else 0,
-    }
     parts = []
     size = batching.check_batch_size(batch_size, count)
     for at, batch in batching.batches(arrays, count, size, sharding, progress):
-        runs = [
-            _batch_pass(
-                placed, batch, np.uint32(p), grids, np.float32(settings.tolerance or 0), **static
-            )
-            for p in range(passes)
-        ]
+        runs = [one_pass(placed, batch, np.uint32(p)) for p in range(passes)]
         kept = at.stop - at.start
         parts.append([[np.asarray(a, np.float64)[:kept] for a in run] for run in runs])
     # (passes, 4, B)
@@ -174,18 +106,5 @@ def log_likelihood(
         error = errors[0]
     return Likelihood(
         nats.mean(axis=0), error, differences.mean(axis=0), calls.sum(axis=0).astype(int),
-        math.prod(model.image_shape), settings_json(model, settings),
+        math.prod(model.image_shape), kinds.settings_json(model, settings),
     )  # fmt: skip
-
-
-def _grids(model: Model, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
-    """Levels of N and of N/2 steps, float32."""
-    # Of the bound and of adaptive steps only the ends matter.
-    count = settings.num_steps if settings.method == "flow" and settings.num_steps else 2
-    grid = flow_levels(
-        count,
-        sigma_min=settings.sigma_min,
-        sigma_max=settings.sigma_max,
-        preconditioning=model.preconditioning if settings.method == "flow" else None,
-    )
-    return grid.astype(np.float32), every_second(grid).astype(np.float32)

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from edm_jax.likelihood.kinds import settings_json
 from edm_jax.likelihood.model_likelihood import log_likelihood
-from edm_jax.likelihood.results import Likelihood, Settings, settings_json, summarise
+from edm_jax.likelihood.results import Likelihood, Settings, summarise
 from edm_jax.model import Model
 from edm_jax.typing import ArrayLike
 

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from edm_jax import names
-from edm_jax.arguments import check_number
-from edm_jax.likelihood import quantisation, solvers
-from edm_jax.likelihood.divergence import EXACT_LIMIT
-from edm_jax.likelihood.levels import noise_range
+from edm_jax.likelihood import quantisation
 from edm_jax.model import Model
+from edm_jax.typing import Array
 
-METHODS = ("flow", "bound")
-NUM_STEPS = {"flow": 32, "bound": 128}
+# One pass over one batch: (model, arrays, number of the pass) -> ``(B,)`` each of nats, their
+# error by probes or levels, what N steps give more than N/2, and network calls.
+PassFn = Callable[[Model, dict[str, Array], np.ndarray], tuple[Array, Array, Array, Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,96 +108,3 @@ def summarise(
         "largest": float(np.abs(difference).max() * per_dim),
     }
     return {**result, **settings}
-
-
-def solver_for(model: Model, solver: str | None, *, adaptive: bool = True) -> str:
-    """The solver for a network: the one asked for, or the default that it can take.
-
-    Raises:
-      ValueError: for an unknown name, or a solver that calls the network between the levels of
-        its table.
-    """
-    rounds = model.preconditioning.rounds
-    solver = solver or ("adams" if rounds else "rk4")
-    at_levels = not (adaptive and solver == "adaptive") and solvers.get(solver).at_levels
-    if rounds and not at_levels:
-        at = [name for name, info in solvers.SOLVERS.items() if info.at_levels]
-        raise ValueError(
-            f"the {model.preconditioning.name} network knows a table of noise levels only, "
-            f"between which solver {solver!r} would call it; use {', '.join(at)}"
-        )
-    return solver
-
-
-def likelihood_settings(
-    model: Model,
-    *,
-    method: str = "flow",
-    dequantisation: str = "gaussian",
-    num_steps: int | None = None,
-    sigma_min: float | None = None,
-    sigma_max: float | None = None,
-    solver: str | None = None,
-    tolerance: float = 1e-5,
-    num_probes: int | None = None,
-    passes: int = 1,
-) -> Settings:
-    """Settings with their defaults for a model; arguments as in `log_likelihood`.
-
-    Raises:
-      ValueError: for a value, or a combination, that cannot work.
-    """
-    names.lookup(dict.fromkeys(METHODS), method, "method of likelihood")
-    names.lookup(dict.fromkeys(quantisation.METHODS), dequantisation, "dequantisation")
-    check_number("tolerance", tolerance, above=0)
-    for name, value, least in (("passes", passes, 1), ("num_probes", num_probes, 0)):
-        if value is not None and (value != int(value) or value < least):
-            raise ValueError(f"{name} must be an integer >= {least}, got {value}")
-    low, high = noise_range(sigma_min, sigma_max, model.preconditioning)
-    num_steps = NUM_STEPS[method] if num_steps is None else num_steps
-    if num_steps != int(num_steps) or num_steps < 2:
-        raise ValueError(
-            f"num_steps must be an integer >= 2, got {num_steps}: the difference to half as many "
-            "steps belongs to the number"
-        )
-    if method == "bound":
-        if dequantisation == "uniform":
-            raise ValueError(
-                "the variational bound has its own decoder of 8-bit images; use dequantisation="
-                "'gaussian', which names it, or 'none' for floats"
-            )
-        if num_steps % 2:
-            raise ValueError(f"the bound needs an even number of noise levels, got {num_steps}")
-        return Settings(method, dequantisation, int(num_steps), low, high, None, None, None, passes)
-    solver = solver_for(model, solver)
-    if num_probes is None:
-        num_probes = 0 if math.prod(model.image_shape) <= EXACT_LIMIT else 1
-    adaptive = solver == "adaptive"
-    return Settings(
-        method, dequantisation, None if adaptive else int(num_steps), low, high, solver,
-        tolerance if adaptive else None, num_probes, passes,
-    )  # fmt: skip
-
-
-def describe_model(model: Model) -> dict[str, Any]:
-    """Which model a number belongs to, as JSON values."""
-    return {
-        "network": model.description["network"]["name"],
-        "precond": model.preconditioning.name,
-        "image_shape": list(model.image_shape),
-        "num_classes": model.num_classes,
-        "ema": model.variant,
-        "progress": model.description.get("progress"),
-    }
-
-
-def settings_json(model: Model, settings: Settings) -> dict[str, Any]:
-    """Settings and model as JSON values, for a result or a file."""
-    values = {
-        **dataclasses.asdict(settings),
-        "probe": "rademacher" if settings.num_probes else None,
-        "prior": "N(0, sigma_max^2)",
-        "data_scaling": "v / 127.5 - 1",
-        "model": describe_model(model),
-    }
-    return json.loads(json.dumps(values))

@@ -17,7 +17,7 @@ import numpy as np
 from edm_jax import grids, names, schedules
 from edm_jax.arguments import check_number, check_protocol, check_range, is_known
 from edm_jax.precond import Preconditioning
-from edm_jax.samplers import loop
+from edm_jax.samplers import loop, path
 from edm_jax.samplers import rows as rows_lib
 from edm_jax.samplers.info import SamplerInfo, stages
 from edm_jax.samplers.rows import Rows, Stage
@@ -272,6 +272,7 @@ def sample_general(
     schedule: Schedule = LinearSchedule(),
     scaling: Scaling = NoScaling(),
     churn: Churn | None = None,
+    noise: str = "step",
     noise_fn: loop.NoiseFn | None = None,
     round_sigma: Callable[[Array], Array] | None = None,
     **options: Unpack[loop.LoopOptions],
@@ -298,6 +299,8 @@ def sample_general(
       schedule: sigma(t).
       scaling: s; the default of 1 leaves the state unscaled.
       churn: constants of the added noise; None draws none.
+      noise: "step" draws anew at every step; "tree" takes all noise from one path, the same
+        at any number of steps (`path`).
       noise_fn: step index -> standard normal noise, to replay recorded draws.
       round_sigma: rounding of raised levels to those the network knows; with it the
         grid may repeat levels.
@@ -318,12 +321,16 @@ def sample_general(
     check_protocol("scaling", scaling, ("scale", "scale_dot"), "use schedules.VPScaling(), ...")
     if churn is not None:
         check_protocol("churn", churn, ("gamma",), "use Churn(s_churn)")
-    loop.check_sigmas(sigmas, repeats=round_sigma is not None)
+    names.lookup(path.NOISES, noise, "noise")
+    repeats = round_sigma is not None
+    loop.check_sigmas(sigmas, repeats=repeats)
     x = jnp.asarray(x, loop.state_dtype(x))
     levels = jnp.asarray(sigmas, x.dtype)
     now, std, draw = levels[:-1], None, None
     if churn is not None:
-        gamma, draw = churn.gamma(now, now.shape[0]), loop.noise_source(key, noise_fn, x)
+        gamma = churn.gamma(now, now.shape[0])
+        spans = lambda: path.churn_spans(sigmas, repeats=repeats)  # noqa: E731
+        draw = path.noise_source(key, noise_fn, x, noise, spans)
         now, std = raise_level(jnp, now, gamma, round_sigma)
     if solver == "heun":
         _check_alpha(sigmas, alpha, schedule, None if churn is None else gamma)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -74,6 +74,7 @@ class SamplerInfo:
       measured: the settings in which its promises are measured.
       draws: noises that a step draws; noise_fn gets their running index.
       note: for an alias, what it stands for.
+      lacks: options of other samplers that it cannot have -> why.
       domain: "box" if it takes reflected models only, whose data live in one; "any" else.
     """
 
@@ -91,6 +92,7 @@ class SamplerInfo:
     measured: tuple[Measured, ...] = (Measured(),)
     draws: int = 1
     note: str = ""
+    lacks: Mapping[str, str] = dataclasses.field(default_factory=dict)
     domain: str = "any"
 
     @property
@@ -127,13 +129,19 @@ class SamplerInfo:
 
     def _no_option(self, option: str) -> str:
         others = [name for name, info in SAMPLERS.items() if option in info.options]
-        near = difflib.get_close_matches(option, self.options, n=1)
-        if near:
+        return self.no_option(option, self.options, others)
+
+    def no_option(self, option: str, known: Collection[str], others: Collection[str]) -> str:
+        """The line for an option that it has not, of those known and samplers that have it."""
+        near = difflib.get_close_matches(option, known, n=1)
+        if option in self.lacks:
+            cure = self.lacks[option]
+        elif near:
             cure = f"did you mean {near[0]!r}?"
         elif others:
             cure = f"samplers with it: {', '.join(others)}"
         else:
-            cure = f"it has {', '.join(self.options)}"
+            cure = f"it has {', '.join(known)}" if known else "it has none"
         return f"sampler {self.name!r} has no option {option!r}; {cure}"
 
     def __call__(

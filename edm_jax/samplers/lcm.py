@@ -53,5 +53,11 @@ def sample_lcm(
     return rows_lib.sample_rows(denoise, x, sigmas, rows, draw=draw, **options)
 
 
+_NO_PATH = (
+    "every step replaces all noise, so that more steps draw more of it and have no common limit; "
+    "a fixed number of steps gives the same image for the same seed"
+)
 # Half the variance of data of deviation 0.5 is lost, and a little more with few steps.
-PROMISES = (SamplerInfo("lcm", sample_lcm, order=0, stochastic=True, bias=0.17),)
+PROMISES = (
+    SamplerInfo("lcm", sample_lcm, order=0, stochastic=True, bias=0.17, lacks={"noise": _NO_PATH}),
+)

@@ -28,6 +28,7 @@ from edm_jax.typing import Array, ArrayLike, Key
 NOISES = {"step": "step", "tree": "tree"}
 # Wide enough for eta = 2.5 from sigma = 600 to 0.0017; a leaf is 8e-6.
 CLOCK_MIN, CLOCK_MAX, DEPTH = -16.0, 16.0, 22
+LEAF = (CLOCK_MAX - CLOCK_MIN) / 2**DEPTH
 
 
 class Spans(NamedTuple):
@@ -89,19 +90,18 @@ def tree_value(
 def _leaves(spans: Spans) -> tuple[Array, Array, Array]:
     """Leaves of both ends of every span, and their distance in the clock."""
     xp, (start, stop) = rows_lib.concrete(*spans)
-    size = (CLOCK_MAX - CLOCK_MIN) / 2**DEPTH
     if xp is np and start.size and (start.min() < CLOCK_MIN or stop.max() > CLOCK_MAX):
         raise ValueError(
             f"the noise path spans clock values from {CLOCK_MIN:g} to {CLOCK_MAX:g}, got "
             f"{start.min():.3g} to {stop.max():.3g}; use less eta, tau or range, or noise='step'"
         )
-    low, high = (xp.clip(xp.rint((c - CLOCK_MIN) / size), 0, 2**DEPTH) for c in (start, stop))
+    low, high = (xp.clip(xp.rint((c - CLOCK_MIN) / LEAF), 0, 2**DEPTH) for c in (start, stop))
     if xp is np and np.any((low == high) & (stop > start)):
         raise ValueError(
             "two noise levels share a leaf of the noise path: steps are below 8e-6 in its clock; "
             "use fewer steps, more eta, or noise='step'"
         )
-    return low.astype(np.int32), high.astype(np.int32), (high - low) * size
+    return low.astype(np.int32), high.astype(np.int32), (high - low) * LEAF
 
 
 def path_draw(key: Key, spans: Spans, x: Array) -> loop.NoiseFn:
@@ -158,6 +158,27 @@ def step_spans(sigmas: ArrayLike, rate: ArrayLike = 1.0) -> Spans:
     xp, (sigmas, rate) = rows_lib.concrete(sigmas, rate)
     clock = -rate * xp.log(sigmas[:-1])
     return Spans(clock, xp.concatenate([clock[1:], clock[-1:]]))
+
+
+def churn_spans(sigmas: ArrayLike, *, repeats: bool = False) -> Spans:
+    """Spans of churn on the clock ``-ln sigma``: what is added at a level belongs to its step.
+
+    Churn raises the noise level again, but the stretch from sigma up to sigma_hat cannot be
+    its span: the next steps pass there once more, with noise that must be independent.  The
+    step from sigma to sigma' passes the stretch down to sigma' alone; and as many short steps
+    as make a long one add the same path, since gamma is proportional to their length.
+
+    Args:
+      sigmas: ``(N+1,)`` grid.
+      repeats: whether levels may be equal; such steps, which move the state at one level
+        only, get two leaves of the path each.
+    """
+    xp, (sigmas,) = rows_lib.concrete(sigmas)
+    clock = -xp.log(sigmas[:-1])
+    if repeats:
+        clock = clock + 2 * LEAF * np.arange(clock.shape[0])
+    # Churn adds noise before the step to 0 too.
+    return Spans(clock, xp.concatenate([clock[1:], clock[-1:] + 1]))
 
 
 def stage_spans(sigmas: ArrayLike, inner: list[ArrayLike], rate: ArrayLike = 1.0) -> Spans:

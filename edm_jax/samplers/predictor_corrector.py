@@ -131,6 +131,10 @@ def _calls(num_steps: int, options: Mapping[str, Any]) -> int:
     return num_steps * (1 + options.get("corrector_steps", 1))
 
 
+_NO_PATH = (
+    "its Langevin steps do not shrink, so that more levels draw more noise and have no common "
+    "limit; ve_reverse_diffusion, the same without them, has it"
+)
 PROMISES = (
     SamplerInfo(
         "ve_predictor_corrector",
@@ -141,5 +145,6 @@ PROMISES = (
         linear=False,
         grid="ve",
         nfe_fn=_calls,
+        lacks={"noise": _NO_PATH},
     ),
 )

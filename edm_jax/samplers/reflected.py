@@ -21,7 +21,7 @@ import numpy as np
 from edm_jax import names
 from edm_jax.arguments import check_number, is_known
 from edm_jax.domains.box import Box
-from edm_jax.samplers import loop
+from edm_jax.samplers import loop, path
 from edm_jax.samplers import reflected_steps as steps
 from edm_jax.samplers.info import SamplerInfo
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, Key
@@ -63,6 +63,7 @@ def sample_reflected(
     corrector_steps: int = 0,
     max_correction: ArrayLike = 1.0,
     variances: Array | None = None,
+    noise: str = "step",
     noise_fn: loop.NoiseFn | None = None,
     **options: Unpack[loop.LoopOptions],
 ) -> Array | loop.Trajectory:
@@ -85,6 +86,8 @@ def sample_reflected(
       max_correction: see `reflected_steps.reflected_langevin_step`.
       variances: ``(N-1,)`` variances of all steps but the last, in place of the decrease of
         sigma^2; for the published program those of `published_steps`.
+      noise: "step" draws anew at every step; "tree" takes all noise from one path, the same
+        at any number of steps (`path`), which Langevin steps cannot.
       noise_fn: index -> standard normal noise, to replay recorded draws; level i uses
         indices from i (corrector_steps + 1), the step's last.
       **options: of the loop, `loop.LoopOptions`.
@@ -98,11 +101,16 @@ def sample_reflected(
     """
     place = names.lookup(steps.BOUNDARIES, boundary, "boundary")
     _check_options(sigmas, kappa, snr, corrector_steps, variances)
+    if noise == "tree" and corrector_steps:
+        raise ValueError(
+            f"noise='tree' needs corrector_steps=0, got {corrector_steps}: Langevin steps do not "
+            "shrink, so that more levels draw more noise and have no common limit"
+        )
     box.check(x, "the start of reflected sampling")
     x = jnp.asarray(x, loop.state_dtype(x))
     sigmas = jnp.asarray(sigmas, x.dtype)
     kappa, snr, max_correction = (jnp.asarray(a, x.dtype) for a in (kappa, snr, max_correction))
-    draw = loop.noise_source(key, noise_fn, x)
+    draw = path.noise_source(key, noise_fn, x, noise, lambda: path.step_spans(sigmas))
     denoise = box.lift(denoise) if boundary == "threshold" else denoise
 
     def step(state: tuple, k: Array, levels: tuple, correct: Array, last: Array) -> tuple:
@@ -165,7 +173,7 @@ def _calls(num_steps: int, options: Mapping[str, Any]) -> int:
 
 
 def _promises() -> tuple[SamplerInfo, ...]:
-    # Their laws are on a box, where `edm_jax.reflected.promises` measures them.
+    # Their laws are on a box, where `edm_jax.exact.reflected_promises` measures them.
     common = dict(
         fn=sample_reflected, stochastic=True, linear=False, grid="ve", nfe_fn=_calls, measured=(),
         domain="box",

@@ -15,7 +15,6 @@ Functions (noise_fn, round_sigma) and the options of the loop are given where it
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import inspect
 import typing
@@ -161,19 +160,11 @@ def _kind(annotation: Any) -> str | None:
 
 
 def _no_option(info: SamplerInfo, option: str) -> str:
-    known = accepted(info)
-    near = difflib.get_close_matches(option, known, n=1)
     others = [other.name for other in SAMPLERS.values() if option in accepted(other)]
     if option in info.options:  # churn, a function, or of the loop
         instead = f"use {', '.join(_CHURN)}" if option == "churn" else "pass it where it runs"
         return f"option {option!r} of {info.name!r} is no number or name; {instead}"
-    if near:
-        cure = f"did you mean {near[0]!r}?"
-    elif others:
-        cure = f"samplers with it: {', '.join(others)}"
-    else:
-        cure = f"it has {', '.join(known)}" if known else "it has none"
-    return f"sampler {info.name!r} has no option {option!r}; {cure}"
+    return info.no_option(option, accepted(info), others)
 
 
 def _wrong(info: SamplerInfo, option: str, expected: str, value: Any) -> ValueError:

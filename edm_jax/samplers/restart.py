@@ -10,9 +10,10 @@ from typing import Any, Unpack
 import jax.numpy as jnp
 import numpy as np
 
+from edm_jax import names
 from edm_jax.arguments import check_number, is_known
 from edm_jax.pytree import pytree_dataclass
-from edm_jax.samplers import heun, loop
+from edm_jax.samplers import heun, loop, path
 from edm_jax.samplers import rows as rows_lib
 from edm_jax.samplers.info import SamplerInfo
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, Key
@@ -133,6 +134,7 @@ def sample_restart(
     *,
     segments: tuple[Segment, ...] = CIFAR10,
     s_noise: ArrayLike = 1.0,
+    noise: str = "step",
     noise_fn: loop.NoiseFn | None = None,
     **options: Unpack[loop.LoopOptions],
 ) -> Array | loop.Trajectory:
@@ -148,6 +150,8 @@ def sample_restart(
       key: ``(B,)`` keys, one per image, or one key.
       segments: where to go back; counts are part of the program, levels are traced.
       s_noise: scale of the added noise.
+      noise: "step" or "tree", which are the same here: there is one noise for each jump, at
+        any number of steps, so that more steps settle on the same image as they are.
       noise_fn: index of the jump -> standard normal noise, to replay recorded draws.
       **options: of the loop, `loop.LoopOptions`.
 
@@ -163,6 +167,7 @@ def sample_restart(
         raise ValueError(f"segments must be Segment(levels, repeats, sigma_lo, sigma_hi), got "
                          f"{segments!r}")  # fmt: skip
     check_number("s_noise", s_noise, least=0)
+    names.lookup(path.NOISES, noise, "noise")
     loop.check_sigmas(sigmas)
     x = jnp.asarray(x, loop.state_dtype(x))
     draw = loop.noise_source(key, noise_fn, x)

@@ -14,7 +14,7 @@ import numpy as np
 
 from edm_jax.arguments import check_number, check_protocol, is_known
 from edm_jax.pytree import pytree_dataclass
-from edm_jax.samplers import heun, loop
+from edm_jax.samplers import heun, loop, path
 from edm_jax.samplers import rows as rows_lib
 from edm_jax.samplers.info import Measured, SamplerInfo, two_calls
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, Key
@@ -173,6 +173,7 @@ def sample_stochastic(
     key: Key | None = None,
     churn: Churn = Churn(),
     *,
+    noise: str = "step",
     noise_fn: loop.NoiseFn | None = None,
     round_sigma: Callable[[Array], Array] | None = None,
     **options: Unpack[loop.LoopOptions],
@@ -188,6 +189,8 @@ def sample_stochastic(
       sigmas: ``(N+1,)`` strictly decreasing levels ending in 0; may be traced.
       key: ``(B,)`` keys, one per image (`seeds.image_keys`), or one key for all.
       churn: the constants of the method; numbers or traced scalars.
+      noise: "step" draws anew at every step; "tree" takes all noise from one path, the same
+        at any number of steps (`path`).
       noise_fn: step index -> standard normal noise of the shape of x, to replay
         recorded draws; by default drawn from ``key``.
       round_sigma: rounding of raised levels to those the network knows
@@ -203,9 +206,11 @@ def sample_stochastic(
       ValueError: for a bad grid, or if neither key nor noise_fn is given.
     """
     check_protocol("churn", churn, ("gamma",), "use Churn(s_churn)")
-    loop.check_sigmas(sigmas, repeats=round_sigma is not None)
+    repeats = round_sigma is not None
+    loop.check_sigmas(sigmas, repeats=repeats)
     x = jnp.asarray(x, loop.state_dtype(x))
-    draw = loop.noise_source(key, noise_fn, x)
+    spans = lambda: path.churn_spans(sigmas, repeats=repeats)  # noqa: E731
+    draw = path.noise_source(key, noise_fn, x, noise, spans)
     xp, raised, after, std = churned(sigmas, churn, round_sigma)
     rows = rows_lib.raised(heun.heun_rows(xp, raised, after), std)
     return rows_lib.sample_rows(denoise, x, sigmas, rows, draw=draw, **options)

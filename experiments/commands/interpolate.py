@@ -45,7 +45,7 @@ def run(values: types.SimpleNamespace) -> None:
     from edm_jax.figures.sheets import save_image
     from edm_jax.generate import Sampling, to_uint8
     from edm_jax.likelihood import flow_levels
-    from edm_jax.likelihood.results import solver_for
+    from edm_jax.likelihood.denoisers import solver_for
     from experiments.config import build
     from experiments.workdir import CONFIG, read_config
 

@@ -74,7 +74,7 @@ def run(values: types.SimpleNamespace) -> None:
     check_label_text(values.labels)
     if values.name is not None:
         check_name(values.name)
-    model = flow_flags.load_model(values)
+    model = flow_flags.load_model(values, codes=False)
     settings = _settings(values, model)
     source, told = _open(values)
     images = images_of(
@@ -126,11 +126,12 @@ def _check(values: types.SimpleNamespace) -> None:
 
 def _settings(values: types.SimpleNamespace, model: Model) -> dict[str, Settings]:
     """Of every number that is asked for."""
-    from edm_jax.likelihood import likelihood_settings
+    from edm_jax.likelihood import kinds
     from experiments.likelihoods import METHODS
 
+    kind = kinds.of(model)
     common = {
-        "dequantisation": values.dequantisation or "gaussian",
+        "dequantisation": values.dequantisation or kind.dequantisation[0],
         "sigma_min": values.sigma_min,
         "sigma_max": values.sigma_max,
         "passes": values.passes or 1,
@@ -141,10 +142,10 @@ def _settings(values: types.SimpleNamespace, model: Model) -> dict[str, Settings
     }
     if values.tolerance is not None:
         own["ode"]["tolerance"] = values.tolerance
-    numbers = [values.bound] if values.bound else list(METHODS)
+    numbers = [name for name, method in METHODS.items() if method in kind.methods]
+    numbers = [values.bound] if values.bound else numbers
     return {
-        name: likelihood_settings(model, method=METHODS[name], **common, **own[name])
-        for name in numbers
+        name: kind.settings(model, method=METHODS[name], **common, **own[name]) for name in numbers
     }
 
 
@@ -186,7 +187,7 @@ def _request(
     import json
 
     from edm_jax.evaluation.reporting import weights_digest
-    from edm_jax.likelihood.results import settings_json
+    from edm_jax.likelihood.kinds import settings_json
     from experiments.workdir import to_json
 
     request = {

@@ -45,7 +45,7 @@ def _reports(user_sampler: str | None) -> Iterator[promises.Report]:
     """Every row of the table, as it is measured."""
     from edm_jax import samplers
     from edm_jax.exact import likelihood_promises, promises
-    from edm_jax.reflected import promises as reflected
+    from edm_jax.exact import reflected_promises as reflected
 
     if user_sampler is None:
         yield from map(promises.validate, promises.builtin_subjects())

@@ -2,18 +2,22 @@ r"""What every sampler gains for its network calls, where the exact answer is kn
 
 python experiments/main.py --mode=study --study=sampler_costs --workdir=docs
 
-Writes ``sampler_costs.json`` (errors over network calls, and what is best at 10, 20 and 40),
-``sampler_costs.png`` of them, and ``noise_path.png``: the same seeds with more and more steps,
-with fresh noise and with noise from a path.  Takes a few minutes on two cores.
+Writes ``sampler_costs.json`` (errors of every sampler of the library over network calls, and
+what is best at 10, 20 and 40), ``sampler_costs.png`` of them, and ``noise_path.png``: the same
+seeds with more and more steps, with fresh noise and with noise from a path.  Takes a few
+minutes on two cores.
 
 Deterministic samplers: RMS distance to the exact flow of a one-dimensional mixture.
 Stochastic ones: Wasserstein-2 distance of the distribution on Gaussian data of deviation 0.5,
-exactly, from impulse responses.  Both are smooth and small beds: they rank solvers, not
+exactly, from impulse responses (from samples, where the result is no affine map of the
+noise).  Samplers of a box: largest error in the frequency of a level of one dimension, with
+correctors of a point of the plane.  These beds are smooth and small: they rank solvers, not
 images.  EDM's grid from 80 to 0.002, or the one that a sampler was published with.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
@@ -23,8 +27,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edm_jax import exact, grids, samplers, seeds
-from edm_jax.exact import bed, promises
+from edm_jax import exact, grids, samplers, schedules, seeds
+from edm_jax.exact import bed, promises, reflected_promises
 
 BUDGETS = (10, 14, 20, 28, 40, 56, 80)
 CHOICES = (10, 20, 40)
@@ -34,24 +38,37 @@ Settings = Mapping[str, tuple[str, Mapping[str, Any]]]
 DETERMINISTIC: Settings = {
     "euler": ("euler", {}),
     "heun": ("heun", {}),
+    "midpoint": ("midpoint", {}),
+    "ralston": ("ralston", {}),
+    "general, VP schedule": (
+        "general",
+        {"schedule": schedules.VPSchedule.fit(0.002, 80.0), "scaling": schedules.VPScaling()},
+    ),
     "dpm_2": ("dpm_2", {}),
     "dpmpp_2s": ("dpmpp_2s", {}),
     "dpmpp_2m": ("dpmpp_2m", {}),
+    "dpmpp_3m": ("dpmpp_3m", {}),
     "dpmpp_3m, kappa 2": ("dpmpp_3m", {"kappa": 2.0}),
+    "unipc_1": ("unipc_1", {}),
     "unipc_2": ("unipc_2", {}),
     "unipc_3": ("unipc_3", {}),
+    "lms_2": ("lms_2", {}),
+    "lms_3": ("lms_3", {}),
     "lms_4": ("lms_4", {}),
+    "ipndm": ("ipndm", {}),
     "ipndm, order 3": ("ipndm", {"order": 3}),
     "deis": ("deis", {}),
     "seeds_3, eta 0": ("seeds_3", {"eta": 0.0}),
     "er_sde, ODE, kappa 1": ("er_sde", {"function": "power", "eta": 0.0, "kappa": 1.0}),
     "sa_solver, tau 0": ("sa_solver", {"tau": 0.0}),
+    "adaptive": ("adaptive", {}),
     "ve_ode": ("ve_ode", {}),
     "vp_ode": ("vp_ode", {}),
 }
 STOCHASTIC: Settings = {
     "edm, churn 10": ("edm", {"churn": samplers.Churn(10.0, 0.05, 50.0, 1.0)}),
-    "euler_ancestral": ("euler_ancestral", {}),
+    "ddim, eta 1 (euler_ancestral)": ("ddim", {"eta": 1.0}),
+    "ddpm": ("ddpm", {}),
     "dpmpp_2m_sde": ("dpmpp_2m_sde", {}),
     "dpmpp_3m_sde": ("dpmpp_3m_sde", {}),
     "dpm_2_ancestral": ("dpm_2_ancestral", {}),
@@ -68,30 +85,59 @@ STOCHASTIC: Settings = {
         {"predictor": 3, "corrector": 4, "tau_min": 0.05, "tau_max": 1.0},
     ),
     "restart": ("restart", {}),
+    "lcm": ("lcm", {}),
     "ve_reverse_diffusion": ("ve_reverse_diffusion", {}),
     "ve_predictor_corrector": ("ve_predictor_corrector", {}),
     "vp_euler_maruyama": ("vp_euler_maruyama", {}),
+    "vp_reverse_diffusion": ("vp_reverse_diffusion", {}),
+    "vp_ancestral": ("vp_ancestral", {}),
 }
+BOX: Settings = {
+    "reflected": ("reflected", {}),
+    "reflected, kappa 0": ("reflected", {"kappa": 0.0}),
+    "reflected_project": ("reflected_project", {}),
+    "reflected_threshold": ("reflected_threshold", {}),
+    "reflected_predictor_corrector (in 2 d)": ("reflected_predictor_corrector", {}),
+}
+GROUPS = {"deterministic": DETERMINISTIC, "stochastic": STOCHASTIC, "box": BOX}
+# Of `adaptive`, whose tolerances decide the cost.
+TOLERANCES = (0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3)
 
 
-def error_of(name: str, options: Mapping[str, Any], num_steps: int, stochastic: bool) -> float:
+def error_of(name: str, options: Mapping[str, Any], num_steps: int, group: str) -> float:
     """Distance to the exact answer after N steps; see the head of the file."""
-    setting = samplers.Measured("", options, stochastic=stochastic)
-    subject = promises.subject_of(samplers.get(name), setting)
-    if not stochastic:
+    info = samplers.get(name)
+    if group == "box":
+        presets = {**info.presets, **options}
+        measured = dataclasses.replace(info, presets=presets)
+        if presets.get("corrector_steps"):  # its steps depend on norms of whole images
+            with jax.enable_x64(False):
+                return reflected_promises.plane_error(measured, num_steps)
+        return reflected_promises.law_error(measured, num_steps)
+    setting = samplers.Measured("", options, stochastic=group == "stochastic")
+    subject = promises.subject_of(info, setting)
+    if group == "deterministic":
         return bed.deterministic_runs(subject, (num_steps,))[0].error
     one = bed.sampled_run if subject.replay is None else bed.impulse_run
     return one(subject, num_steps).error
 
 
+def adaptive_errors(most: int) -> dict[int, float]:
+    """Those of `adaptive` over the calls of the slowest image, up to ``most`` of them."""
+    subject = promises.subject_of(samplers.get("adaptive"))
+    with jax.enable_x64(True):
+        runs = bed.adaptive_runs(dataclasses.replace(subject, tolerances=TOLERANCES))
+    return {run.stated: run.error for run in runs if run.stated <= most}
+
+
 def measure(
-    settings: Settings, stochastic: bool, budgets: tuple[int, ...] = BUDGETS
+    settings: Settings, group: str, budgets: tuple[int, ...] = BUDGETS
 ) -> dict[str, dict[int, float]]:
     """Errors of samplers within budgets of network calls.
 
     Args:
-      settings: DETERMINISTIC or STOCHASTIC.
-      stochastic: which of them.
+      settings: some of those of the group.
+      group: of GROUPS.
       budgets: most network calls.
 
     Returns:
@@ -100,7 +146,9 @@ def measure(
     errors: dict[str, dict[int, float]] = {}
     for label, (name, options) in settings.items():
         info, found = samplers.get(name), {}
-        for budget in budgets:
+        if info.nfe_fn is None:
+            found = adaptive_errors(max(budgets))
+        for budget in budgets if info.nfe_fn is not None else ():
             try:
                 steps = info.steps_within(budget, **options)
             except ValueError:  # one step costs more
@@ -108,7 +156,7 @@ def measure(
             if steps < info.min_steps:
                 continue
             with jax.enable_x64(True):
-                found[info.nfe(steps, **options)] = error_of(name, options, steps, stochastic)
+                found[info.nfe(steps, **options)] = error_of(name, options, steps, group)
         errors[label] = found
         print(f"{label}: {', '.join(f'{n}: {e:.2g}' for n, e in found.items())}", flush=True)
     return errors
@@ -130,31 +178,37 @@ def best(errors: Mapping[str, Mapping[int, float]], calls: int, count: int = 5) 
 
 
 def draw_costs(path: pathlib.Path, results: Mapping[str, Any]) -> None:
-    """Error over network calls, deterministic and stochastic samplers apart."""
+    """Error over network calls, groups apart; those worth choosing are drawn thick."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(14, 6))
     titles = {
         "deterministic": "deterministic: RMS distance to the exact flow",
-        "stochastic": "stochastic: distance of the distribution (W2), Gaussian data",
+        "stochastic": "stochastic: distance of the distribution (W2)",
+        "box": "of a box: largest error of a frequency",
     }
-    colors = plt.get_cmap("tab20").colors
+    figure, axes = plt.subplots(1, 3, figsize=(16, 9), width_ratios=(5, 5, 3), layout="constrained")
+    colors = plt.get_cmap("tab10").colors
     for axis, (kind, title) in zip(axes, titles.items(), strict=True):
+        chosen = {row[0] for rows in results["best"][kind].values() for row in rows[:2]}
         for i, (label, found) in enumerate(results[kind].items()):
-            style = {"color": colors[i % 20], "marker": "os^v"[i % 4], "ms": 4, "lw": 1.3}
+            style = {"color": colors[i % 10], "ls": ("-", "--", ":", "-.")[i // 10]}
+            width = 2.6 if label in chosen else 0.9
             calls = sorted(found, key=int)
-            axis.loglog([int(n) for n in calls], [found[n] for n in calls], label=label, **style)
+            axis.loglog(
+                [int(n) for n in calls], [found[n] for n in calls], label=label, lw=width,
+                marker="os^v"[i % 4], ms=3, **style,
+            )  # fmt: skip
         ticks = sorted({int(n) for n in CHOICES} | {80})
         axis.set_xticks(ticks, [str(n) for n in ticks])
         axis.set_xticks([], minor=True)
         axis.set_xlabel("network calls")
         axis.set_title(title)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7, loc="lower left")
-    figure.tight_layout()
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.09)}
+        axis.legend(fontsize=8, ncols=1 if kind == "box" else 3, frameon=False, **below)
     figure.savefig(path, dpi=90)
     plt.close(figure)
 
@@ -213,10 +267,12 @@ def run(workdir: pathlib.Path, budgets: tuple[int, ...] = BUDGETS) -> dict[str, 
     """Measure everything, write the three files into a directory, and return the numbers."""
     draw_paths(workdir / "noise_path.png")
     results: dict[str, Any] = {
-        "deterministic": measure(DETERMINISTIC, stochastic=False, budgets=budgets),
-        "stochastic": measure(STOCHASTIC, stochastic=True, budgets=budgets),
+        group: measure(settings, group, budgets) for group, settings in GROUPS.items()
     }
     results["best"] = {kind: {n: best(results[kind], n) for n in CHOICES} for kind in list(results)}
+    results["samplers"] = {
+        label: name for settings in GROUPS.values() for label, (name, _) in settings.items()
+    }
     # Three digits: the file stays readable.
     rounded = json.loads(json.dumps(results), parse_float=lambda text: float(f"{float(text):.3g}"))
     (workdir / "sampler_costs.json").write_text(json.dumps(rounded, indent=1) + "\n")

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edm_jax import exact, seeds
-from edm_jax.guidance import classifier_free
+from edm_jax import adapters, exact, seeds
+from edm_jax.guidance import classifier_free, static_threshold
 from edm_jax.likelihood import flow, levels
 from edm_jax.likelihood.flow import Prior, flow_log_likelihood
 from tests.support import likelihood_golden as recorded
@@ -187,10 +187,15 @@ class _Guided:
         ({"solver": "euler"}, "unknown solver of the flow"),
         ({"x": np.float32(1.0)}, "leading batch axis"),
         ({"x": np.array([[np.nan]])}, "must be finite"),
-        ({"denoise": _Guided()}, "a guided denoiser is not the flow of a density"),
+        ({"denoise": _Guided()}, "is not the flow of a density.*got a guided one"),
         (
             {"denoise": classifier_free(2.0).guide(lambda x, sigma, rows: x)},
-            "a guided denoiser is not the flow of a density",
+            "is not the flow of a density.*got a guided one",
+        ),
+        ({"denoise": adapters.clipped(MIXTURE.denoise)}, "not the flow.*got a clipped one"),
+        (
+            {"denoise": static_threshold().guide(lambda x, sigma, rows: x)},
+            "is not the flow of a density",
         ),
         ({"x": np.zeros((1, 300))}, "random probes, which need a key"),
         ({"sigmas": np.array([1.0, 2.0]), "compare_steps": True}, "cannot be halved"),

@@ -8,19 +8,29 @@ import numpy as np
 import pytest
 
 from edm_jax import exact, grids, samplers, seeds
-from edm_jax.samplers import SAMPLERS, path
+from edm_jax.domains import Box
+from edm_jax.reflected.sources import ReflectedPoints
+from edm_jax.samplers import SAMPLERS, Churn, path
 
 BED = exact.GaussianMixture(
     np.array([-1.0, 0.2, 0.7]), np.array([0.15, 0.3, 0.1]), np.array([0.3, 0.5, 0.2])
 )
-# Every sampler whose noise belongs to a reverse SDE.
-WITH_PATH = sorted(name for name, info in SAMPLERS.items() if "noise" in info.options)
+# Below the cap of gamma from N = 10 on.
+CHURN = Churn(4.0)
 
 
-def test_which_samplers_have_one():
-    """All but those that draw for other reasons: churn, restarts, Langevin steps, consistency."""
-    drawn = {n for n, info in SAMPLERS.items() if info.stochastic and info.domain != "box"}
-    assert drawn - set(WITH_PATH) == {"edm", "restart", "lcm", "ve_predictor_corrector"}
+def test_all_have_one_but_those_whose_noise_grows_with_the_steps():
+    drawn = {name for name, info in SAMPLERS.items() if info.stochastic or "churn" in info.options}
+    without = {name for name in drawn if "noise" not in SAMPLERS[name].options}
+    assert without == {"lcm", "ve_predictor_corrector"}
+    for name in without:
+        with pytest.raises(ValueError, match=f"'{name}' has no option 'noise'.*no common limit"):
+            samplers.request(name, {"noise": "tree"})
+    with pytest.raises(ValueError, match=r"needs corrector_steps=0.*no common limit"):
+        samplers.request("reflected_predictor_corrector", {"noise": "tree"})
+    for name in drawn - without:
+        with pytest.raises(ValueError, match="unknown noise 'trees'"):
+            samplers.request(name, {"noise": "trees"})
 
 
 @functools.cache
@@ -80,8 +90,9 @@ def test_spans_that_do_not_fit():
     np.testing.assert_array_equal(nothing, 0)
 
 
-def _images(name, num_steps, noise, **options):
-    sigmas = grids.karras_sigmas(num_steps, sigma_min=0.02, sigma_max=20.0)
+def _images(name, num_steps, noise, sigmas=None, **options):
+    if sigmas is None:
+        sigmas = grids.karras_sigmas(num_steps, sigma_min=0.02, sigma_max=20.0)
     keys = seeds.image_keys(range(64))
     x = seeds.latents(keys, (64, 16)) * sigmas[0]
     run = functools.partial(SAMPLERS[name], BED.denoise, noise=noise, **options)
@@ -91,7 +102,8 @@ def _images(name, num_steps, noise, **options):
 @pytest.mark.parametrize(
     ("name", "options"),
     [("ddim", {"eta": 1.0}), ("dpmpp_2m_sde", {}), ("dpmpp_sde", {}), ("seeds_3", {}),
-     ("er_sde", {}), ("sa_solver", {})],
+     ("er_sde", {}), ("sa_solver", {}), ("edm", {"churn": CHURN}),
+     ("general", {"churn": CHURN, "solver": "euler"})],
 )  # fmt: skip
 def test_more_steps_settle_on_the_same_image(name, options):
     """Strong order 1 on unrelated grids; fresh draws never settle."""
@@ -126,3 +138,42 @@ def test_one_path_makes_dpmpp_sde_and_seeds_2_one_method(x64):
     seeds_2 = _images("seeds_2", 10, "tree", variant="phi_1")
     # The clock is snapped to leaves of 8e-6, which their formulas feel differently.
     np.testing.assert_allclose(sde, seeds_2, atol=1e-4)
+
+
+def test_jumps_of_restart_are_the_same_at_any_number_of_steps():
+    finest = _images("restart", 160, "tree")
+    np.testing.assert_array_equal(_images("restart", 160, "step"), finest)
+    coarse, fine = (
+        np.sqrt(np.mean((_images("restart", n, "tree") - finest) ** 2)) for n in (11, 44)
+    )
+    # Heun's order 2 would be a sixteenth; the segment's end snaps to the nearest level.
+    assert fine < 0.2 * coarse and fine < 0.05
+
+
+def test_churn_at_one_level_draws_its_own_noise():
+    """Repeated levels of a rounded grid: every step adds unit noise, independent of the others."""
+    spans = path.churn_spans(np.array([2.0, 1.0, 1.0, 0.5, 0.0]), repeats=True)
+    keys, x = seeds.image_keys(range(500)), jnp.zeros((500, 16))
+    draws = jax.jit(jax.vmap(path.path_draw(keys, spans, x)))(jnp.arange(4)).reshape(4, -1)
+    # 8000 numbers each: four standard errors.
+    np.testing.assert_allclose(np.cov(draws), np.eye(4), atol=4 * (2 / 8000) ** 0.5)
+    with pytest.raises(ValueError, match="share a leaf"):
+        _images("edm", 2, "tree", churn=CHURN, sigmas=np.array([1.0, 1.0 - 1e-7, 0.0]))
+
+
+def test_paths_of_a_box():
+    """The reflected SDE driven by one path: the image is a continuous function of it."""
+    source = ReflectedPoints(np.array([[-0.9], [-0.2], [0.6]]), np.array([0.3, 0.3, 0.4]))
+    keys = seeds.image_keys(range(256))
+    start = Box().prior(seeds.latents(keys, (256, 1)))
+
+    def images(num_steps, noise):
+        sigmas = grids.make_sigmas("ve", num_steps, sigma_min=0.05, sigma_max=10.0)
+        run = functools.partial(SAMPLERS["reflected"], source.denoise, noise=noise)
+        return np.asarray(jax.jit(lambda x: run(x, sigmas, keys))(start))
+
+    finest = images(640, "tree")
+    same = lambda *setting: np.mean(np.abs(images(*setting) - finest) < 0.1)  # noqa: E731
+    # Few images at a parting of the ways; unrelated noise hits one of three points by chance.
+    assert same(160, "tree") > 0.8
+    assert same(160, "step") < 0.6

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edm_jax import samplers
-from edm_jax.reflected import promises
+from edm_jax.exact import reflected_promises as promises
 
 
 def test_van_der_corput():
