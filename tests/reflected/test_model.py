@@ -1,7 +1,5 @@
 """A reflected model from training to images: kind, request, file, refusals."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,39 +11,16 @@ from edm_jax.domains.box import Box
 from edm_jax.evaluation.loss_levels import loss_at_levels
 from edm_jax.generate import Sampling
 from edm_jax.model import describe, from_description
-from edm_jax.models import init_variables
 from edm_jax.store import single_file
 from experiments.config.build import ConfigError, experiment
 from tests.configs.test_configs import load as load_config
-
-SMALL = [
-    "--config.model.SongUNet.model_channels=8",
-    "--config.train.batch_size=8",
-    "--config.model.SongUNet.channel_mult=(1,)",
-    "--config.model.SongUNet.attn_resolutions=()",
-]
-
-
-@dataclasses.dataclass
-class _Source:
-    image_shape = (8, 8, 1)
-    num_classes = 10
-    label_names = None
-
-    def __len__(self):
-        return 16
+from tests.support.reflected import DigitsShape, random_model
 
 
 @pytest.fixture(scope="module")
 def model():
     """Random weights, the last layer included, so that D is far from x."""
-    read = experiment(load_config("digits_reflected.py", *SMALL))
-    net = read.build_network(_Source())
-    variables = init_variables(net, jax.random.key(0), _Source.image_shape)
-    leaves, tree = jax.tree.flatten(variables)
-    rng = np.random.default_rng(0)
-    leaves = [leaf + 0.1 * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves]
-    return from_description(read.description(_Source()), tree.unflatten(leaves))
+    return random_model()
 
 
 def test_kind_is_said(model):
@@ -139,7 +114,7 @@ def test_the_likelihood_weighting_asks_for_its_levels():
     )
     read = experiment(config)
     with pytest.raises(ConfigError, match="needs levels uniform in ln sigma"):
-        read.build_objective(read.build_network(_Source()), _Source())
+        read.build_objective(read.build_network(DigitsShape()), DigitsShape())
 
 
 def test_published_settings():
