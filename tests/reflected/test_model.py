@@ -81,6 +81,13 @@ def test_loss_at_levels_compares_with_the_folded_target(model):
 
 
 def test_refusals(model):
+    outside = jnp.full((1, 8, 8, 1), 2.5)
+    with pytest.raises(ValueError, match="noisy images of a reflected model must lie in the box"):
+        model.denoise(outside, 2.0, 0)
+    lifted = Box().lift(lambda x, sigma: model.denoise(x, sigma, 0))(outside, 2.0)
+    # 2.5 is the mirror image of -0.5 about the face at 1: the direction turns round.
+    step = model.denoise(jnp.full_like(outside, -0.5), 2.0, 0) + 0.5
+    np.testing.assert_allclose(lifted - outside, -step, rtol=1e-4, atol=1e-5)
     for sampling, message in [
         (Sampling("heun", sigma_max=1.0), "they are in units of the box"),
         (Sampling("reflected", options={"kappa": -1.0}), "kappa must be at least 0"),
