@@ -260,6 +260,8 @@ def use_reflected(
     """Choose reflected diffusion on [-1, 1], with levels uniform in ln sigma."""
     config.objective.name = "reflected"
     config.objective.reflected.weighting = weighting
+    # What its figures are drawn for: the image weighting.
+    config.weight.name = "inverse_square"
     for group, name in ((config.precond, "reflected"), (config.noise, "loguniform")):
         group.name = name
         group[name].update(sigma_min=sigma_min, sigma_max=sigma_max)

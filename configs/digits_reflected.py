@@ -23,6 +23,10 @@ def get_config():
     config = digits.get_config().unlock()
     # Twice the published 0.01; above 4 the law of 8x8 images is uniform to 1e-6.
     base.use_reflected(config, sigma_max=4.0)
+    # Levels at which a digit takes shape; the published ones, uniform in ln sigma, spend half of
+    # a short training on noise that hides nothing.
+    config.noise.name = "lognormal"
+    config.noise.lognormal.update(p_mean=-0.3, p_std=0.8)
     # Labels are left out of some images, so that classifier-free guidance is possible.
     config.model.SongUNet.label_dropout = 0.1
     return config.lock()

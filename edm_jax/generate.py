@@ -50,6 +50,29 @@ def drawn_labels(model: Model, seeds: Iterable[int] | ArrayLike) -> np.ndarray |
     return classes[np.asarray(seeds_lib.random_labels(keys, len(classes)))]
 
 
+def check_request(
+    model: Model, sampling: Sampling, guidance: PyTree | None = None
+) -> samplers.Request:
+    """What is asked of a model, checked as a whole before anything is drawn.
+
+    Raises:
+      ValueError: for a request that cannot be carried out, or that the model cannot.
+    """
+    if model.kind == "classifier":
+        raise ValueError(
+            "a classifier draws no images; it guides a model that does, see edm_jax.guidance"
+        )
+    asked = sampling.request(model.preconditioning)
+    reflected.check_sampler(asked.info, model.kind, sampling.grid(model.preconditioning))
+    if guidance is not None:
+        guidance.check(model)
+    if _learns_variance(asked):
+        images = jax.ShapeDtypeStruct((1, *model.image_shape), np.float32)
+        denoise = model.denoiser(model.variables, variance=True)  # refuses other networks
+        jax.eval_shape(denoise, images, jax.ShapeDtypeStruct((), np.float32))
+    return asked
+
+
 def batches(
     model: Model,
     seeds: Iterable[int] | ArrayLike,
@@ -89,18 +112,7 @@ def batches(
     """
     seeds = seeds_lib.check_seeds(seeds)
     sampling = Sampling() if sampling is None else sampling
-    if model.kind == "classifier":
-        raise ValueError(
-            "a classifier draws no images; it guides a model that does, see edm_jax.guidance"
-        )
-    asked = sampling.request(model.preconditioning)
-    reflected.check_sampler(asked.info, model.kind, sampling.grid(model.preconditioning))
-    if guidance is not None:
-        guidance.check(model)
-    if _learns_variance(asked):
-        images = jax.ShapeDtypeStruct((1, *model.image_shape), np.float32)
-        denoise = model.denoiser(model.variables, variance=True)  # refuses other networks
-        jax.eval_shape(denoise, images, jax.ShapeDtypeStruct((), np.float32))
+    asked = check_request(model, sampling, guidance)
     if batch_size != int(batch_size) or batch_size < 1:
         raise ValueError(f"batch_size must be an integer >= 1, got {batch_size}")
     rows_of = _row_source(model, seeds, labels, label_dim(model, guidance))

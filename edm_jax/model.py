@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edm_jax import models
+from edm_jax.domains.box import Box
 from edm_jax.names import unknown
 from edm_jax.precond import (
     PRECONDITIONINGS,
@@ -250,7 +251,14 @@ class Model:
 
         Returns:
           ``(B, H, W, C)``.  Pure: may be jitted, vmapped and differentiated.
+
+        Raises:
+          ValueError: for labels that do not fit (`label_rows`), or known noisy images of a
+            reflected model outside [-1, 1]: samplers run on the lift of its denoiser
+            (`edm_jax.domains.Box.lift`).
         """
+        if self.kind == "reflected":
+            Box().check(x, "noisy images of a reflected model")
         rows = self.label_rows(labels, x.shape[0])
         return self.denoiser(self.variables)(x, sigma, rows, augment_labels)
 

@@ -112,6 +112,9 @@ class Drawing:
       guidance: see `edm_jax.generate.batches`.
       guidance_json: what the guidance is.
       batch_size: images at a time.
+
+    Raises:
+      ValueError: for what the model cannot do.
     """
 
     model: Model
@@ -121,6 +124,10 @@ class Drawing:
     guidance: Any = None
     guidance_json: Mapping[str, Any] | None = None
     batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        # Before any folder is made.
+        generate.check_request(self.model, self.sampling, self.guidance)
 
     def stream(self) -> Iterator[tuple[int, np.ndarray]]:
         """All images as bytes, see `drawing.stream`."""

@@ -11,6 +11,7 @@ The integral is the denoising loss with weight 1 / sigma^2, evenly over tau = ln
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -49,6 +50,58 @@ def stratified_levels(
     """``(B,)`` levels, even in ln sigma within stratum ``index`` of ``count``."""
     place = (index + seeds.uniform(key, (batch,), sigma_min.dtype)) / count
     return sigma_min * jnp.exp(place * jnp.log(sigma_max / sigma_min))
+
+
+def check_num_levels(num_levels: int) -> None:
+    """Raise ValueError unless a number of strata is even and at least 2."""
+    if num_levels != int(num_levels) or num_levels < 2 or num_levels % 2:
+        raise ValueError(
+            f"num_levels must be an even integer >= 2, got {num_levels}: the error is estimated "
+            "from pairs of strata"
+        )
+
+
+def integral(
+    term: Callable[[Array, Key], Array],
+    key: Key,
+    sigma_min: Array,
+    sigma_max: Array,
+    num_levels: int,
+    batch: int,
+    progress: bool | ReportFn = False,
+) -> tuple[Array, Array, Array]:
+    """The integral of a noisy term over ln sigma, one level drawn in each of equal strata.
+
+    Args:
+      term: ``(sigma (B,), key) -> (B,)``, an unbiased estimate at each image's level.
+      key: ``(B,)`` keys, one per image, or one key.
+      sigma_min, sigma_max: the ends, scalars of the term's dtype.
+      num_levels: strata, an even number.
+      batch: B.
+      progress: as in `progress.scan`.
+
+    Returns:
+      ``(B,)`` each of the estimate, its standard error, and what the estimate from one level
+      in two gives more.
+    """
+
+    def at_level(state: tuple, k: Array) -> tuple[tuple, Array]:
+        at = seeds.bound_key(key, k)
+        level_key = seeds.bound_key(at, 0)
+        sigma = stratified_levels(level_key, k, num_levels, sigma_min, sigma_max, batch)
+        return state, term(sigma, seeds.bound_key(at, 1))
+
+    _, terms = scan(at_level, (), (jnp.arange(num_levels),), progress)
+    width = jnp.log(sigma_max / sigma_min)
+    value = width * jnp.mean(terms, axis=0)
+    pairs = terms.reshape(num_levels // 2, 2, batch)
+    gaps = pairs[:, 0] - pairs[:, 1]
+    # Var of the mean of K independent terms, each pair's variances estimated by its gap.
+    error = width * jnp.sqrt(jnp.sum(jnp.square(gaps), axis=0)) / num_levels
+    # One of each pair, chosen at random, is a stratified estimate from half the levels.
+    coins = seeds.uniform(seeds.bound_key(key, num_levels), (batch, num_levels // 2)) < 0.5
+    half = width * jnp.mean(jnp.where(coins.T, pairs[:, 0], pairs[:, 1]), axis=0)
+    return value, error, half - value
 
 
 def elbo(
@@ -91,11 +144,7 @@ def elbo(
     """
     denoise = with_rows(denoise, rows)
     check_batch(x)
-    if num_levels != int(num_levels) or num_levels < 2 or num_levels % 2:
-        raise ValueError(
-            f"num_levels must be an even integer >= 2, got {num_levels}: the error is estimated "
-            "from pairs of strata"
-        )
+    check_num_levels(num_levels)
     check_number("sigma_min", sigma_min, above=0)
     if is_known(sigma_min, sigma_max):
         check_number("sigma_max", sigma_max, above=float(sigma_min))
@@ -105,27 +154,16 @@ def elbo(
     event = tuple(range(1, x.ndim))
     seeds.check_keys(key, x.shape)
 
-    def term(state: tuple, k: Array) -> tuple[tuple, Array]:
-        """|x - D|^2 / sigma^2 at a level of stratum k."""
-        at = seeds.bound_key(key, k)
-        sigma = stratified_levels(seeds.bound_key(at, 0), k, num_levels, low, high, batch)
+    def term(sigma: Array, key: Key) -> Array:
+        """|x - D|^2 / sigma^2."""
         if table is not None:
             sigma = _nearest(sigma, jnp.asarray(table, x.dtype))
-        noise = seeds.normal(seeds.bound_key(at, 1), x.shape, x.dtype)
+        noise = seeds.normal(key, x.shape, x.dtype)
         column = sigma.reshape((batch,) + (1,) * len(event))
         error = (x - loop.evaluate(denoise, x + column * noise, sigma)) / column
-        return state, jnp.sum(jnp.square(error), axis=event)
+        return jnp.sum(jnp.square(error), axis=event)
 
-    _, terms = scan(term, (), (jnp.arange(num_levels),), progress)
-    width = jnp.log(high / low)
-    diffusion = width * jnp.mean(terms, axis=0)
-    pairs = terms.reshape(num_levels // 2, 2, batch)
-    gaps = pairs[:, 0] - pairs[:, 1]
-    # Var of the mean of K independent terms, each pair's variances estimated by its gap.
-    error = width * jnp.sqrt(jnp.sum(jnp.square(gaps), axis=0)) / num_levels
-    # One of each pair, chosen at random, is a stratified estimate from half the levels.
-    coins = seeds.uniform(seeds.bound_key(key, num_levels), (batch, num_levels // 2)) < 0.5
-    half = width * jnp.mean(jnp.where(coins.T, pairs[:, 0], pairs[:, 1]), axis=0)
+    diffusion, error, difference = integral(term, key, low, high, num_levels, batch, progress)
     prior = 0.5 * jnp.sum(jnp.square(x / high), axis=event)
     if levels is None:
         reconstruction = size * (0.5 * math.log(2 * math.pi * math.e) + jnp.log(low))
@@ -135,7 +173,7 @@ def elbo(
         index = _nearest_index(x, levels) if index is None else index
         reconstruction = decoder_cost(index, levels, low).astype(x.dtype)
     total = -(prior + diffusion + reconstruction)
-    return Bound(total, error, half - diffusion, prior, diffusion, reconstruction)
+    return Bound(total, error, difference, prior, diffusion, reconstruction)
 
 
 def _nearest_index(values: Array, ascending: Array) -> Array:

@@ -153,14 +153,14 @@ def _batch_pass(
 def prepare(model: Model, settings: Settings) -> PassFn:
     """The pass over a batch with these settings."""
     return functools.partial(
-        _batch_pass, grids=_grids(model, settings), tolerance=np.float32(settings.tolerance or 0),
+        _batch_pass, grids=grids(model, settings), tolerance=np.float32(settings.tolerance or 0),
         method=settings.method, dequantisation=settings.dequantisation, solver=settings.solver,
         num_probes=settings.num_probes,
         num_levels=settings.num_steps if settings.method == "bound" else 0,
     )  # fmt: skip
 
 
-def _grids(model: Model, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
+def grids(model: Model, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
     """Levels of N and of N/2 steps, float32."""
     # Of the bound and of adaptive steps only the ends matter.
     count = settings.num_steps if settings.method == "flow" and settings.num_steps else 2

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from edm_jax.likelihood import denoisers
+from edm_jax.likelihood import denoisers, reflected
 from edm_jax.likelihood.results import PassFn, Settings
 from edm_jax.model import Model
 from edm_jax.typing import ArrayLike
@@ -56,6 +56,14 @@ KINDS: dict[str, Kind] = {
         dequantisation=("gaussian", "none"),
         told={"prior": "N(0, sigma_max^2)", "data_scaling": "v / 127.5 - 1"},
         codes=True,
+    ),
+    "reflected": Kind(
+        methods=("flow", "bound"),
+        settings=reflected.settings,
+        arrays=reflected.arrays,
+        prepare=reflected.prepare,
+        dequantisation=("gaussian", "none"),
+        told={"prior": "uniform on [-1, 1]", "data_scaling": "v / 127.5 - 1"},
     ),
 }
 

@@ -7,6 +7,6 @@
 
 The domain and its kernel are `edm_jax.domains`, the loss is `edm_jax.train.reflected`, the
 samplers that reflect are `edm_jax.samplers.reflected`.  Here, `sampling` runs any sampler on a
-model, `likelihood` has the bound, `sources` data with exact answers; what
-`--mode=validate` measures of them is `edm_jax.exact.reflected_promises`.
+model, `sources` are data with exact answers; what `--mode=validate` measures of them is
+`edm_jax.exact.reflected_promises`, and likelihoods are `edm_jax.likelihood`.
 """

@@ -83,7 +83,7 @@ class LikelihoodWeight:
     """g^2 / sigma^2 = 2 ln(sigma_max / sigma_min) for ln sigma uniform between them.
 
     With it the mean loss is the diffusion term of the bound on -ln p, in nats
-    (`edm_jax.reflected.likelihood`).
+    (`edm_jax.likelihood.reflected_bound`).
 
     Attributes:
       sigma_min, sigma_max: ends of the distribution of levels in training.

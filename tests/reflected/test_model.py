@@ -1,7 +1,5 @@
 """A reflected model from training to images: kind, request, file, refusals."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,39 +11,16 @@ from edm_jax.domains.box import Box
 from edm_jax.evaluation.loss_levels import loss_at_levels
 from edm_jax.generate import Sampling
 from edm_jax.model import describe, from_description
-from edm_jax.models import init_variables
 from edm_jax.store import single_file
 from experiments.config.build import ConfigError, experiment
 from tests.configs.test_configs import load as load_config
-
-SMALL = [
-    "--config.model.SongUNet.model_channels=8",
-    "--config.train.batch_size=8",
-    "--config.model.SongUNet.channel_mult=(1,)",
-    "--config.model.SongUNet.attn_resolutions=()",
-]
-
-
-@dataclasses.dataclass
-class _Source:
-    image_shape = (8, 8, 1)
-    num_classes = 10
-    label_names = None
-
-    def __len__(self):
-        return 16
+from tests.support.reflected import DigitsShape, random_model
 
 
 @pytest.fixture(scope="module")
 def model():
     """Random weights, the last layer included, so that D is far from x."""
-    read = experiment(load_config("digits_reflected.py", *SMALL))
-    net = read.build_network(_Source())
-    variables = init_variables(net, jax.random.key(0), _Source.image_shape)
-    leaves, tree = jax.tree.flatten(variables)
-    rng = np.random.default_rng(0)
-    leaves = [leaf + 0.1 * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves]
-    return from_description(read.description(_Source()), tree.unflatten(leaves))
+    return random_model()
 
 
 def test_kind_is_said(model):
@@ -106,6 +81,13 @@ def test_loss_at_levels_compares_with_the_folded_target(model):
 
 
 def test_refusals(model):
+    outside = jnp.full((1, 8, 8, 1), 2.5)
+    with pytest.raises(ValueError, match="noisy images of a reflected model must lie in the box"):
+        model.denoise(outside, 2.0, 0)
+    lifted = Box().lift(lambda x, sigma: model.denoise(x, sigma, 0))(outside, 2.0)
+    # 2.5 is the mirror image of -0.5 about the face at 1: the direction turns round.
+    step = model.denoise(jnp.full_like(outside, -0.5), 2.0, 0) + 0.5
+    np.testing.assert_allclose(lifted - outside, -step, rtol=1e-4, atol=1e-5)
     for sampling, message in [
         (Sampling("heun", sigma_max=1.0), "they are in units of the box"),
         (Sampling("reflected", options={"kappa": -1.0}), "kappa must be at least 0"),
@@ -139,7 +121,7 @@ def test_the_likelihood_weighting_asks_for_its_levels():
     )
     read = experiment(config)
     with pytest.raises(ConfigError, match="needs levels uniform in ln sigma"):
-        read.build_objective(read.build_network(_Source()), _Source())
+        read.build_objective(read.build_network(DigitsShape()), DigitsShape())
 
 
 def test_published_settings():

@@ -16,18 +16,19 @@ Both speak of data blurred with s0, which is never 0.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from edm_jax import seeds
 from edm_jax.arguments import check_number
 from edm_jax.domains.box import Box, column
+from edm_jax.likelihood.bound import Bound, check_num_levels, integral
+from edm_jax.likelihood.flow import with_rows
+from edm_jax.progress import ReportFn
 from edm_jax.pytree import pytree_dataclass
 from edm_jax.samplers import loop
-from edm_jax.typing import Array, ArrayLike, DenoiseFn, Key
+from edm_jax.typing import Array, ArrayLike, DenoiseFn, Key, PyTree
 
 # The chi-squared series has as many terms as matter at sigma = L/2.
 _TERMS = (1, 2, 3, 4)
@@ -47,23 +48,6 @@ class UniformPrior:
         """ln p(x; S) without -d (ln(2 pi) / 2 + ln S): ``(B, ...)`` -> ``(B,)``."""
         normal = 0.5 * math.log(2 * math.pi) + jnp.log(jnp.asarray(sigma_max, x.dtype))
         return self.box.prior_log_density(x) + math.prod(x.shape[1:]) * normal
-
-
-class ReflectedBound(NamedTuple):
-    """Per image, in nats.
-
-    Attributes:
-      log_likelihood: ``(B,)`` an unbiased estimate of the lower bound of ln P(y).
-      standard_error: ``(B,)`` of the diffusion term, from differences between neighbouring
-        strata, and hence rather too large.
-      prior, diffusion, reconstruction: ``(B,)`` the three terms of -log_likelihood.
-    """
-
-    log_likelihood: Array
-    standard_error: Array
-    prior: Array
-    diffusion: Array
-    reconstruction: Array
 
 
 def prior_divergence(y: Array, sigma_max: ArrayLike, box: Box = Box()) -> Array:
@@ -151,50 +135,49 @@ def reflected_bound(
     sigma_max: ArrayLike = 10.0,
     num_levels: int = 128,
     levels: ArrayLike | None = None,
+    rows: PyTree | None = None,
     box: Box = Box(),
-) -> ReflectedBound:
+    progress: bool | ReportFn = False,
+) -> Bound:
     """A Monte Carlo estimate of the variational bound, stratified over ln sigma.
 
     Args:
-      denoise: D(x; sigma) with sigma ``(B,)``; labels closed over.
+      denoise: D(x; sigma) with sigma ``(B,)``; with ``rows`` as D(x, sigma, rows).
       y: ``(B, ...)`` data in the box.
       key: ``(B,)`` keys, one per image.
       sigma_min, sigma_max: s0 and S, the ends of what the model was trained on.
       num_levels: strata, and network calls; an even number.
       levels: ``(K,)`` values that an element of y can have, v/127.5 - 1 for bytes; then
-        the bound is one of a probability.  None: of the density at s0, without decoder.
+        the bound is one of a probability.  None: the decoder is the kernel, and what is
+        bounded is the density of the model's data blurred with s0.
+      rows: pytree with leading axes B that the denoiser takes, such as label rows.
       box: the domain.
+      progress: as in `progress.scan`.
 
     Returns:
-      ReflectedBound; bits per dimension are -log_likelihood / (d ln 2).
+      Bound; bits per dimension are -log_likelihood / (d ln 2).
 
     Raises:
       ValueError: for data outside the box, levels of noise that do not fit it, or an odd
         number of strata.
     """
-    if num_levels != int(num_levels) or num_levels < 2 or num_levels % 2:
-        raise ValueError(f"num_levels must be an even integer >= 2, got {num_levels}")
+    check_num_levels(num_levels)
     check_number("sigma_min", sigma_min, above=0)
     box.check(y)
     box.check_levels(sigma_min, sigma_max)
+    denoise = with_rows(denoise, rows)
     y = jnp.asarray(y, loop.state_dtype(y))
     seeds.check_keys(key, y.shape)
     low, high = jnp.asarray(sigma_min, y.dtype), jnp.asarray(sigma_max, y.dtype)
-    width, batch = jnp.log(high / low), y.shape[0]
+    batch = y.shape[0]
 
-    def term(state: tuple, k: Array) -> tuple[tuple, Array]:
-        """The integrand at a level of stratum k of every image."""
-        keys = jax.vmap(lambda one: jax.random.split(jax.random.fold_in(one, k)))(key)
-        place = (k + jax.vmap(lambda one: jax.random.uniform(one))(keys[:, 0])) / num_levels
-        sigma = low * jnp.exp(place.astype(y.dtype) * width)
-        noise = seeds.normal(keys[:, 1], y.shape, y.dtype)
-        return state, diffusion_nats(denoise, y, sigma, noise, box)
+    def term(sigma: Array, key: Key) -> Array:
+        """|D - D*|^2 / sigma^2."""
+        return diffusion_nats(denoise, y, sigma, seeds.normal(key, y.shape, y.dtype), box)
 
-    _, terms = jax.lax.scan(term, (), jnp.arange(num_levels))
-    gaps = terms[::2] - terms[1::2]
-    error = width * jnp.sqrt(jnp.sum(jnp.square(gaps), axis=0)) / num_levels
-    diffusion, prior = width * jnp.mean(terms, axis=0), prior_divergence(y, high, box)
-    last = jax.vmap(lambda one: jax.random.fold_in(one, num_levels))(key)
+    diffusion, error, difference = integral(term, key, low, high, num_levels, batch, progress)
+    prior = prior_divergence(y, high, box)
+    last = seeds.bound_key(key, num_levels + 1)
     x = box.corrupt(y, low, seeds.normal(last, y.shape, y.dtype))
     if levels is None:
         nats = -box.log_kernel(x, y, low)
@@ -202,9 +185,4 @@ def reflected_bound(
         nats = level_nats(x, y, low, levels, box=box)
     reconstruction = jnp.sum(nats.reshape(batch, -1), axis=1)
     total = -(prior + diffusion + reconstruction)
-    return ReflectedBound(total, error, prior, diffusion, reconstruction)
-
-
-def eight_bit_levels() -> np.ndarray:
-    """``(256,)`` the values v/127.5 - 1 that bytes have on [-1, 1]."""
-    return np.arange(256) / 127.5 - 1
+    return Bound(total, error, difference, prior, diffusion, reconstruction)
