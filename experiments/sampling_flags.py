@@ -119,7 +119,8 @@ def request(values: types.SimpleNamespace, base: Sampling) -> Sampling:
     if values.discretization not in (None, base.discretization):
         for name in ("sigma_min", "sigma_max", "rho"):
             changes.setdefault(name, None)
-    name, options = values.sampler or base.sampler, dict(base.options)
+    name = base.sampler if values.sampler is None else values.sampler
+    options = dict(base.options)
     if name != base.sampler:
         options = {}
     churn = {key: getattr(values, key) for key in CHURN if getattr(values, key) is not None}

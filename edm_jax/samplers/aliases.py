@@ -151,5 +151,5 @@ def resolve(name: str) -> SamplerInfo:
         presets={**info.presets, **alias.options},
         stochastic=info.stochastic if alias.stochastic is None else alias.stochastic,
         grid=grid or info.grid,
-        note=f"{name} is {', '.join([alias.sampler, *settings])}",
+        note=f"{' '.join(name.split())} is {', '.join([alias.sampler, *settings])}",
     )

@@ -137,6 +137,7 @@ def sample_vp(
       The sample, of the shape of x, or a Trajectory of states z = s x.
     """
     names.lookup(VP_METHODS, method, "VP method")
+    names.lookup(path.NOISES, noise, "noise")
     check_number("beta_d", beta_d, above=0)
     check_number("beta_min", beta_min, least=0)
     if ode and method == "ancestral":
@@ -198,6 +199,7 @@ def sample_ve(
     Returns:
       The sample, of the shape of x, or a Trajectory.
     """
+    names.lookup(path.NOISES, noise, "noise")
     loop.check_sigmas(sigmas)
     x = jnp.asarray(x, loop.state_dtype(x))
     draw = (
@@ -255,6 +257,7 @@ def sample_ddim(
     """
     check_number("eta", eta, least=0)
     check_number("s_noise", s_noise, least=0)
+    names.lookup(path.NOISES, noise, "noise")
     loop.check_sigmas(sigmas)
     x = jnp.asarray(x, loop.state_dtype(x))
     rows, draw = ddim_rows(sigmas, eta=eta, s_noise=s_noise), None

@@ -244,7 +244,6 @@ def _check_alpha(
     sigmas: ArrayLike, alpha: ArrayLike, schedule: Schedule, gammas: Array | None
 ) -> None:
     """Refuse an alpha whose second evaluation has no noise level; known values only."""
-    check_number("alpha", alpha, above=0, cure="1 is Heun, 0.5 the midpoint rule")
     if not is_known(sigmas, alpha, schedule, gammas) or np.all(np.asarray(alpha) <= 1):
         return
     with jax.ensure_compile_time_eval():  # known numbers, even while a caller is traced
@@ -332,6 +331,7 @@ def sample_general(
         spans = lambda: path.churn_spans(sigmas, repeats=repeats)  # noqa: E731
         draw = path.noise_source(key, noise_fn, x, noise, spans)
         now, std = raise_level(jnp, now, gamma, round_sigma)
+    check_number("alpha", alpha, above=0, cure="1 is Heun, 0.5 the midpoint rule")
     if solver == "heun":
         _check_alpha(sigmas, alpha, schedule, None if churn is None else gamma)
     alpha = jnp.asarray(alpha, x.dtype) if solver == "heun" else None

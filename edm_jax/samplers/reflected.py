@@ -100,7 +100,7 @@ def sample_reflected(
       ValueError: for an unknown boundary, a start outside the box, or bad numbers.
     """
     place = names.lookup(steps.BOUNDARIES, boundary, "boundary")
-    _check_options(sigmas, kappa, snr, corrector_steps, variances)
+    _check_options(sigmas, kappa, snr, max_correction, corrector_steps, variances)
     if noise == "tree" and corrector_steps:
         raise ValueError(
             f"noise='tree' needs corrector_steps=0, got {corrector_steps}: Langevin steps do not "
@@ -146,6 +146,7 @@ def _check_options(
     sigmas: ArrayLike,
     kappa: ArrayLike,
     snr: ArrayLike,
+    max_correction: ArrayLike,
     corrector_steps: int,
     variances: ArrayLike | None,
 ) -> None:
@@ -153,6 +154,7 @@ def _check_options(
     loop.check_sigmas(sigmas)
     check_number("kappa", kappa, least=0)
     check_number("snr", snr, least=0)
+    check_number("max_correction", max_correction, least=0, finite=False)
     whole = isinstance(corrector_steps, int | np.integer) and not isinstance(corrector_steps, bool)
     if not whole or corrector_steps < 0:
         raise ValueError(f"corrector_steps must be an integer >= 0, got {corrector_steps!r}")

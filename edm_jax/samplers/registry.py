@@ -62,4 +62,5 @@ def get(name: str) -> SamplerInfo:
       ValueError: for a name that nobody has, with the nearest one; for a sampler that is left
         out, with the reason and what to take instead.
     """
-    return SAMPLERS[name] if name in SAMPLERS else resolve(name)
+    known = isinstance(name, str) and name in SAMPLERS
+    return SAMPLERS[name] if known else resolve(name)

@@ -294,6 +294,8 @@ def test_bad_input():
         sample(x, sigmas, keys, boundary="bounce")
     with pytest.raises(ValueError, match="kappa must be at least 0"):
         sample(x, sigmas, keys, kappa=-1.0)
+    with pytest.raises(ValueError, match="max_correction must be at least 0"):
+        sample(x, sigmas, keys, max_correction=float("nan"))
     with pytest.raises(ValueError, match="corrector_steps must be an integer >= 0"):
         sample(x, sigmas, keys, corrector_steps=-1)
     with pytest.raises(ValueError, match=r"variances must have shape \(2,\)"):

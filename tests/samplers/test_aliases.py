@@ -1,5 +1,7 @@
 """Names from elsewhere: what they stand for, and why some stand for nothing."""
 
+import re
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -94,5 +96,7 @@ def test_names_that_are_left_out_say_why(name):
 def test_unknown_names_suggest_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'euler_ancestral'"):
         samplers.get("euler_ancestrl")
-    with pytest.raises(ValueError, match="unknown sampler 3"):
-        samplers.get(3)
+    for name in (3, None, ["heun"], ""):
+        with pytest.raises(ValueError, match=re.escape(f"unknown sampler {name!r}")):
+            samplers.get(name)
+    assert samplers.get("Euler\na").note == "Euler a is ddim, eta=1.0"  # one line

@@ -342,6 +342,8 @@ def test_bad_combinations_are_named():
         run(churn=Churn(4.0))
     with pytest.raises(ValueError, match="alpha must be positive"):
         run(alpha=0.0)
+    with pytest.raises(ValueError, match="alpha must be positive"):
+        run(alpha=float("nan"), solver="euler")  # which has no second evaluation
     with pytest.raises(ValueError, match="smaller alpha"):
         run(alpha=1.6, schedule=schedules.VESchedule())
     with pytest.raises(ValueError, match="strictly decreasing"):

@@ -28,7 +28,7 @@ def test_all_have_one_but_those_whose_noise_grows_with_the_steps():
             samplers.request(name, {"noise": "tree"})
     with pytest.raises(ValueError, match=r"needs corrector_steps=0.*no common limit"):
         samplers.request("reflected_predictor_corrector", {"noise": "tree"})
-    for name in drawn - without:
+    for name in (name for name, info in SAMPLERS.items() if "noise" in info.options):
         with pytest.raises(ValueError, match="unknown noise 'trees'"):
             samplers.request(name, {"noise": "trees"})
 
