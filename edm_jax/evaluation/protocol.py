@@ -197,9 +197,9 @@ def evaluate(
     if blocks < 1:
         raise ValueError(f"blocks must be at least 1, got {blocks}")
     sampling = Sampling() if sampling is None else sampling
-    sampling.check(model.preconditioning)
+    request = sampling.request(model.preconditioning)
     if guidance is not None:
-        guidance.check(model)
+        generate.check_guidance(guidance, model, request)
     seeds = first_seed + np.arange(blocks * num_images).reshape(blocks, num_images)
     labels_of(model, seeds[0, :1], labels)  # checked before long work
     plan = reference
