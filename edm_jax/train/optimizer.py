@@ -22,8 +22,9 @@ def learning_rate(
 
     A linear ramp, then constant, or with ``end_nimg`` along a straight line from the first
     image to 0 there (guided-diffusion's training of classifiers).  The very first step
-    (nimg = 0) has learning rate 0, as in the published training of EDM.  Python numbers give a
-    Python number, with no work for the device.
+    (nimg = 0) has learning rate 0, as in the published training of EDM; that of a falling rate
+    without a ramp has all of it, as in that of classifiers.  Python numbers give a Python
+    number, with no work for the device.
 
     Args:
       nimg: images seen before the step.
@@ -33,7 +34,9 @@ def learning_rate(
     """
     known = isinstance(nimg, int | float)
     least, most = (min, max) if known else (jnp.minimum, jnp.maximum)
-    rate = peak * least(nimg / max(rampup_nimg, 1e-8), 1.0)
+    rate = peak
+    if rampup_nimg or not end_nimg:
+        rate = peak * least(nimg / max(rampup_nimg, 1e-8), 1.0)
     return rate * most(1 - nimg / end_nimg, 0.0) if end_nimg else rate
 
 

@@ -13,7 +13,7 @@ PUBLISHED = {"batch_size": 256, "lr": 3e-4, "lr_rampup_kimg": 0.0}
 
 def test_rate_falls_along_a_straight_line_to_zero():
     """lr (1 - step / iterations), the step counted from 0, of guided-diffusion."""
-    steps, iterations, batch = np.array([1, 2, 150_000, 299_999, 300_000, 400_000]), 300_000, 256
+    steps, iterations, batch = np.array([0, 1, 150_000, 299_999, 300_000, 400_000]), 300_000, 256
     expected = 3e-4 * np.maximum(1 - steps / iterations, 0)
     end = iterations * batch
     found = [learning_rate(float(step * batch), 3e-4, 0.0, end) for step in steps]
@@ -31,8 +31,7 @@ def adamw(params, grads, *, lr, decay, batch, end, b1=0.9, b2=0.999, eps=1e-8):
     """AdamW of PyTorch step by step in float64: decay first, at the rate of the step."""
     m, v, weights = np.zeros_like(params), np.zeros_like(params), params.astype(np.float64)
     for i, g in enumerate(grads):
-        # As EDM's program, whose first step has the rate 0.
-        rate = lr * (i > 0) * max(1 - i * batch / end, 0)
+        rate = lr * max(1 - i * batch / end, 0)
         m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
         hat = m / (1 - b1 ** (i + 1)), v / (1 - b2 ** (i + 1))
         weights = weights * (1 - rate * decay) - rate * hat[0] / (np.sqrt(hat[1]) + eps)
