@@ -18,6 +18,7 @@ and in the interval (0.19, 1.61], outside of which the second network must not r
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable
 
 import common
@@ -98,7 +99,9 @@ def measure(name: str, num_steps: int, repeats: int) -> list:
     ]
 
 
-def measure_guided(name: str, num_steps: int, repeats: int) -> list[list]:
+def measure_guided(
+    name: str, num_steps: int, repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> list[list]:
     """Rows of the table of guided sampling: each guidance at all levels and in the interval."""
     case = CASES[name]()
     model, batch = case.model(), case.batch()
@@ -145,6 +148,7 @@ def measure_guided(name: str, num_steps: int, repeats: int) -> list[list]:
                     lambda: guided(model, None, x, sigmas),
                 ],
                 repeats=repeats,
+                clock=clock,
             )
             calls = len(levels) + sum(map(acts, levels))
             table.append(
@@ -164,6 +168,9 @@ def main() -> None:
     parser.add_argument("--num_steps", type=int, default=18, help="N of the sampler")
     parser.add_argument("--repeats", type=int, default=5, help="timings taken, median shown")
     parser.add_argument("--guided", action="store_true", help="guided sampling")
+    parser.add_argument(
+        "--cpu_time", action="store_true", help="of it the work of the cores, on a busy machine"
+    )
     args = parser.parse_args()
     device = jax.devices()[0]
     print(f"{device.platform} {device.device_kind}, jax {jax.__version__}, float32")
@@ -175,7 +182,10 @@ def main() -> None:
             parser.error(f"--nets: {name!r} is not one of {', '.join(CASES)}")
     if args.guided:
         header = ["network", "batch", "guidance", "levels", "rows / img", "s", "/ rows alone"]
-        rows = [r for name in names for r in measure_guided(name, args.num_steps, args.repeats)]
+        clock = time.process_time if args.cpu_time else time.perf_counter
+        rows = []
+        for name in names:
+            rows += measure_guided(name, args.num_steps, args.repeats, clock)
         common.print_table([*header, "/ unguided", "of it rows"], rows)
         return
     rows = []
