@@ -113,7 +113,8 @@ def get_config() -> ml_collections.ConfigDict:
             edm=d(dict(sigma_data=0.5)),
             vp=d(dict(beta_d=19.9, beta_min=0.1, num_levels=1000, eps_t=1e-5)),
             ve=d(dict(sigma_min=0.02, sigma_max=100.0)),
-            iddpm=d(dict(num_levels=1000, c_1=0.001, c_2=0.008)),
+            # schedule: cosine, or linear as DDPM and ADM from 128x128 on; c_1, c_2: of cosine
+            iddpm=d(dict(num_levels=1000, c_1=0.001, c_2=0.008, schedule="cosine")),
             reflected=d(dict(sigma_min=0.02, sigma_max=10.0)),
         )
     )
@@ -123,7 +124,7 @@ def get_config() -> ml_collections.ConfigDict:
             lognormal=d(dict(p_mean=-1.2, p_std=1.2)),
             uniform_time=d(dict(beta_d=19.9, beta_min=0.1, eps_t=1e-5)),
             loguniform=d(dict(sigma_min=0.02, sigma_max=100.0)),
-            discrete=d(dict()),
+            discrete=d(dict(schedule="cosine", num_levels=1000)),  # as the network's
         )
     )
     config.weight = d(dict(name="edm", edm=d(dict(sigma_data=0.5)), inverse_square=d(dict())))
@@ -152,6 +153,8 @@ def get_config() -> ml_collections.ConfigDict:
             adam_b1=0.9,
             adam_b2=0.999,
             adam_eps=1e-8,
+            weight_decay=0.0,  # of all weights, as in AdamW
+            lr_end_kimg=0.0,  # where the rate has fallen to 0 along a straight line; 0: it does not
             ema_halflife_kimg=(500.0,),  # several give several averages; sampling uses the first
             ema_rampup_ratio=0.05,
             grad_clip_norm=0.0,  # 0: none
@@ -274,17 +277,29 @@ def use_classifier(config: ml_collections.ConfigDict, **options: Any) -> None:
     config.model.NoisyClassifier.update(options)
 
 
-def use_ddpm(config: ml_collections.ConfigDict, *, num_steps: int) -> None:
+def use_discrete(config: ml_collections.ConfigDict, schedule: str = "cosine") -> None:
+    """Choose the 1000 levels of iDDPM and ADM (cosine), or of DDPM (linear), drawn uniformly."""
+    config.precond.name = "iddpm"
+    config.noise.name = "discrete"
+    config.precond.iddpm.schedule = schedule
+    config.noise.discrete.schedule = schedule
+
+
+def use_ddpm(
+    config: ml_collections.ConfigDict, *, num_steps: int, schedule: str = "cosine"
+) -> None:
     """Choose the hybrid loss of iDDPM and ADM with its learned variance, which sampling uses.
 
     Args:
       config: to be changed.
       num_steps: of the ancestral sampler, which runs on the network's own levels.
+      schedule: of the levels, "cosine" or "linear".
     """
     config.objective.name = "ddpm"
-    config.precond.name = "iddpm"
-    # What its figures are drawn for: that loss without the variance, divided by the elements.
-    config.noise.name = "discrete"
+    config.objective.ddpm.schedule = schedule
+    # The noise is what figures are drawn for: that loss without the variance, divided by the
+    # elements.
+    use_discrete(config, schedule)
     config.weight.name = "inverse_square"
     config.sampler.update(
         name="ddpm", discretization="iddpm", num_steps=num_steps, options="variance=learned"

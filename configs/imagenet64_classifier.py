@@ -7,11 +7,11 @@ r"""The noisy classifier of ADM on ImageNet at 64x64, as published (Dhariwal and
 cosine schedule of 1000 levels, drawn uniformly; it is the pair of the model that
 configs/imagenet64.py:adm_published trains, and guides any other model as well.
 
-300,000 steps of 1024 images at a rate of 6e-4, flipped at random.  What is not as
-published: weights do not decay (0.2 there), the rate is constant, where the published one
-falls to 0 along a straight line, and images are cropped at the centre when the data set is
-made, not at random.  The published program kept no average of the weights: --variant=raw are the
-weights themselves.  Feature maps are in bfloat16; there in float16 with a scale that adapts.
+300,000 steps of 1024 images, flipped at random, at a rate that falls from 6e-4 to 0 along a
+straight line; weights decay by 0.2.  What is not as published: images are cropped at the centre
+when the data set is made, not at random.  The published program kept no average of the weights:
+--variant=raw are the weights themselves.  Feature maps are in bfloat16; there in float16 with a
+scale that adapts.
 
 Data as for configs/imagenet64.py.  The accuracy per noise level that training ends with is
 that of images the classifier has been trained on, as the folder has no others.
@@ -34,13 +34,14 @@ def get_config() -> ml_collections.ConfigDict:
     )
     base.use_classifier(config)
     config.model.dtype = "bfloat16"
-    config.precond.name = "iddpm"
-    config.noise.name = "discrete"
+    base.use_discrete(config)
     config.train.update(
         total_kimg=300_000 * 1.024,
         batch_size=1024,
         lr=6e-4,
         lr_rampup_kimg=0.0,
+        lr_end_kimg=300_000 * 1.024,
+        weight_decay=0.2,
         ema_halflife_kimg=(10_000.0,),
         log_kimg=100.0,
         sample_kimg=0.0,

@@ -21,7 +21,7 @@ import numpy as np
 from edm_jax import samplers
 from edm_jax import seeds as seeds_lib
 from edm_jax.arguments import check_protocol
-from edm_jax.guidance.compose import label_dim
+from edm_jax.guidance.compose import label_dim, mean_shift, shifts_mean
 from edm_jax.model import Labels, Model, check_labels
 from edm_jax.reflected import sampling as reflected
 from edm_jax.samplers import Churn, Trajectory
@@ -65,7 +65,7 @@ def check_request(
     asked = sampling.request(model.preconditioning)
     reflected.check_sampler(asked.info, model.kind, sampling.grid(model.preconditioning))
     if guidance is not None:
-        guidance.check(model)
+        check_guidance(guidance, model, asked)
     if _learns_variance(asked):
         images = jax.ShapeDtypeStruct((1, *model.image_shape), np.float32)
         denoise = model.denoiser(model.variables, variance=True)  # refuses other networks
@@ -216,11 +216,23 @@ def _sample_batch(
     def denoise(x: Array, sigma: Array) -> Any:
         return guided(x, sigma, rows)
 
+    shift = mean_shift(guidance, rows)
     noise = seeds_lib.latents(keys, (seeds.shape[0], *model.image_shape))
     options = {"preconditioning": model.preconditioning, "trajectory": trajectory}
+    options |= {} if shift is None else {"shift": shift}
     if model.kind == "reflected":
         return reflected.run(asked, denoise, noise, sigmas, keys, **options)
     return asked(denoise, noise * sigmas[0], sigmas, keys, **options)
+
+
+def check_guidance(guidance: PyTree, model: Model, asked: samplers.Request) -> None:
+    """Raise ValueError for a guidance that cannot act on a model, or under a sampler."""
+    guidance.check(model)
+    if shifts_mean(guidance) and "shift" not in asked.info.options:
+        raise ValueError(
+            "classifier guidance with form='mean' shifts the mean of the steps of the sampler "
+            f"'ddpm', got {asked.sampler!r}; use form='denoiser'"
+        )
 
 
 def _learns_variance(asked: samplers.Request) -> bool:

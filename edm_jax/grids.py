@@ -238,7 +238,8 @@ def make_sigmas(
       num_steps: N.
       sigma_min, sigma_max: wanted range; by default that of the grid (RANGES).
       preconditioning: of the network; clamps the range first, rounds afterwards, so
-        a rounded level may lie just outside the wanted range (EDM section C.3).
+        a rounded level may lie just outside the wanted range (EDM section C.3).  The ``iddpm``
+        grid takes its entries from the network's own table.
       merge: as in round_grid.
       **options: of the grid (rho, eps_s, levels).
 
@@ -258,6 +259,8 @@ def make_sigmas(
     high = high if sigma_max is None else sigma_max
     check_range(num_steps, low, high)
     low, high = clamp_range(low, high, preconditioning)
+    if preconditioning is not None and preconditioning.levels is not None and "levels" in known:
+        options = {"levels": preconditioning.levels} | options
     sigmas = grid(num_steps, sigma_min=low, sigma_max=high, **options)
     return sigmas if preconditioning is None else round_grid(sigmas, preconditioning, merge=merge)
 

@@ -129,6 +129,11 @@ class DiscreteLevels:
         return jnp.asarray(self.levels)[draw]
 
 
+def discrete_levels(schedule: str = "cosine", num_levels: int = 1000) -> DiscreteLevels:
+    """`DiscreteLevels` of a published table, `schedules.ddpm_levels`, in float32."""
+    return DiscreteLevels(schedules.ddpm_levels(schedule, num_levels).astype(np.float32))
+
+
 def edm_weight(sigma: ArrayLike, sigma_data: ArrayLike = 0.5) -> Array:
     """lambda = (sigma^2 + sd^2) / (sigma sd)^2 = 1 / c_out^2 (EDM Table 1)."""
     # A sum of squares of reciprocals neither overflows nor underflows.
@@ -165,7 +170,7 @@ DISTRIBUTIONS: dict[str, Callable[..., NoiseDistribution]] = {
     "lognormal": LogNormal,
     "uniform_time": UniformTime,
     "loguniform": LogUniform,
-    "discrete": DiscreteLevels,
+    "discrete": discrete_levels,
 }
 
 WEIGHTS: dict[str, Callable[..., WeightFn]] = {

@@ -269,6 +269,11 @@ class Preconditioning:
         """Whether the network knows a table of noise levels only."""
         return self.round_sigma is not _identity
 
+    @property
+    def levels(self) -> np.ndarray | None:
+        """``(M+1,)`` table of the only levels that the network knows; None if it knows all."""
+        return getattr(self.coefs, "keywords", {}).get("levels")
+
     def __call__(self, sigma: ArrayLike) -> Coefs:
         return self.coefs(sigma)
 
@@ -316,16 +321,24 @@ def iddpm_preconditioning(
     c_1: float = schedules.IDDPM_C_1,
     c_2: float = schedules.IDDPM_C_2,
     levels: np.ndarray | None = None,
+    schedule: str = "cosine",
 ) -> Preconditioning:
     """iDDPM preconditioning with rounding to its table of levels (EDM Table 1).
 
     Args:
       num_levels: M; ignored if ``levels`` is given.
-      c_1, c_2: constants of the table; ignored if ``levels`` is given.
+      c_1, c_2: constants of the cosine table; ignored if ``levels`` is given.
       levels: ``(M+1,)`` table u of an imported network.
+      schedule: "cosine", iDDPM's table, or "linear", that of DDPM and of ADM from 128x128 on
+        (`schedules.ddpm_levels`); ignored if ``levels`` is given.
+
+    Raises:
+      ValueError: for another schedule, or too few levels.
     """
-    if levels is None:
+    if levels is None and schedule == "cosine":
         levels = schedules.iddpm_levels(num_levels, c_1=c_1, c_2=c_2, dtype=np.float32)
+    elif levels is None:
+        levels = schedules.ddpm_levels(schedule, num_levels).astype(np.float32)
     check_grid(levels, name="levels")
     return Preconditioning(
         "iddpm",

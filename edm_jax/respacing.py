@@ -10,40 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edm_jax import names
 from edm_jax.grids import as_sigmas
-from edm_jax.schedules import append_zero
+from edm_jax.schedules import append_zero, ddpm_levels
 from edm_jax.typing import ArrayLike
 
-
-def ddpm_levels(name: str = "cosine", num_levels: int = 1000) -> np.ndarray:
-    """Noise levels sqrt(1/abar_j - 1) of the DDPM variance schedules.
-
-    "linear" (Ho et al. 2020): b_j from 1e-4 to 0.02, times 1000 / M.
-    "cosine" (Nichol & Dhariwal 2021): b_j = min(1 - f((j+1)/M) / f(j/M), 0.999),
-    f(u) = cos^2((u + 0.008) / 1.008 * pi/2); it is iDDPM's table.
-
-    Returns:
-      ``(M+1,)`` float64, strictly decreasing, last entry 0; the network's index of
-      entry k is M - 1 - k (as in `schedules.iddpm_levels`).
-    """
-    if not isinstance(num_levels, int | np.integer) or num_levels < 2:
-        raise ValueError(f"num_levels must be an integer >= 2, got {num_levels!r}")
-    if name == "linear":
-        if num_levels <= 20:  # the last b_j, 20 / M, must stay below 1
-            raise ValueError(
-                f"num_levels must be at least 21 for the linear schedule, got {num_levels}; "
-                "the cosine schedule takes fewer"
-            )
-        betas = np.linspace(1e-4, 0.02, num_levels) * (1000 / num_levels)
-    elif name == "cosine":
-        f = np.cos((np.arange(num_levels + 1) / num_levels + 0.008) / 1.008 * np.pi / 2) ** 2
-        betas = np.minimum(1 - f[1:] / f[:-1], 0.999)
-    else:
-        names.lookup({"linear": 0, "cosine": 0}, name, "variance schedule")
-    # sigma^2 = 1/abar - 1 through logarithms: no cancellation at the small levels.
-    sigmas = np.sqrt(np.expm1(-np.cumsum(np.log1p(-betas))))
-    return append_zero(sigmas[::-1])
+__all__ = ["ddpm_levels", "respaced_indices", "respaced_sigmas"]
 
 
 def _count(text: str, steps: str) -> int:

@@ -45,6 +45,13 @@ FLAGS = (
         convert=_interval,
         example="0.19,1.61",
     ),
+    flags.choice(
+        "guidance_form",
+        ("denoiser", "mean"),
+        "Of --guidance=classifier: whether it changes what the model expects, for any sampler, or "
+        "the mean of the steps of --sampler=ddpm, as ADM does.",
+        example="mean",
+    ),
     flags.path(
         "guidance_model",
         "The weaker model or the classifier; for cfg a model without labels in place of its own.",
@@ -68,6 +75,8 @@ def check(values: types.SimpleNamespace) -> None:
     if values.threshold_percentile is not None and values.threshold != "dynamic":
         raise UsageError("--threshold_percentile belongs to --threshold=dynamic")
     kind = KINDS.get(values.guidance)
+    if values.guidance_form is not None and kind != "classifier":
+        raise UsageError("--guidance_form belongs to --guidance=classifier")
     if kind is not None and values.guidance_scale is None:
         raise UsageError(f"--guidance={values.guidance} needs a strength, --guidance_scale=2")
     if kind in ("autoguidance", "classifier") and values.guidance_model is None:
@@ -85,6 +94,7 @@ def asked(values: types.SimpleNamespace) -> dict[str, Any] | None:
         "name": KINDS.get(values.guidance),
         "scale": values.guidance_scale,
         "interval": None if values.guidance_interval is None else list(values.guidance_interval),
+        "form": values.guidance_form,
         "model": None if values.guidance_model is None else str(values.guidance_model),
         "threshold": values.threshold,
         "percentile": values.threshold_percentile,
@@ -107,6 +117,8 @@ def build(values: types.SimpleNamespace, model: Model) -> Guidance | None:
             "scale": values.guidance_scale,
             "interval": values.guidance_interval,
         }
+        if values.guidance_form is not None:
+            arguments["form"] = values.guidance_form
         if values.guidance_model is not None:
             second, name = _second(kind, values.guidance_model)
             arguments[name] = second

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -17,7 +18,7 @@ import numpy as np
 
 from edm_jax import generate
 from edm_jax.data.sources.labels import METADATA
-from edm_jax.evaluation import drawing
+from edm_jax.evaluation import drawing, protocol
 from edm_jax.evaluation.reporting import weights_digest
 from edm_jax.figures import files, sheets
 from edm_jax.generate import Sampling
@@ -27,6 +28,8 @@ from edm_jax.typing import ArrayLike
 from experiments.workdir import WorkdirError, prepare, to_json, write_atomically
 
 SETTINGS = "settings.json"
+# Of these, what follows from the others; older programs did not write it.
+FOLLOWS = ("nfe", "network_rows")
 MAX_SEEDS = 100_000_000
 
 
@@ -136,8 +139,25 @@ class Drawing:
             batch_size=self.batch_size, finite=True,
         )  # fmt: skip
 
+    @functools.cached_property
+    def cost(self) -> dict[str, Any]:
+        """``nfe``, network calls of an image, and under guidance ``network_rows`` of each net."""
+        cost: dict[str, Any] = {"nfe": self.sampling.nfe(self.model.preconditioning)}
+        if self.guidance is not None:
+            rows = protocol.network_rows_of(self.guidance, self.sampling, self.model)
+            cost["network_rows"] = rows
+        return cost
+
+    def told(self) -> str:
+        """How many images, and what each costs."""
+        calls = protocol.describe_calls(self.cost["nfe"], self.cost.get("network_rows"))
+        return f"{len(self.seeds)} images, {calls} each"
+
     def settings(self) -> dict[str, Any]:
-        """What tells these images from others, so that those of different models do not mix."""
+        """What tells these images from others, so that those of different models do not mix.
+
+        And their `cost`, which follows from it.
+        """
         settings = {
             "progress": self.model.description.get("progress"),
             "weights": self.model.variant,
@@ -146,7 +166,7 @@ class Drawing:
         }
         if self.guidance_json:
             settings["guidance"] = dict(self.guidance_json)
-        return json.loads(json.dumps(settings))
+        return json.loads(json.dumps(settings | self.cost))
 
 
 def write_images(drawn: Drawing, outdir: pathlib.Path, *, subdirs: bool = False) -> None:
@@ -165,7 +185,7 @@ def write_images(drawn: Drawing, outdir: pathlib.Path, *, subdirs: bool = False)
     if missing:
         _write_missing(drawn, outdir, missing, subdirs)
     _write_classes(outdir)
-    print(f"{len(seeds)} images: {outdir}/{'<thousand>/' if subdirs else ''}<seed>.png")
+    print(f"{drawn.told()}: {outdir}/{'<thousand>/' if subdirs else ''}<seed>.png")
 
 
 def require_finite(seeds: np.ndarray, images: np.ndarray) -> None:
@@ -240,7 +260,7 @@ def write_archive(drawn: Drawing, file: pathlib.Path, *, subdirs: bool = False) 
                 if classes is not None:
                     pairs = [list(pair) for pair in zip(names, classes, strict=True)]
                     archive.writestr(METADATA, json.dumps({"labels": pairs}))
-    print(f"{len(seeds)} images: {file}")
+    print(f"{drawn.told()}: {file}")
 
 
 def _write_missing(drawn: Drawing, outdir: pathlib.Path, missing: list[int], subdirs: bool) -> None:
@@ -278,7 +298,7 @@ def write_grid(drawn: Drawing, outdir: pathlib.Path, *, name: str) -> None:
     if labels is not None:
         told["labels"] = [int(label) for label in labels]
     sheets.sample_grid(outdir / name, images, columns, told=told)
-    print(f"{len(images)} images: {outdir / name}")
+    print(f"{drawn.told()}: {outdir / name}")
 
 
 def grid_name(seeds: str, ending: str = "png") -> str:
@@ -325,7 +345,8 @@ def _check_settings(outdir: pathlib.Path, settings: dict[str, Any]) -> None:
         both = old | new
         if all(both[seed] == label for seed, label in old.items()):
             there["labels"] = settings["labels"] = both
-    differing = sorted(k for k in settings.keys() | there.keys() if settings.get(k) != there.get(k))
+    keys = (settings.keys() | there.keys()).difference(FOLLOWS)
+    differing = sorted(k for k in keys if settings.get(k) != there.get(k))
     if differing:
         raise WorkdirError(
             f"--outdir={outdir} holds samples of other settings ({', '.join(differing)} differ); "

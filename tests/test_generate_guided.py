@@ -1,5 +1,8 @@
 """Guidance where images are drawn: in sample(), and what an evaluation counts."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,8 +12,15 @@ from edm_jax import generate
 from edm_jax import seeds as seeds_lib
 from edm_jax.evaluation.protocol import network_rows_of
 from edm_jax.generate import Sampling
-from edm_jax.guidance import autoguidance, chain, classifier_free, static_threshold
-from edm_jax.samplers import sample_heun
+from edm_jax.guidance import (
+    autoguidance,
+    chain,
+    classifier_free,
+    classifier_guidance,
+    guided_denoiser,
+    static_threshold,
+)
+from edm_jax.samplers import sample_ddpm, sample_heun
 from tests.test_generate import PIXELS, draw, tiny_model
 
 GUIDED = {"label_dropout": 0.1}
@@ -78,3 +88,48 @@ def test_rows_of_networks_are_counted_where_they_are_evaluated():
     inside = np.sum((0.1 < visited) & (visited <= 20.0))
     assert len(visited) == sampling.nfe() and rows == {"denoiser": len(visited) + inside}
     assert network_rows_of(classifier_free(1.0), sampling, model) == {"denoiser": 7}
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class ByMean:
+    """log p(c | x) of three classes by the mean of an image; its gradient is known."""
+
+    image_shape: tuple[int, ...] = (4, 4, 2)
+    num_classes: int = 3
+
+    def logits(self, x, sigma):
+        del sigma
+        mean = jnp.mean(x, axis=(1, 2, 3))
+        return jnp.stack([mean, -mean, jnp.zeros_like(mean)], axis=1)
+
+
+@pytest.mark.parametrize("clipped", [False, True])
+def test_the_shifted_mean_of_adm_from_a_request(clipped):
+    model = tiny_model()
+    shift = classifier_guidance(ByMean(), 30.0, form="mean")
+    guided = chain(static_threshold(), shift) if clipped else shift
+    asked = {"sampler": "ddpm", "discretization": "edm", "num_steps": 4}
+    images = draw(range(2), 1, model, guidance=guided, **asked)
+    sigmas = edm_jax.karras_sigmas(4).astype(np.float32)
+    keys = seeds_lib.image_keys(range(2))
+    x = seeds_lib.latents(keys, (2, *model.image_shape)) * sigmas[0]
+
+    def denoise(x, sigma):
+        denoised = model.denoise(x, sigma, 1)
+        return jnp.clip(denoised, -1, 1) if clipped else denoised
+
+    def push(x, sigma):
+        # log p = -m - ln(e^m + e^-m + 1), of the mean m of 32 numbers.
+        m = jnp.mean(x, axis=(1, 2, 3), keepdims=True)
+        slope = -1 - 2 * jnp.sinh(m) / (2 * jnp.cosh(m) + 1)
+        return jnp.broadcast_to(30.0 * slope / 32, x.shape)
+
+    expected = sample_ddpm(denoise, x, sigmas, keys, shift=push)
+    np.testing.assert_allclose(images, expected, **PIXELS)
+    plain = draw(range(2), 1, model, **asked)
+    assert not np.allclose(images, plain, atol=1e-2)
+    with pytest.raises(ValueError, match="of the sampler 'ddpm', got 'heun'"):
+        generate.batches(model, [0], guidance=guided)
+    with pytest.raises(ValueError, match="is no change of D"):
+        guided_denoiser(model, guided)

@@ -236,7 +236,8 @@ def evaluate(
             batch_size=batch_size, done=done, finite=True,
         )  # fmt: skip
 
-    report(f"drawing {blocks * num_images} images, {describe_calls(nfe)} each")
+    told = describe_calls(nfe, asked.get("network_rows"))
+    report(f"drawing {blocks * num_images} images, {told} each")
     return _measure_blocks(
         plan, batches, classes, asked, Kept(resume, save_seconds, finished), report, poll,
         on_samples and (lambda images: on_samples(seeds[0][: len(images)], images)),
@@ -360,9 +361,15 @@ def network_rows_of(guidance: Any, sampling: Sampling, model: Model) -> dict[str
     return network_rows(guidance, levels)
 
 
-def describe_calls(nfe: int | None) -> str:
-    """Network calls of an image, in words."""
-    return "as many network calls as its tolerances ask" if nfe is None else f"{nfe} network calls"
+def describe_calls(nfe: int | None, rows: Mapping[str, int] | None = None) -> str:
+    """Network calls of an image, in words.
+
+    Args:
+      nfe: evaluations of the guided or unguided model; None where the data decide.
+      rows: under guidance, images through each network, see `network_rows_of`.
+    """
+    calls = "as many network calls as its tolerances ask" if nfe is None else f"{nfe} network calls"
+    return f"{calls} (guided: {reporting.describe_rows(rows)})" if rows else calls
 
 
 __all__ = [

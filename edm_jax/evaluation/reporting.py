@@ -117,6 +117,11 @@ def _columns(*results: Mapping[str, Any]) -> list[Column]:
     ]
 
 
+def describe_rows(rows: Mapping[str, int]) -> str:
+    """Images through each network for one image, ``51 denoiser + 35 classifier``."""
+    return " + ".join(f"{count} {name}" for name, count in rows.items())
+
+
 def result_table(result: Mapping[str, Any]) -> str:
     """The result as a short table: numbers, their uncertainty, and what belongs beside them."""
     rows, details = [], {}
@@ -133,6 +138,9 @@ def result_table(result: Mapping[str, Any]) -> str:
         elif detail.get("uncertainty"):
             beside = f"  +- {column.form.format(detail['uncertainty'])}"
         rows.append((column.label, column.form.format(result[column.key]), beside))
+    if result.get("network_rows"):
+        # Beside the calls of the guided model, which cost one or several of these.
+        rows.append(("network rows per image", describe_rows(result["network_rows"]), ""))
     width = max(len(label) for label, _, _ in rows)
     lines = [f"  {label:<{width}}  {value:>10}{beside}" for label, value, beside in rows]
     lines += [f"  {text} is left out: {why}" for text, why in result.get("left_out", {}).items()]

@@ -42,7 +42,7 @@ def write_state_dict(
     arrays: dict[str, np.ndarray] = {}
     if description["precond"]["name"] == "iddpm":
         built = PRECONDITIONINGS["iddpm"](**precond)
-        arrays["u"] = np.asarray(built.coefs.keywords["levels"], np.float32)
+        arrays["u"] = np.asarray(built.levels, np.float32)
     for name, array in state_dict.from_variables(variables, description["network"]).items():
         arrays[f"model.{name}"] = np.ascontiguousarray(array)
     metadata = {"format": STATE_DICT_FORMAT, "description": dump_json(description)}

@@ -18,7 +18,16 @@ from edm_jax.guidance.classifier import (
     log_likelihood,
 )
 from edm_jax.guidance.classifier_free import ClassifierFree, classifier_free
-from edm_jax.guidance.compose import Chain, Sum, added, chain, guided_denoiser, label_dim
+from edm_jax.guidance.compose import (
+    Chain,
+    Sum,
+    added,
+    chain,
+    guided_denoiser,
+    label_dim,
+    mean_shift,
+    shifts_mean,
+)
 from edm_jax.guidance.cost import network_rows, visited_levels
 from edm_jax.guidance.limits import (
     DynamicThreshold,
@@ -63,8 +72,10 @@ __all__ = [
     "image_quantile",
     "label_dim",
     "log_likelihood",
+    "mean_shift",
     "network_rows",
     "sample_heun_by_step",
+    "shifts_mean",
     "static_threshold",
     "visited_levels",
 ]

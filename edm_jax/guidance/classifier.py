@@ -4,21 +4,26 @@
 
 For the exact classifier gamma = 1 turns the unconditional D into the conditional one
 (Bayes).  ADM's ancestral sampler shifts the mean of its step instead, which is no change
-of D: `ClassifierGuidance.shift` is the argument that `samplers.ddpm` takes for it.
+of D: that is ``form="mean"``, for which `ClassifierGuidance.shift` is the argument that
+`samplers.ddpm` takes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from edm_jax import names
 from edm_jax.arguments import check_number, check_protocol
 from edm_jax.guidance import base
 from edm_jax.pytree import pytree_dataclass
 from edm_jax.typing import Array, ArrayLike
+
+FORMS = ("denoiser", "mean")
 
 
 def log_likelihood(classifier: Any, x: Array, sigma: ArrayLike, rows: Array) -> Array:
@@ -57,14 +62,19 @@ class ClassifierGuidance:
       classifier: with ``logits(x, sigma)``.
       scale: gamma, a number or ``(B,)``.
       interval: noise levels at which it acts, None for all.
+      form: "denoiser" changes D; "mean" leaves it alone and shifts the mean of ADM's ancestral
+        steps instead, see `shift`.
     """
 
     classifier: Any
     scale: ArrayLike = 1.0
     interval: base.Interval | None = None
+    form: str = dataclasses.field(default="denoiser", metadata={"static": True})
 
     def guide(self, denoise: base.LabelledDenoiseFn) -> base.LabelledDenoiseFn:
-        """The guided denoiser; D itself is not differentiated."""
+        """The guided denoiser; D itself is not differentiated, and with form "mean" not changed."""
+        if self.form == "mean":
+            return denoise
 
         def guided(x: Array, sigma: ArrayLike, rows: Array | None = None) -> Array:
             denoised = base.at_least_float32(denoise(x, sigma, rows))
@@ -82,6 +92,8 @@ class ClassifierGuidance:
         rows: Array | None,
     ) -> Array:
         """``total + gamma sigma^2 g``."""
+        if self.form == "mean":
+            return total
 
         def direction() -> Array:
             square = base.column(jnp.square(jnp.asarray(sigma, total.dtype)), x)
@@ -122,6 +134,8 @@ def classifier_guidance(
     classifier: Any,
     scale: ArrayLike = 1.0,
     interval: base.Interval | tuple[ArrayLike, ArrayLike] | None = None,
+    *,
+    form: str = "denoiser",
 ) -> ClassifierGuidance:
     """Guidance towards the label by the gradient of a classifier of noisy images.
 
@@ -133,11 +147,15 @@ def classifier_guidance(
         ``logits(x, sigma) -> (B, classes)`` that is differentiable in x.
       scale: gamma; 0 is off.  A number or one per image, ``(B,)``.
       interval: noise levels (low, high] at which it acts; None for all.
+      form: "denoiser" changes D, for any sampler.  "mean" shifts the mean of the steps of the
+        sampler ``ddpm`` by their variance, as the ancestral sampler of guided-diffusion does:
+        equal to first order in the step, and much weaker in the first steps of coarse grids.
 
     Raises:
-      ValueError: for something that is no classifier, a scale that is not finite, or an
-        interval with low > high.
+      ValueError: for something that is no classifier, a scale that is not finite, an interval
+        with low > high, or another form.
     """
+    names.lookup(dict.fromkeys(FORMS), form, "form of classifier guidance")
     check_protocol("classifier", classifier, ("logits",), "use load_classifier(path)")
     check_number("scale", scale)
-    return ClassifierGuidance(classifier, scale, base.as_interval(interval))
+    return ClassifierGuidance(classifier, scale, base.as_interval(interval), form)

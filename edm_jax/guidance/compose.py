@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from edm_jax.arguments import check_protocol
@@ -96,6 +97,28 @@ def added(*parts: Any) -> Sum:
     return Sum(parts)
 
 
+def shifts_mean(guidance: Any) -> bool:
+    """Whether a guidance, or a part of it, acts on the mean of ancestral steps, not on D."""
+    parts = getattr(guidance, "parts", ())
+    return getattr(guidance, "form", "") == "mean" or any(shifts_mean(part) for part in parts)
+
+
+def mean_shift(guidance: Any, rows: Array) -> Callable[[Array, Array], Array] | None:
+    """The ``shift`` that `samplers.ddpm` takes for a guidance; None if it acts on D alone.
+
+    Args:
+      guidance: of one part or several; None for none.
+      rows: ``(B, classes)`` labels.
+    """
+    if not shifts_mean(guidance):
+        return None
+    parts = getattr(guidance, "parts", None)
+    if parts is None:
+        return guidance.shift(rows)
+    shifts = [mean_shift(part, rows) for part in parts if shifts_mean(part)]
+    return lambda x, sigma: sum(shift(x, sigma) for shift in shifts)
+
+
 def label_dim(model: Any, guidance: Any = None) -> int:
     """Classes that labels are drawn from: those of the model, or else of its classifier."""
     if model.num_classes or guidance is None:
@@ -116,5 +139,10 @@ def guided_denoiser(model: Any, guidance: base.Guidance | None = None) -> base.L
 
     if guidance is None:
         return denoise
+    if shifts_mean(guidance):
+        raise ValueError(
+            "classifier guidance with form='mean' is no change of D: give mean_shift(guidance, "
+            "rows) to samplers.ddpm as its shift, or use form='denoiser'"
+        )
     guidance.check(model)
     return guidance.guide(denoise)

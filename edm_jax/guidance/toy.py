@@ -6,7 +6,9 @@ mixtures, so densities, scores and denoisers are exact and what guidance does ca
 without training anything.
 
     toy = branching_toy()
-    figure = draw(toy); figure.savefig("toy.png")
+    run = trajectories(toy, jax.random.key(0), guidance="autoguidance", scale=3.0)
+
+`edm_jax.figures.guided_toy` draws it.
 """
 
 from __future__ import annotations
@@ -188,61 +190,3 @@ def trajectories(
     sigmas = karras_sigmas(num_steps, sigma_min=0.002, sigma_max=sigma_max)
     x = sigma_max * jax.random.normal(key, (count, 2))
     return sample_heun(lambda x, sigma: denoise(x, sigma, rows), x, sigmas, trajectory=True)
-
-
-def draw(
-    toy: Toy,
-    *,
-    label: int = 0,
-    scale: float = 3.0,
-    sigma: float = 0.02,
-    count: int = 256,
-    paths: int = 12,
-    seed: int = 0,
-    resolution: int = 160,
-) -> Any:
-    """A picture: guided densities, sampled points and some of their ways there.
-
-    Args:
-      toy: the data and its models.
-      label: class that is sampled.
-      scale: w of both guidances.
-      sigma: noise level of the densities shown.
-      count: points.
-      paths: of how many the way is drawn.
-      seed: of the noise, the same in every panel.
-      resolution: of the density maps.
-
-    Returns:
-      A matplotlib Figure of four panels: the data, the model, and the model under
-      classifier-free guidance and under autoguidance.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 3.6), layout="constrained")
-    axes = figure.subplots(1, 4, sharex=True, sharey=True)
-    low, high = np.array([-1.3, -1.3]), np.array([2.2, 2.2])
-    grid = np.stack(np.meshgrid(*np.linspace(low, high, resolution).T), axis=-1)
-    points = jnp.asarray(grid.reshape(-1, 2), jnp.float32)
-    key = jax.random.key(seed)
-    titles = {
-        "data": "data",
-        "none": "model",
-        "classifier_free": f"classifier-free, w = {scale:g}",
-        "autoguidance": f"autoguidance, w = {scale:g}",
-    }
-    for axis, (name, title) in zip(axes, titles.items(), strict=True):
-        if name == "data":
-            log_p = toy.data.log_density(points, sigma, label)
-            ends = toy.data.classes[label].sample(key, (count,))
-        else:
-            log_p = guided_log_density(toy, points, sigma, label, name, scale)
-            run = trajectories(toy, key, label=label, guidance=name, scale=scale, count=count)
-            ends = run.x[-1]
-            axis.plot(*np.moveaxis(np.asarray(run.x[:, :paths]), -1, 0), "w-", lw=0.5, alpha=0.6)
-        shown = np.asarray(log_p - jnp.max(log_p)).reshape(resolution, resolution)
-        extent = (low[0], high[0], low[1], high[1])
-        axis.imshow(shown, extent=extent, origin="lower", vmin=-12, vmax=0, cmap="magma")
-        axis.plot(*np.asarray(ends).T, "c.", ms=2)
-        axis.set(title=title, xlim=extent[:2], ylim=extent[2:], xticks=[], yticks=[])
-    return figure

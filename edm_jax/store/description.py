@@ -125,6 +125,8 @@ def check_precond(precond: Mapping[str, Any]) -> None:
         raise WeightsError(f"preconditioning {show(name)} is unknown; known: {known}")
     levels = arguments.pop("levels", None)
     for key, value in arguments.items():
+        if key == "schedule" and isinstance(value, str):
+            continue
         if not is_number(value):
             raise WeightsError(f"{name}: {show(key)} must be a number, got {show(value)}")
     num_levels = arguments.get("num_levels", 1)

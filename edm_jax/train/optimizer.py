@@ -1,4 +1,7 @@
-"""Adam as EDM trains with it: a linear ramp of the learning rate, gradients made finite."""
+"""Adam as EDM trains with it: a linear ramp of the learning rate, gradients made finite.
+
+And what ADM's classifier needs beside it: weights that decay, a rate that falls to 0.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,29 @@ from edm_jax.typing import Array, ArrayLike, PyTree
 MAX_GRAD = 1e5  # what an infinite gradient element becomes (EDM training program)
 
 
-def learning_rate(nimg: ArrayLike, peak: float, rampup_nimg: float) -> ArrayLike:
-    """``peak * min(nimg / rampup_nimg, 1)``: linear ramp, then constant.
+def learning_rate(
+    nimg: ArrayLike, peak: float, rampup_nimg: float, end_nimg: float = 0.0
+) -> ArrayLike:
+    """``peak * min(nimg / rampup_nimg, 1) * max(1 - nimg / end_nimg, 0)``.
 
-    The very first step (nimg = 0) has learning rate 0, as in the published training.
-    Python numbers give a Python number, with no work for the device.
+    A linear ramp, then constant, or with ``end_nimg`` along a straight line from the first
+    image to 0 there (guided-diffusion's training of classifiers).  The very first step
+    (nimg = 0) has learning rate 0, as in the published training of EDM; that of a falling rate
+    without a ramp has all of it, as in that of classifiers.  Python numbers give a Python
+    number, with no work for the device.
+
+    Args:
+      nimg: images seen before the step.
+      peak: the rate.
+      rampup_nimg: images of the ramp; 0 for none.
+      end_nimg: images after which the rate is 0; 0 for never.
     """
-    share = nimg / max(rampup_nimg, 1e-8)
-    return peak * (min(share, 1.0) if isinstance(share, float) else jnp.minimum(share, 1.0))
+    known = isinstance(nimg, int | float)
+    least, most = (min, max) if known else (jnp.minimum, jnp.maximum)
+    rate = peak
+    if rampup_nimg or not end_nimg:
+        rate = peak * least(nimg / max(rampup_nimg, 1e-8), 1.0)
+    return rate * most(1 - nimg / end_nimg, 0.0) if end_nimg else rate
 
 
 def sanitize_gradients(grads: PyTree) -> tuple[PyTree, Array]:
@@ -44,10 +62,18 @@ def make_optimizer(
     b2: float = 0.999,
     eps: float = 1e-8,
     grad_clip_norm: float = 0.0,
+    weight_decay: float = 0.0,
+    lr_end_kimg: float = 0.0,
 ) -> optax.GradientTransformation:
-    """Adam with the linear ramp of `learning_rate`, counted in images.
+    """Adam with the rate of `learning_rate`, counted in images.
 
-    ``grad_clip_norm`` bounds the global norm of the gradient first; 0 does not.
+    Args:
+      batch_size: global.
+      lr, lr_rampup_kimg, lr_end_kimg: of `learning_rate`, in thousands of images.
+      b1, b2, eps: of Adam.
+      grad_clip_norm: bounds the global norm of the gradient first; 0 does not.
+      weight_decay: all weights w lose lr weight_decay w in a step (AdamW), at the rate of the
+        step; 0 for none.
 
     Raises:
       ValueError: for a number that no training can have.
@@ -58,11 +84,21 @@ def make_optimizer(
     check_number("b2", b2, least=0, below=1)
     check_number("eps", eps, above=0)
     check_number("grad_clip_norm", grad_clip_norm, least=0)
+    check_number("weight_decay", weight_decay, least=0)
+    check_number("lr_end_kimg", lr_end_kimg, least=0)
+    if lr_end_kimg and lr_end_kimg <= lr_rampup_kimg:
+        raise ValueError(
+            f"lr_end_kimg must be 0 or above lr_rampup_kimg={lr_rampup_kimg:g}, got {lr_end_kimg:g}"
+        )
 
     def schedule(count: Array) -> Array:
-        return learning_rate(count.astype(jnp.float32) * batch_size, lr, lr_rampup_kimg * 1000)
+        nimg = count.astype(jnp.float32) * batch_size
+        return learning_rate(nimg, lr, lr_rampup_kimg * 1000, lr_end_kimg * 1000)
 
+    # Without decay the state is that of Adam, as checkpoints of older runs hold it.
     adam = optax.adam(schedule, b1=b1, b2=b2, eps=eps)
+    if weight_decay:
+        adam = optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
     if not grad_clip_norm:
         return adam
     return optax.chain(optax.clip_by_global_norm(grad_clip_norm), adam)

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 from edm_jax import models, samplers
 from edm_jax.arguments import check_number
 from edm_jax.augment.pipe import AugmentPipe
 from edm_jax.data.sources.registry import SOURCES
-from edm_jax.noise import DISTRIBUTIONS, WEIGHTS
+from edm_jax.noise import DISTRIBUTIONS, WEIGHTS, DiscreteLevels
 from edm_jax.precond import PRECONDITIONINGS
 from edm_jax.reflected.sampling import check_sampler
 from edm_jax.train.averaging import Averaging
@@ -77,12 +78,29 @@ def _read(values: Mapping[str, Any]) -> Experiment:
         sample_batch=values["sampler"]["batch_size"],
         evaluation=_evaluation(values["evaluation"]),
     )
+    _check_discrete(read)
     with named("config.sampler"):
         # The range of other networks is preflight's to judge, with all else that is wrong.
         bounds = read.preconditioning if read.kind == "reflected" else None
         grid = read.sampling.grid(bounds)
         check_sampler(samplers.get(read.sampling.sampler), read.kind, grid)
     return read
+
+
+def _check_discrete(read: Experiment) -> None:
+    """Raise ConfigError for discrete levels to train on that are not those of the network."""
+    network, drawn = read.preconditioning, read.distribution
+    if not isinstance(drawn, DiscreteLevels) or not network.rounds:
+        return
+    if read.objective["name"] == "ddpm":  # has its own, which it compares itself
+        return
+    levels = np.asarray(drawn.levels[:-1], np.float64)
+    # The cosine table in float32, as published networks carry it, is off by 5e-4.
+    if not np.allclose(network.round_sigma(levels), levels, rtol=2e-3):
+        raise ConfigError(
+            "config.noise.discrete: these are not the levels of config.precond.iddpm; give both "
+            "the same schedule and num_levels"
+        )
 
 
 def _chosen(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,6 +140,8 @@ def _optimizer(train: Mapping[str, Any]) -> Any:
             b2=train["adam_b2"],
             eps=train["adam_eps"],
             grad_clip_norm=train["grad_clip_norm"],
+            weight_decay=train["weight_decay"],
+            lr_end_kimg=train["lr_end_kimg"],
         )
 
 

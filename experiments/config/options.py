@@ -99,7 +99,7 @@ class Training:
       batch_size: global.
       micro_batch: global images per round of gradient accumulation; 0: all at once.
       sharding: layout of the state, of `sharding.LAYOUTS`.
-      lr, lr_rampup_kimg: of `step.learning_rate`.
+      lr, lr_rampup_kimg, lr_end_kimg: of `optimizer.learning_rate`.
       loss_scaling: factor on the loss before it is differentiated.
       max_bad_steps: so many steps in a row that are not finite stop the run.
       keep_last: how many checkpoints are kept, besides those for good.
@@ -110,6 +110,7 @@ class Training:
     sharding: str
     lr: float
     lr_rampup_kimg: float
+    lr_end_kimg: float
     loss_scaling: float
     max_bad_steps: int
     keep_last: int

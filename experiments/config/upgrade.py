@@ -59,12 +59,23 @@ def _evaluations_of_features(config: Tree) -> None:
         config["evaluation"] = old | paths | config["evaluation"]
 
 
+def _published_tables(config: Tree) -> None:
+    """There was one table of discrete levels, the rate did not fall, and weights did not decay."""
+    old = {"schedule": "cosine", "num_levels": 1000}
+    for group, name in (("precond", "iddpm"), ("noise", "discrete")):
+        if isinstance(config.get(group), dict) and isinstance(config[group].get(name), dict):
+            config[group] = config[group] | {name: old | config[group][name]}
+    if isinstance(config.get("train"), dict):
+        config["train"] = {"weight_decay": 0.0, "lr_end_kimg": 0.0} | config["train"]
+
+
 # In the order in which the words changed; each leaves alone what has the newer words.
 STEPS: tuple[Callable[[Tree], None], ...] = (
     _networks_by_name,
     _samplers_by_name,
     _objectives_by_name,
     _evaluations_of_features,
+    _published_tables,
 )
 
 

@@ -120,6 +120,11 @@ def _doubtful_settings(experiment: Experiment) -> Iterator[str]:
             f"config.train.lr_rampup_kimg={training.lr_rampup_kimg:g} is longer than the whole run "
             f"({total:g}): the learning rate never gets to config.train.lr"
         )
+    if 0 < training.lr_end_kimg < total:
+        yield (
+            f"config.train.lr_end_kimg={training.lr_end_kimg:g} is before the end of the run "
+            f"({total:g}): the learning rate is 0 from there on, and nothing more is learnt"
+        )
 
 
 def _sigma_data(experiment: Experiment) -> Iterator[tuple[str, float]]:

@@ -90,7 +90,10 @@ class Monitor:
         num_steps = max(int(metrics["loss"]["count"]), 1)
         # The rate of the last step taken, whose count of images seen was one batch less.
         lr = learning_rate(
-            (step - 1) * batch_size, self._train.lr, self._train.lr_rampup_kimg * 1000
+            (step - 1) * batch_size,
+            self._train.lr,
+            self._train.lr_rampup_kimg * 1000,
+            self._train.lr_end_kimg * 1000,
         )
         scalars = {
             "kimg": step * batch_size / 1000,

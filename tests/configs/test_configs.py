@@ -75,6 +75,8 @@ def test_published_classifier_of_imagenet():
     # 300,000 steps of 1024 images; uniform over the 1000 levels of the cosine schedule.
     assert experiment.intervals.total == 300_000 and config.train.batch_size == 1024
     assert config.train.lr == 6e-4 and config.data.mirror
+    # The rate reaches 0 where the run ends; weights decay.
+    assert config.train.lr_end_kimg == config.train.total_kimg and config.train.weight_decay == 0.2
     assert experiment.distribution.levels.shape == (1001,)
     with pytest.raises(ValueError, match="at least 2 classes, got 0"):
         experiment.network_arguments(StandIn(config, 0))
@@ -97,6 +99,18 @@ def test_published_adm_of_imagenet():
         types.SimpleNamespace(apply=None), StandIn(config, 1000)
     )  # refuses a preconditioning of other levels
     assert objective.process.num_steps == 1000 and objective.num_classes == 1000
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_digits_on_either_published_table(schedule):
+    config = load(f"digits_ddpm.py:{schedule}")
+    experiment = build.experiment(config)
+    objective = experiment.build_objective(types.SimpleNamespace(apply=None), StandIn(config, 10))
+    # The top of the published tables (original_samplers, spec 6): 20291 and 157.4.
+    top = {"cosine": 20291, "linear": 157.4}[schedule]
+    assert objective.process.levels[0] == pytest.approx(top, rel=1e-3)
+    assert experiment.preconditioning.sigma_max == pytest.approx(top, rel=1e-3)
+    assert float(experiment.distribution.levels[0]) == pytest.approx(top, rel=1e-3)
 
 
 @pytest.mark.parametrize("variant", ["", ":cfg"])

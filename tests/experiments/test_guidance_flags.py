@@ -37,6 +37,7 @@ def test_a_model_guided_away_from_itself_is_itself(call, run_dir, tmp_path):
         (["--guidance=cgf"], "did you mean cfg"),
         (["--guidance=autoguidance", "--guidance_scale=2"], "needs the weaker model"),
         (["--guidance=classifier", "--guidance_scale=2"], "needs the classifier"),
+        (["--guidance=cfg", "--guidance_form=mean"], "belongs to --guidance=classifier"),
         (["--guidance_interval=3"], "must be two noise levels, low and high"),
         (["--threshold_percentile=0.9"], "belongs to --threshold=dynamic"),
     ],

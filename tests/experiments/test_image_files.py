@@ -1,10 +1,14 @@
 """Labels as the command line gives them."""
 
+import json
+
 import numpy as np
 import pytest
 
+from edm_jax.generate import Sampling
+from edm_jax.guidance import classifier_free
 from edm_jax.model import from_description
-from experiments.image_files import are_names, labels_of
+from experiments.image_files import SETTINGS, Drawing, are_names, labels_of, open_outdir
 from tests.test_generate import tiny_model
 
 
@@ -37,3 +41,25 @@ def test_unknown_names():
         labels_of("cat", tiny_model(), [0])
     with pytest.raises(ValueError, match="3 labels for 2 seeds"):
         labels_of("cat,cat,dog", named("ant", "cat", "dog"), [0, 1])
+
+
+def test_what_an_image_costs_stands_beside_it(tmp_path):
+    """Heun on 4 steps calls the model 7 times, classifier-free guidance twice where it acts."""
+    model, labels = tiny_model(label_dropout=0.1), np.array([0, 1])
+    plain = Drawing(model, [0, 1], labels, Sampling(num_steps=4))
+    assert plain.told() == "2 images, 7 network calls each"
+    guided = Drawing(
+        model, [0, 1], labels, Sampling(sigmas=(40.0, 10.0, 1.0, 0.05, 0.0)),
+        classifier_free(2.0, (0.1, 20.0)), {"name": "classifier_free", "scale": 2.0},
+    )  # fmt: skip
+    # Both calls of the steps to 10, 1 and 0.05, and the one to 0: at 40, 10, 10, 1, 1, 0.05, 0.05.
+    assert guided.told() == "2 images, 7 network calls (guided: 11 denoiser) each"
+    open_outdir(guided, tmp_path)
+    told = json.loads((tmp_path / SETTINGS).read_text())
+    assert told["nfe"] == 7 and told["network_rows"] == {"denoiser": 11}
+    # A folder of before these were written takes more images of the same request.
+    (tmp_path / "000000.png").write_bytes(b"")
+    (tmp_path / SETTINGS).write_text(
+        json.dumps({key: told[key] for key in told if key not in ("nfe", "network_rows")})
+    )
+    open_outdir(guided, tmp_path)

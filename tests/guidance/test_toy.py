@@ -1,4 +1,4 @@
-"""The two-dimensional toy: exact scores, what guidance does to samples, and its picture."""
+"""The two-dimensional toy: exact scores, and what guidance does to samples."""
 
 import functools
 
@@ -55,14 +55,6 @@ def test_blur_is_noise_that_the_model_does_not_know_of(toy):
     got = toy.model.log_density(x, 0.2, 0)
     want = toy.data.log_density(x, float(np.hypot(0.2, 0.03)), 0)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)  # float32 variances
-
-
-def test_picture(toy, tmp_path):
-    pytest.importorskip("matplotlib")
-    figure = toy_lib.draw(toy, count=8, paths=2, resolution=16)
-    assert len(figure.axes) == 4
-    figure.savefig(tmp_path / "toy.png")
-    assert (tmp_path / "toy.png").stat().st_size > 1000
 
 
 def test_arguments(toy):

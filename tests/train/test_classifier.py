@@ -11,6 +11,7 @@ from edm_jax.foreign import guided_classifier as reader
 from edm_jax.noise import DiscreteLevels, LogUniform
 from edm_jax.precond import edm_preconditioning, iddpm_preconditioning
 from edm_jax.train.classifier import ClassifierObjective, cross_entropy, is_among_top
+from edm_jax.train.optimizer import make_optimizer
 from tests.support import guided_classifier as gc
 from tests.support import guided_mixture as gm
 
@@ -110,11 +111,16 @@ def test_three_training_steps(arrays, golden, net):
     s = gm.settings(golden, "train/settings")
     tensors, network = gc.tensors(arrays), gc.network(arrays)
     params = gc.variables(arrays)["params"]
-    optimizer = optax.adamw(
-        lambda step: s["lr"] * (1 - step / s["iterations"]),
-        *s["betas"],
+    batch = golden["train/x_t"].shape[1]
+    optimizer = make_optimizer(
+        batch_size=batch,
+        lr=s["lr"],
+        lr_rampup_kimg=0.0,
+        b1=s["betas"][0],
+        b2=s["betas"][1],
         eps=s["eps"],
         weight_decay=s["weight_decay"],
+        lr_end_kimg=s["iterations"] * batch / 1000,
     )
     state = optimizer.init(params)
 

@@ -257,3 +257,16 @@ def test_part_of_the_data_without_labels():
     assert len(experiment.data.open_test()) == 297  # all of them
     labelled = build.experiment(configured(data__max_size=20)).data.open()
     np.testing.assert_array_equal(labelled[3]["image"], source[3]["image"])
+
+
+def test_discrete_levels_must_be_those_of_the_network():
+    same = {"precond__name": "iddpm", "noise__name": "discrete"}
+    build.experiment(configured(**same))
+    linear = {"precond__iddpm__schedule": "linear", "noise__discrete__schedule": "linear"}
+    read = build.experiment(configured(**same, **linear))
+    # The largest level of DDPM's table (Ho et al. 2020).
+    assert float(read.distribution.levels[0]) == pytest.approx(157.4, rel=1e-3)
+    with pytest.raises(ConfigError, match=r"not the levels of config\.precond\.iddpm"):
+        build.experiment(configured(**same, precond__iddpm__schedule="linear"))
+    with pytest.raises(ConfigError, match=r"iddpm.*'lineer'"):
+        build.experiment(configured(**same, precond__iddpm__schedule="lineer"))

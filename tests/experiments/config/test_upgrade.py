@@ -90,6 +90,15 @@ def test_old_samplers_keep_their_levels():
     )  # fmt: skip
 
 
+def test_old_tables_were_one_and_rates_did_not_fall():
+    old = {"precond": {"name": "iddpm", "iddpm": {"num_levels": 50}}, "train": {"lr": 1e-3}}
+    old["noise"] = {"name": "discrete", "discrete": {}}
+    new = parse_config(json.dumps(old))
+    assert new["precond"]["iddpm"] == {"num_levels": 50, "schedule": "cosine"}
+    assert new["noise"]["discrete"] == {"num_levels": 1000, "schedule": "cosine"}
+    assert new["train"] == {"lr": 1e-3, "weight_decay": 0.0, "lr_end_kimg": 0.0}
+
+
 def test_todays_words_stay():
     config = plain(tiny.get_config().to_dict())
     text = json.dumps(workdir.to_json(config))
