@@ -21,6 +21,7 @@ import jax
 import numpy as np
 import pytest
 
+from edm_jax.model import Model
 from tests.support.command_line import (  # noqa: F401  (fixtures)
     call,
     command,
@@ -57,6 +58,19 @@ def golden():
 def golden_json():
     """Reads a 0-d string entry holding JSON."""
     return lambda archive, name: json.loads(str(archive[name]))
+
+
+@pytest.fixture
+def traces(monkeypatch):
+    """Grows whenever a program that draws images is traced."""
+    seen, denoiser = [], Model.denoiser
+
+    def counted(self, *args, **options):
+        seen.append(self)
+        return denoiser(self, *args, **options)
+
+    monkeypatch.setattr(Model, "denoiser", counted)
+    return seen
 
 
 @pytest.fixture

@@ -48,12 +48,12 @@ def test_classifier_free_guidance_is_its_formula(interval):
     assert not np.allclose(images, draw(range(2), 1, model, num_steps=4), atol=1e-2)
 
 
-def test_a_new_scale_never_recompiles():
+def test_a_new_scale_never_recompiles(traces):
     model = tiny_model(**GUIDED)
     draw(range(2), 1, model, guidance=classifier_free(2.0))
-    before = generate._sample_batch._cache_size()
+    before = len(traces)
     draw(range(2), 0, model, guidance=classifier_free(3.5))
-    assert generate._sample_batch._cache_size() == before
+    assert len(traces) == before
 
 
 def test_scale_one_and_a_weaker_model_that_is_the_same_change_nothing():
@@ -122,7 +122,8 @@ def test_the_shifted_mean_of_adm_from_a_request(clipped):
     def push(x, sigma):
         # log p = -m - ln(e^m + e^-m + 1), of the mean m of 32 numbers.
         m = jnp.mean(x, axis=(1, 2, 3), keepdims=True)
-        slope = -1 - 2 * jnp.sinh(m) / (2 * jnp.cosh(m) + 1)
+        up, down, _ = jax.nn.softmax(jnp.stack([m, -m, jnp.zeros_like(m)]), axis=0)
+        slope = -1 - (up - down)
         return jnp.broadcast_to(30.0 * slope / 32, x.shape)
 
     expected = sample_ddpm(denoise, x, sigmas, keys, shift=push)

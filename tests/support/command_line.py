@@ -22,9 +22,10 @@ MAIN = ROOT / "experiments" / "main.py"
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory):
-    """One CPU device, and compiled programs shared between the processes of the tests."""
+    """One CPU device, no tensorflow, and compiled programs shared by the processes of the tests."""
     return os.environ | {
         "XLA_FLAGS": "",
+        "PYTHONPATH": str(ROOT / "tests" / "support" / "without_tensorflow"),
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

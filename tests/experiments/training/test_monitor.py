@@ -1,6 +1,7 @@
 """What is told of a run: files, records that fail soft, utilisation, profiles."""
 
 import json
+import sys
 import types
 
 import jax
@@ -22,6 +23,28 @@ def make_metrics(**sums):
     """Zeros but for the given ``name=(sum, count)``."""
     zeros = jax.device_get(metrics_lib.zeros())
     return zeros | {name: dict(zip(("sum", "count"), s, strict=True)) for name, s in sums.items()}
+
+
+def test_tensorboard_has_the_numbers(tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from tensorboard.util import tensor_util
+
+    board = writers.TensorBoard(tmp_path)
+    board.write(3, {"loss": 0.5, "remark": "words are left out"})
+    board.close()
+    found = events.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert found.Tags()["tensors"] == ["loss"]
+    (event,) = found.Tensors("loss")
+    assert event.step == 3 and tensor_util.make_ndarray(event.tensor_proto) == 0.5
+
+
+def test_without_tensorflow_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "clu.metric_writers", None)
+    said = []
+    board = writers.TensorBoard(tmp_path, report=said.append)
+    board.write(3, {"loss": 0.5})
+    board.close()
+    assert len(said) == 1 and "tensorflow is not installed" in said[0]
 
 
 @pytest.fixture

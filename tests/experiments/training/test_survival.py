@@ -56,7 +56,7 @@ def strike(process, path, rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [6, pytest.param(30, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.soak)])
 def test_many_random_kills_end_bit_identical(kills, command, environment, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     command(*LONGER, f"--workdir={whole}")
