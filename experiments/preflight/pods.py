@@ -26,7 +26,7 @@ def describe(topology: Topology) -> str:
     slices = f"{topology.slices} slices of " if topology.slices > 1 else ""
     parts = f" ({chip.devices} devices each)" if chip.devices > 1 else ""
     return (
-        f"{slices}{topology.name}: {topology.chips} chips{parts}, {hosts} host(s); a chip has "
+        f"{slices}{topology.name}: {topology.chips} chip(s){parts}, {hosts} host(s); a chip has "
         f"{chip.memory_gib:g} GiB, {chip.memory_gbps:g} GB/s, {chip.tflops:g} TFLOP/s in bfloat16"
     )
 
@@ -51,7 +51,7 @@ def report(
     """
     findings.fact("compiling", f"for {topology.name}: minutes for a large network ...")
     step = tpu.compiled(experiment, shape, topology)
-    _memory(findings, "training step", step, topology)
+    _memory(findings, "step", step, topology)
     if step.fits:
         _speed_of_training(findings, experiment, step, topology, flops_per_image)
     else:
@@ -131,7 +131,7 @@ def _speed_of_training(
     findings.fact(
         "",
         f"{1e3 * once:.3g} ms a step: {rate:,.4g} images per second, {per_chip:,.4g} per chip, "
-        f"MFU {100 * share:.0f} %",
+        f"MFU {100 * share:.2g} %",
     )
     images = experiment.intervals.total * experiment.training.batch_size
     findings.fact(

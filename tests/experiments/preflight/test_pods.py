@@ -77,7 +77,7 @@ def test_the_whole_report(compiled):
     assert code == 0
     assert [which for *_, which in asked] == [tpu.STEP, tpu.SAMPLER]
     assert all(call[1:3] == (DataShape((8, 8, 1)), topology) for call in asked)
-    assert "v5e:2x2: 4 chips, 1 host(s); a chip has 16 GiB" in text
+    assert "v5e:2x2: 4 chip(s), 1 host(s); a chip has 16 GiB" in text
     assert "4 device(s), data layout: 32 images each" in text
     assert "1.5 GiB of 15.7 GiB per device: 1 GiB arguments, 512 MiB temporary" in text
     assert "compiled in 1m20s" in text
