@@ -225,7 +225,9 @@ def _remedies(
 ) -> None:
     """Compile what may help, and say what does."""
     tried = []
-    options = remedies(experiment, topology, step.total_bytes, step.available, state_bytes)
+    # What the compiler asks for is what it would need besides the arguments.
+    needed = step.temporary + state_bytes
+    options = remedies(experiment, topology, needed, step.available, state_bytes)
     for _, change in zip(range(MOST_REMEDIES), options, strict=False):
         words = " ".join(f"--{key}={value}" for key, value in change.items())
         findings.fact("", f"compiling with {words} ...")
