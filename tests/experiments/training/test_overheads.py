@@ -42,9 +42,9 @@ class Witness:
         elif self.in_loop and self.steps > FIRST:
             self.waits.append((self.steps, what))
 
-    def saw_compilation(self, event, duration, **unused):
+    def saw_compilation(self, event, duration, **more):
         if "backend_compile" in event:
-            self.compiled.append(self.steps)
+            self.compiled.append((self.steps, more.get("fun_name", "")))
 
 
 class Counted:
@@ -132,5 +132,5 @@ def test_a_run_waits_for_nothing_and_compiles_once(witness, tmp_path):
     assert witness.waits == []
     assert witness.excused_waits > 0  # the watch was on
     # The first ten steps with their grid and evaluation compile; the next do not.
-    assert [step for step in witness.compiled if 10 < step < 30] == []
-    assert any(step == 10 for step in witness.compiled)
+    assert [(step, name) for step, name in witness.compiled if 10 < step < 30] == []
+    assert any(step == 10 for step, _ in witness.compiled)
