@@ -9,6 +9,7 @@ import pytest
 
 import edm_jax
 from edm_jax import grids, models, seeds
+from edm_jax.generate import lower_batch
 from edm_jax.model import describe, from_description
 from edm_jax.samplers import Churn, sample_heun
 from edm_jax.train import sharding
@@ -268,9 +269,9 @@ def test_progress_is_told_in_images():
 def test_a_program_made_ahead_of_time_draws_the_same():
     mesh = sharding.make_mesh()  # eight devices in these tests
     batch = sharding.batch_sharding(mesh)
-    model, sampling = tiny_model(), generate.Sampling(num_steps=3)
+    model, sampling = tiny_model(), edm_jax.Sampling(num_steps=3)
     abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), model)
-    program = generate.lower_batch(abstract, sampling, 8, batch).compile()
+    program = lower_batch(abstract, sampling, 8, batch).compile()
     labels = np.arange(8) % 3
     rows = np.eye(3, dtype=np.float32)[labels]
     model_there = jax.device_put(model, sharding.replicated(mesh))
