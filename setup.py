@@ -25,6 +25,8 @@ TENSORBOARD = ["tensorflow>=2.18", "tensorboard>=2.18"]
 DIFFRAX = ["diffrax>=0.7"]
 # The range coder of edm_jax.ardm.codec.
 CODEC = ["constriction>=0.5"]
+# The compiler for TPUs, which needs none (--mode=preflight --topology=v5e:4x4).
+TPU = ["jax[tpu]>=0.10.0"]
 TEST = ["hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.7", "ruff>=0.9", "safetensors>=0.5"]
 
 setup(
@@ -41,6 +43,7 @@ setup(
         "tensorboard": TENSORBOARD,
         "diffrax": DIFFRAX,
         "codec": CODEC,
+        "tpu": TPU,
         "dev": TRAIN + DATA + TENSORBOARD + DIFFRAX + CODEC + TEST,
     },
 )

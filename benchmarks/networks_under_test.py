@@ -63,7 +63,24 @@ def _cifar10() -> Case:
     return Case(network, (8, 128))
 
 
-CASES = {"digits": _digits, "cifar10": _cifar10}
+def _imagenet64() -> Case:
+    network = dict(
+        name="adm", img_resolution=64, in_channels=3, out_channels=3, label_dim=1000,
+        dropout=0.1,
+    )  # fmt: skip
+    return Case(network, (2, 64))
+
+
+def _small() -> Case:
+    network = dict(
+        name="SongUNet", img_resolution=32, in_channels=1, out_channels=1, label_dim=0,
+        model_channels=32, channel_mult=(1, 2, 2), num_blocks=1, attn_resolutions=(16,),
+        dropout=0.13,
+    )  # fmt: skip
+    return Case(network, (64, 256))
+
+
+CASES = {"digits": _digits, "cifar10": _cifar10, "imagenet64": _imagenet64, "small": _small}
 
 
 def random_batch(model: Model, batch_size: int) -> dict[str, np.ndarray]:

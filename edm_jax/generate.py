@@ -180,6 +180,40 @@ def _collect(result: Array | Trajectory, count: int, processes: int) -> np.ndarr
     return jax.tree.map(whole, result)
 
 
+def lower_batch(
+    model: Model,
+    sampling: Sampling,
+    batch_size: int,
+    sharding: jax.sharding.NamedSharding,
+) -> jax.stages.Lowered:
+    """The program of `batches` for one batch, traced ahead of time.
+
+    Args:
+      model: its variables may be ShapeDtypeStructs.
+      sampling: the request.
+      batch_size: images at a time over all devices of the mesh, a multiple of their number.
+      sharding: of the batch axis; its devices may be described ones, which are not there.
+    """
+    replicated = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    model = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated), model
+    )
+    rows = None
+    if model.num_classes:
+        shape = (batch_size, model.num_classes)
+        rows = jax.ShapeDtypeStruct(shape, np.float32, sharding=sharding)
+    seeds = seeds_lib.seed_bits(np.arange(batch_size))
+    return _sample_batch.lower(
+        model,
+        jax.ShapeDtypeStruct(seeds.shape, seeds.dtype, sharding=sharding),
+        rows,
+        sigmas=sampling.grid(model.preconditioning).astype(np.float32),
+        asked=sampling.request(model.preconditioning),
+        guidance=None,
+        trajectory=False,
+    )
+
+
 @functools.partial(jax.jit, static_argnames="trajectory")
 def _sample_batch(
     model: Model,

@@ -9,6 +9,7 @@ import pytest
 
 import edm_jax
 from edm_jax import grids, models, seeds
+from edm_jax.generate import lower_batch
 from edm_jax.model import describe, from_description
 from edm_jax.samplers import Churn, sample_heun
 from edm_jax.train import sharding
@@ -263,3 +264,22 @@ def test_progress_is_told_in_images():
     told = []
     draw(range(6), 1, on_batch=told.append)
     assert told == [4, 6]
+
+
+def test_a_program_made_ahead_of_time_draws_the_same():
+    mesh = sharding.make_mesh()  # eight devices in these tests
+    batch = sharding.batch_sharding(mesh)
+    model, sampling = tiny_model(), edm_jax.Sampling(num_steps=3)
+    abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), model)
+    program = lower_batch(abstract, sampling, 8, batch).compile()
+    labels = np.arange(8) % 3
+    rows = np.eye(3, dtype=np.float32)[labels]
+    model_there = jax.device_put(model, sharding.replicated(mesh))
+    bits, rows = jax.device_put((seeds.seed_bits(np.arange(8)), rows), batch)
+    images = program(
+        model_there, bits, rows,
+        sigmas=sampling.grid(model.preconditioning).astype(np.float32),
+        asked=sampling.request(model.preconditioning), guidance=None,
+    )  # fmt: skip
+    expected = edm_jax.sample(model, range(8), labels, sampling=sampling)
+    np.testing.assert_allclose(images, expected, **PIXELS)

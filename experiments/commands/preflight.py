@@ -4,13 +4,21 @@ r"""Check a run before it starts: what is wrong with it, and what it costs.
 
 Needs no accelerator: parameters, arithmetic, memory and disk of the run, its data and its
 directory.  Exit code 2 if the run would not work.
+
+With --topology the training step and the sampler are compiled for TPUs, which need not be there
+either (python -m pip install -e '.[tpu]'): memory against that of the chips, the compiler's
+estimate of the rate, collectives, and what to change where it does not fit:
+
+    python experiments/main.py --mode=preflight --config=configs/cifar10.py --topology=v5e:4x4
 """
 
 from __future__ import annotations
 
+import os
 import types
 
 from experiments import compilation_cache, flags
+from experiments.preflight import topologies
 
 FLAGS = (
     flags.config(),
@@ -21,6 +29,8 @@ FLAGS = (
         least=1,
         example="8",
     ),
+    flags.text("topology", f"TPUs to compile for: {topologies.EXAMPLES}.", example="v5e:4x4"),
+    flags.integer("slices", "How many slices of that topology.", default=1, least=1, example="2"),
     flags.number("images_per_second", "Rate of training, to tell its time.", example="900"),
     flags.number("device_gib", "Memory of one device, in GiB.", example="80"),
     compilation_cache.FLAG,
@@ -30,8 +40,22 @@ FLAGS = (
 def run(values: types.SimpleNamespace) -> int:
     """Check and report."""
     from experiments.config import build
-    from experiments.config.flag import default_config
+    from experiments.config.flag import UsageError, default_config
     from experiments.preflight import report
+
+    topology = None
+    if values.topology is not None:
+        if both := values.given & {"devices", "device_gib"}:
+            raise UsageError(f"--topology says what --{min(both)} would; leave one of them out")
+        try:
+            topology = topologies.parse(values.topology, values.slices)
+            topologies.require_compiler()
+        except ValueError as error:
+            raise UsageError(f"--topology={values.topology}: {error}") from None
+        # With its library installed JAX would look for chips of this machine, at length.
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    elif "slices" in values.given:
+        raise UsageError("--slices is of a --topology; give that too")
 
     compilation_cache.enable(values.compilation_cache)
     return report.preflight(
@@ -42,4 +66,5 @@ def run(values: types.SimpleNamespace) -> int:
         preset=default_config(values.config_file).to_dict(),
         images_per_second=values.images_per_second,
         device_gib=values.device_gib,
+        topology=topology,
     )

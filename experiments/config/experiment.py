@@ -132,6 +132,26 @@ class Experiment:
         """The key that everything random in a run follows from."""
         return jax.random.key(self.seed, impl="threefry2x32")
 
+    def on(self, platform: str) -> tuple[Experiment, str]:
+        """This run as a platform computes it, and what is to be said of the difference.
+
+        TPUs compute in bfloat16, and in float16 only by way of float32: feature maps asked for in
+        float16 are bfloat16 there.  A scaled loss stays, as Adam does not see it.
+
+        Args:
+          platform: ``cpu``, ``gpu`` or ``tpu``.
+
+        Returns:
+          The experiment, whose ``config`` still says what was asked for, and a line; "" if
+          nothing differs.
+        """
+        if platform != "tpu" or self.network.shared.get("dtype") != "float16":
+            return self, ""
+        shared = {**self.network.shared, "dtype": "bfloat16"}
+        network = dataclasses.replace(self.network, shared=shared)
+        note = "config.model.dtype=float16: bfloat16 on TPUs, which have no float16 units"
+        return dataclasses.replace(self, network=network), note
+
     def network_arguments(self, source: ImageSource) -> dict[str, Any]:
         """``{"name": ..., **arguments}`` of the network, sizes taken from the data."""
         channels = source.image_shape[-1]

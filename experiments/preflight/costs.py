@@ -217,10 +217,10 @@ class CompiledMemory:
         return self.state + self.temporary
 
 
-def compile_step(
+def lower_step(
     experiment: Experiment, shape: DataShape, devices: list[jax.Device]
-) -> CompiledMemory:
-    """Compile the training step for these devices; nothing is allocated on them."""
+) -> jax.stages.Lowered:
+    """The training step for these devices, traced; ``compile()`` allocates nothing on them."""
     net = experiment.build_network(shape)
     mesh = sharding.make_mesh(devices)
     state = abstract_state(experiment, net, shape)
@@ -233,10 +233,22 @@ def compile_step(
     step = jax.jit(experiment.build_train_step(net, shape), donate_argnums=0, out_shardings=layout)
     batch = shape.batch(experiment.training.batch_size, sharding.batch_sharding(mesh))
     key = jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32"))
-    stats = step.lower(placed, batch, key).compile().memory_analysis()
-    arguments = stats.argument_size_in_bytes
+    return step.lower(placed, batch, key)
+
+
+def memory_of(compiled: jax.stages.Compiled, platform: str) -> CompiledMemory:
+    """What a compiled program needs on each device; results that reuse arguments count once."""
+    stats = compiled.memory_analysis()
     fresh = stats.output_size_in_bytes - stats.alias_size_in_bytes
-    return CompiledMemory(arguments, stats.temp_size_in_bytes + fresh, devices[0].platform)
+    return CompiledMemory(stats.argument_size_in_bytes, stats.temp_size_in_bytes + fresh, platform)
+
+
+def compile_step(
+    experiment: Experiment, shape: DataShape, devices: list[jax.Device]
+) -> CompiledMemory:
+    """Memory of the training step, compiled for these devices."""
+    compiled = lower_step(experiment, shape, devices).compile()
+    return memory_of(compiled, devices[0].platform)
 
 
 def compiled_memory(experiment: Experiment, shape: DataShape, num_devices: int) -> CompiledMemory:

@@ -9,6 +9,7 @@ Needs no accelerator.  The quick part, `before_training`, runs ahead of every tr
 from __future__ import annotations
 
 import collections
+import dataclasses
 import json
 import math
 import pathlib
@@ -26,12 +27,28 @@ from edm_jax.store import checkpoints
 from edm_jax.train.state import TrainState
 from experiments.config.experiment import Experiment
 from experiments.config.groups import ConfigError, flatten, named
-from experiments.preflight import checks, costs
+from experiments.preflight import checks, costs, pods
 from experiments.preflight.checks import Findings
+from experiments.preflight.topologies import Topology
 from experiments.words import format_duration, size
 from experiments.workdir import CONFIG, check_same_data
 
 Report = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What is known of a run without compiling it.
+
+    Attributes:
+      shape: of its data.
+      state_bytes: of weights, optimizer and averages on each device.
+      flops_per_image: in training.
+    """
+
+    shape: costs.DataShape
+    state_bytes: int
+    flops_per_image: int
 
 
 def preflight(
@@ -45,6 +62,7 @@ def preflight(
     preset: Mapping[str, Any] | None = None,
     images_per_second: float | None = None,
     device_gib: float | None = None,
+    topology: Topology | None = None,
 ) -> int:
     """Check a run before it starts, and say what it will cost.
 
@@ -61,6 +79,7 @@ def preflight(
         from it are reported.
       images_per_second: rate of training, for an estimate of its time.
       device_gib: memory of one device; None asks the devices of this machine.
+      topology: TPUs to compile training step and sampler for, in place of ``mesh_devices``.
 
     Returns:
       Exit code: 0, or 1 if the run would not work.
@@ -72,16 +91,26 @@ def preflight(
     if mesh_devices is not None and mesh_devices < 1:
         raise ValueError(f"mesh_devices must be at least 1, got {mesh_devices}")
     findings = Findings(None if quick else report)
+    if topology is not None:
+        mesh_devices = topology.devices
+        findings.fact("topology", pods.describe(topology))
     devices = jax.device_count() if mesh_devices is None else mesh_devices
+    experiment, note = experiment.on("tpu" if topology else jax.default_backend())
+    if note:
+        findings.fact("", note)
     if preset is not None:
         _differences(findings, experiment, preset)
     net, source = _check(findings, experiment, workdir, source, devices, quick=quick)
     if not quick and (net is not None or source is None):
         limit = _device_bytes() if device_gib is None else device_gib * 2**30
+        if topology is not None:
+            limit = pods.device_bytes(topology)
         with findings.part():
             _schedule(findings, experiment, source, devices, images_per_second)
             compiles = mesh_devices is not None
-            _costs(findings, experiment, workdir, net, source, devices, limit, compiles)
+            known = _costs(findings, experiment, workdir, net, source, devices, limit)
+            if compiles and known and (source is None or not findings.errors):
+                _compiles(findings, experiment, known, devices, limit, topology)
     for line in findings.warnings:
         report(f"warning: {line}")
     for line in findings.errors:
@@ -219,13 +248,12 @@ def _costs(
     source: ImageSource | None,
     devices: int,
     limit: float | None,
-    compiles: bool,
-) -> None:
+) -> Known | None:
     """Parameters, arithmetic, memory, disk; without a data set, for what it should be."""
     if source is None:
         pixels = experiment.data.resolution
         if not pixels:
-            return
+            return None
         findings.fact("", f"what follows is for {pixels}x{pixels}x3 images without labels")
         shape = costs.DataShape((pixels, pixels, 3))
         net = experiment.build_network(shape)
@@ -233,13 +261,31 @@ def _costs(
         shape = costs.DataShape.of(source)
     state = costs.abstract_state(experiment, net, shape)
     _network(findings, experiment, net, shape, state)
-    kept = _arithmetic(findings, experiment, net, shape)
-    _memory(findings, experiment, net, state, devices, kept, limit)
+    training = _arithmetic(findings, experiment, net, shape)
+    least = costs.state_bytes(experiment, net, state, devices)
+    _memory(findings, experiment, least, devices, training.kept_bytes, limit)
     checks.check_disk(findings, experiment, workdir, costs.tree_bytes(state))
+    return Known(shape, least, training.flops)
+
+
+def _compiles(
+    findings: Findings,
+    experiment: Experiment,
+    known: Known,
+    devices: int,
+    limit: float | None,
+    topology: Topology | None,
+) -> None:
+    """What only a compiler knows, for a batch that divides."""
     together = experiment.training.together
-    divides = experiment.training.batch_size % together == together % devices == 0
-    if compiles and divides and (source is None or not findings.errors):
-        _compiled(findings, experiment, shape, devices, limit)
+    if experiment.training.batch_size % together or together % devices:
+        return
+    if topology is None:
+        _compiled(findings, experiment, known.shape, devices, limit)
+    else:
+        pods.report(
+            findings, experiment, known.shape, topology, known.state_bytes, known.flops_per_image
+        )
 
 
 def _schedule(
@@ -324,7 +370,7 @@ def _arithmetic(
     experiment: Experiment,
     net: nn.Module,
     shape: costs.DataShape,
-) -> int:
+) -> costs.TrainingCosts:
     """FLOPs; the bytes kept for the backward pass, per image."""
     forward, training = (
         costs.forward_flops(net, shape),
@@ -336,7 +382,7 @@ def _arithmetic(
         f"{forward / 1e9:,.4g} GFLOP per image forward, {training.flops / 1e9:,.4g} in training, "
         f"{training.flops * images:.3g} FLOP in all",
     )
-    return training.kept_bytes
+    return training
 
 
 def _device_bytes() -> float | None:
@@ -348,14 +394,12 @@ def _device_bytes() -> float | None:
 def _memory(
     findings: Findings,
     experiment: Experiment,
-    net: nn.Module,
-    state: TrainState,
+    least: int,
     devices: int,
     kept: int,
     limit: float | None,
 ) -> None:
     """What is known of the memory per device without compiling."""
-    least = costs.state_bytes(experiment, net, state, devices)
     findings.fact("memory", f"{size(least)} per device for weights, optimizer and averages")
     images = experiment.training.together // devices
     findings.fact(

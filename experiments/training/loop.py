@@ -42,6 +42,9 @@ def train(
       The evaluation, if its configuration asks for one.
     """
     watch = watch or Watch()
+    experiment, note = experiment.on(jax.default_backend())
+    if note and jax.process_index() == 0:
+        print(note)
     with StopRequest() as stop, contextlib.ExitStack() as stack:
         source, net = check_run(experiment, watch)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
@@ -78,6 +79,11 @@ class Run:
             stack.callback(self.profiler.close)
             stack.callback(self.store.close)
 
+    @functools.cached_property
+    def _gather(self) -> Any:
+        """Every array on every device; one function, so that a run compiles it once."""
+        return jax.jit(lambda tree: tree, out_shardings=sharding.replicated(self.mesh))
+
     def description(self, step: int) -> dict:
         """What a checkpoint at ``step`` says of itself."""
         nimg = step * self.batch_size
@@ -94,8 +100,7 @@ class Run:
         if state.buffers:
             variables["buffers"] = state.buffers
         if self.mesh.size > 1:
-            gather = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(self.mesh))
-            variables = jax.tree.map(lambda a: a.addressable_data(0), gather(variables))
+            variables = jax.tree.map(lambda a: a.addressable_data(0), self._gather(variables))
         return from_description(self.description(step), variables, variant)
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from edm_jax.models.ops import target
 from edm_jax.typing import Array
 
 # Sizes of heads that cuDNN's kernel takes; more than 128 on Hopper and later only.
@@ -36,7 +37,7 @@ def attention(q: Array, k: Array, v: Array) -> Array:
         return plain(q, k, v)
     half = q.dtype == jnp.float16
     gpu, other = plain, _in_float32 if half else plain
-    if jax.default_backend() == "gpu" and cudnn_works(q.shape[1:], q.dtype.name):
+    if target.platform() == "gpu" and cudnn_works(q.shape[1:], q.dtype.name):
         gpu = functools.partial(plain, implementation="cudnn")
     elif not half:
         return plain(q, k, v)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax.core import lift
 from jax import lax
 
+from edm_jax.models.ops import target
 from edm_jax.typing import PyTree
 
 
@@ -75,13 +76,17 @@ def _lifted(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
     return lift.pack(inner, (True,), (True,), (False,), name="recompute")
 
 
-@functools.cache
 def remat(module_class: type[nn.Module]) -> type[nn.Module]:
     """The class, keeping only inputs of a call for the backward pass.
 
     It must not draw random numbers, and its call takes arrays alone.  On CPU the result
     has no forward-mode derivative.
     """
-    if jax.default_backend() != "cpu":
+    return _rematted(module_class, target.platform() == "cpu")
+
+
+@functools.cache
+def _rematted(module_class: type[nn.Module], in_branch: bool) -> type[nn.Module]:
+    if not in_branch:
         return nn.remat(module_class)
     return nn.transforms.lift_transform(_lifted, module_class)

@@ -22,10 +22,10 @@ import functools
 import operator
 from collections.abc import Iterator, Sequence
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
+from edm_jax.models.ops import target
 from edm_jax.typing import Array
 
 ROWS = 4  # of the result, from one set of products
@@ -76,7 +76,7 @@ def worthwhile(x: Array, kernel: Array, padding: int) -> bool:
     """
     return (
         _wanted.get()
-        and jax.default_backend() == "cpu"
+        and target.platform() == "cpu"
         and isinstance(x.shape[1] * x.shape[2], int)  # no symbol of an export
         and kernel.shape[:2] == (3, 3)
         and padding == 1

@@ -47,6 +47,22 @@ def test_what_an_experiment_has():
     assert build.experiment(cifar10.get_config()).augment == EDM_AUGMENT
 
 
+def test_half_precision_on_tpus():
+    config = configured(model__dtype="float16", train__loss_scaling=100.0)
+    experiment = build.experiment(config)
+    for platform in ("cpu", "gpu"):
+        same, note = experiment.on(platform)
+        assert same is experiment and note == ""
+    other, note = experiment.on("tpu")
+    assert "bfloat16 on TPUs" in note and "\n" not in note
+    assert other.build_network(DataShape((8, 8, 3), 4)).dtype == "bfloat16"
+    # The record is of what was asked for, and the next start reads it so.
+    assert other.config == experiment.config
+    assert other.on("tpu") == (other, "")
+    exact = build.experiment(configured())
+    assert exact.on("tpu") == (exact, "")
+
+
 def test_it_survives_the_record():
     """The values it was read from, written as JSON, make the same experiment."""
     first = build.experiment(tiny.get_config())

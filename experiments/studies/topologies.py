@@ -1,0 +1,117 @@
+r"""The published configurations compiled for TPU topologies: memory, rate, days.
+
+    python experiments/main.py --mode=study --study=topologies --workdir=docs
+
+Needs the compiler for TPUs (python -m pip install -e '.[tpu]'), no TPU; a program takes minutes,
+all of them hours of two cores.  What is in ``topologies.json`` of the directory already is not
+compiled again, so that the study can be stopped, and one row redone by deleting it there.
+Writes ``topologies.json`` and the table ``topologies.md``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from experiments.config import build
+from experiments.config.experiment import Experiment
+from experiments.preflight import costs, pods, tpu
+from experiments.preflight.topologies import parse, require_compiler
+from experiments.words import size
+
+# Configuration and what its programs are made for of the data.  Conditional and unconditional
+# networks differ by one small layer.
+CONFIGS = {
+    "cifar10": costs.DataShape((32, 32, 3), 10),
+    "cifar10:ncsnpp": costs.DataShape((32, 32, 3), 10),
+    "ffhq64": costs.DataShape((64, 64, 3)),
+    "ffhq64:ncsnpp": costs.DataShape((64, 64, 3)),
+    "afhqv2_64": costs.DataShape((64, 64, 3)),
+    "imagenet64": costs.DataShape((64, 64, 3), 1000),
+    "imagenet64:adm_published": costs.DataShape((64, 64, 3), 1000),
+}
+TOPOLOGIES = ("v5e-16", "v5p-8", "v6e-16")
+# Memory on so many GPUs is that of XLA for CPU, which fuses in its own way.
+GPUS = 8
+
+
+def experiment_of(name: str) -> Experiment:
+    """A published configuration in bfloat16, as TPUs compute it."""
+    file, _, variant = name.partition(":")
+    config = importlib.import_module(f"configs.{file}").get_config(variant)
+    with config.unlocked():
+        config.model.dtype = "bfloat16"
+    return build.experiment(config)
+
+
+def rows() -> Iterator[tuple[str, str]]:
+    """``(configuration, topology or "gpu")`` in the order in which they are compiled."""
+    for topology in (*TOPOLOGIES, "gpu"):
+        for name in CONFIGS:
+            yield name, topology
+
+
+def measure(name: str, where: str) -> dict[str, Any]:
+    """What is kept of a row."""
+    experiment, shape = experiment_of(name), CONFIGS[name]
+    if where == "gpu":
+        memory = costs.compiled_memory(experiment, shape, GPUS)
+        return {"arguments": memory.state, "temporary": memory.temporary}
+    topology = parse(where)
+    step = tpu.compiled(experiment, shape, topology)
+    net = experiment.build_network(shape)
+    flops = costs.training_costs(experiment, net, shape).flops
+    return dataclasses.asdict(step) | {"flops_per_image": flops}
+
+
+def table(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """The rows that there are as a table for docs/."""
+    lines = [
+        "| configuration | topology | GiB per device | ms a step | img/s per chip | MFU | days |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, where in rows():
+        values = found.get(f"{name} {where}")
+        if values is not None:
+            lines.append(_line(name, where, values))
+    return "\n".join(lines) + "\n"
+
+
+def _line(name: str, where: str, values: Mapping[str, Any]) -> str:
+    if where == "gpu":
+        total = values["arguments"] + values["temporary"]
+        return f"| {name} | {GPUS} GPUs (memory as for CPUs) | {total / 2**30:.1f} | | | | |"
+    topology = parse(where)
+    flops = values["flops_per_image"]
+    step = tpu.Program(**{key: values[key] for key in values if key != "flops_per_image"})
+    if not step.fits:
+        return f"| {name} | {where} | does not fit: {size(step.temporary)} | | | | |"
+    experiment = experiment_of(name)
+    once = pods.seconds(step, topology)
+    rate = experiment.training.batch_size / once
+    mfu = rate * flops / (topology.chips * topology.chip.tflops * 1e12)
+    images = experiment.intervals.total * experiment.training.batch_size
+    return (
+        f"| {name} | {where} | {step.total_bytes / 2**30:.1f} | {1e3 * once:.1f} | "
+        f"{rate / topology.chips:,.0f} | {100 * mfu:.0f} % | {images / rate / 86400:.2f} |"
+    )
+
+
+def run(workdir: pathlib.Path) -> None:
+    """Compile what is missing, and write the table after each."""
+    require_compiler()
+    record = workdir / "topologies.json"
+    found = json.loads(record.read_text()) if record.exists() else {}
+    for name, where in rows():
+        key = f"{name} {where}"
+        if key in found:
+            continue
+        print(f"compiling {name} for {where} ...", flush=True)
+        found[key] = measure(name, where)
+        record.write_text(json.dumps(found, indent=1) + "\n")
+        (workdir / "topologies.md").write_text(table(found))
+        print(table({key: found[key]}).splitlines()[-1], flush=True)

@@ -1,0 +1,65 @@
+"""The digits compiled for TPUs; needs their compiler, but no TPU.
+
+python -m pip install -e '.[tpu]'
+python -m pytest -n 0 -m slow tests/experiments/preflight/test_tpu.py
+"""
+
+import importlib.util
+import math
+
+import jax
+import pytest
+
+from configs import digits
+from edm_jax.models.variables import abstract_variables
+from experiments.config import build
+from experiments.preflight import costs, program, tpu
+from experiments.preflight.topologies import INSTALL, parse
+
+DIGITS = costs.DataShape((8, 8, 1), 10)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None,
+        reason=f"needs the compiler for TPUs: {INSTALL}",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    return build.experiment(digits.get_config())
+
+
+@pytest.mark.parametrize("name", ["v5e:2x2", "v6e:2x2"])
+def test_the_training_step(name, experiment):
+    topology = parse(name)
+    made = tpu.compiled(experiment, DIGITS, topology)
+    net = experiment.build_network(DIGITS)
+    state = costs.abstract_state(experiment, net, DIGITS)
+    assert made.fits and made.open_loops == 0
+    # State and a quarter of the batch; arrays are padded to tiles.
+    assert costs.tree_bytes(state) <= made.arguments < 2 * costs.tree_bytes(state) + 2**20
+    assert {program.CONVOLUTIONS, program.NORMS, program.OUTSIDE} <= made.cycles.keys()
+    # No faster than the peak allows, and within a factor of a thousand of it: a tiny network.
+    flops = costs.training_costs(experiment, net, DIGITS).flops * 128 / topology.devices
+    least = flops / (topology.chip.tflops * 1e12)
+    assert least < made.compute_seconds(topology) < 1000 * least
+    # Every gradient is summed over the chips, in float32 or a narrower type.
+    params = jax.tree.leaves(abstract_variables(net)["params"])
+    gradient = 4 * sum(math.prod(leaf.shape) for leaf in params)
+    assert gradient / 2 <= made.collectives["all-reduce"][1] < 1.5 * gradient
+
+
+@pytest.mark.parametrize("name", ["v5e:2x2", "v6e:2x2"])
+def test_the_sampler(name, experiment):
+    topology = parse(name)
+    made = tpu.compiled(experiment, DIGITS, topology, tpu.SAMPLER)
+    assert made.fits and made.open_loops == 0
+    assert made.collectives == {}  # an image depends on its seed alone
+    # Heun on 18 steps: 35 calls of the network on 25 images a chip.
+    net = experiment.build_network(DIGITS)
+    flops = costs.forward_flops(net, DIGITS) * 35 * 25
+    least = flops / (topology.chip.tflops * 1e12)
+    assert least < made.compute_seconds(topology) < 1000 * least

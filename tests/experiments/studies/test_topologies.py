@@ -1,0 +1,65 @@
+"""The table of published configurations: what is compiled, what is kept, what is written."""
+
+import json
+
+import pytest
+
+from experiments.preflight import topologies as names
+from experiments.preflight import tpu
+from experiments.studies import topologies
+
+
+def test_every_configuration_reads_and_is_in_bfloat16():
+    for name, shape in topologies.CONFIGS.items():
+        experiment = topologies.experiment_of(name)
+        assert experiment.network.shared["dtype"] == "bfloat16"
+        assert shape.image_shape[0] == experiment.data.resolution
+        for where in topologies.TOPOLOGIES:  # every one divides its batch
+            assert experiment.training.batch_size % names.parse(where).devices == 0
+
+
+def test_a_line_in_closed_form():
+    topology = names.parse("v5e-16")
+    # 16 chips, 512 images of 100 GFLOP in a second: 1.6 % of the peak of 197 TFLOP/s each.
+    values = {
+        "seconds": 1.0, "arguments": 2**30, "temporary": 2**30,
+        "cycles": {"convolutions": round(topology.chip.hertz)}, "flops_per_image": 10**11,
+    }  # fmt: skip
+    line = topologies.table({"cifar10 v5e-16": values}).splitlines()[-1]
+    days = 200e6 / 512 / 86400
+    share = round(100 * 512 * 0.1 / (16 * 197))
+    assert line == f"| cifar10 | v5e-16 | 2.0 | 1000.0 | 32 | {share} % | {days:.2f} |"
+    small = values | {"available": 2**34, "temporary": 2**35}
+    assert "does not fit: 32 GiB" in topologies.table({"cifar10 v5e-16": small})
+    gpu = {"arguments": 2**30, "temporary": 2**31}
+    assert "| 3.0 |" in topologies.table({"ffhq64 gpu": gpu})
+
+
+def test_what_is_there_is_not_compiled_again(monkeypatch, tmp_path):
+    asked = []
+
+    def measure(name, where):
+        asked.append((name, where))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return {"seconds": 1.0, "cycles": {"norms": 10**9}, "flops_per_image": 1}
+
+    monkeypatch.setattr(topologies, "measure", measure)
+    monkeypatch.setattr(topologies, "require_compiler", lambda: None)
+    with pytest.raises(KeyboardInterrupt):
+        topologies.run(tmp_path)
+    record = json.loads((tmp_path / "topologies.json").read_text())
+    assert list(record) == [f"{name} {where}" for name, where in asked[:2]]
+    asked.clear()
+    with pytest.raises(KeyboardInterrupt):  # it goes on with the third
+        topologies.run(tmp_path)
+    assert len(json.loads((tmp_path / "topologies.json").read_text())) == 4
+    assert f"{asked[0][0]} {asked[0][1]}" not in record
+    assert (tmp_path / "topologies.md").read_text().count("| v5e-16 |") == 4
+
+
+def test_without_the_compiler(monkeypatch, tmp_path):
+    monkeypatch.setattr(names.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install"):
+        topologies.run(tmp_path)
+    assert tpu.Program(1.0).fits and not list(tmp_path.iterdir())

@@ -1,0 +1,57 @@
+"""Programs traced for another platform than that of this machine."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from edm_jax import models
+from edm_jax.models.blocks import UNetBlock
+from edm_jax.models.ops import layers, target, winograd
+from edm_jax.models.ops.remat import remat
+from edm_jax.models.variables import abstract_variables
+
+
+def test_the_default_is_that_of_jax_and_comes_back():
+    assert target.platform() == jax.default_backend()
+    with pytest.raises(KeyError), target.assumed("tpu"):
+        assert target.platform() == "tpu"
+        raise KeyError
+    assert target.platform() == jax.default_backend()
+
+
+def test_what_is_for_cpus_alone_stays_out():
+    x = jax.ShapeDtypeStruct((1, 16, 16, 192), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((3, 3, 192, 192), jnp.float32)
+
+    def convolutions():
+        traced = jax.make_jaxpr(lambda x, kernel: layers.conv2d(x, kernel, 1))(x, kernel)
+        return str(traced).count("conv_general_dilated")
+
+    assert winograd.worthwhile(x, kernel, 1) and convolutions() > 1  # six products and a plain one
+    with target.assumed("tpu"):
+        assert not winograd.worthwhile(x, kernel, 1) and convolutions() == 1
+
+
+def test_recomputation_is_that_of_the_platform():
+    here = remat(UNetBlock)
+    with target.assumed("tpu"):
+        there = remat(UNetBlock)
+        assert remat(UNetBlock) is there  # equal networks share programs
+    assert here is remat(UNetBlock) and here is not there
+    sizes = dict(img_resolution=4, in_channels=1, out_channels=1, attn_resolutions=())
+    net = models.build("SongUNet", model_channels=8, channel_mult=(1,), num_blocks=1, **sizes,
+                       remat="blocks")  # fmt: skip
+    variables = abstract_variables(net)
+    x = jax.ShapeDtypeStruct((1, 4, 4, 1), jnp.float32)
+
+    def traced():
+        def loss(variables, x):
+            return net.apply(variables, x, jnp.ones(1)).sum()
+
+        return str(jax.make_jaxpr(jax.grad(loss))(variables, x))
+
+    assert "cond[" in traced()  # the branch that CPUs cannot see into
+    with target.assumed("tpu"):
+        program = traced()
+    assert "cond[" not in program
+    assert "remat" in program or "checkpoint" in program
