@@ -21,6 +21,7 @@ import numpy as np
 from edm_jax import samplers
 from edm_jax import seeds as seeds_lib
 from edm_jax.arguments import check_protocol
+from edm_jax.guidance.base import Evaluated
 from edm_jax.guidance.compose import label_dim, mean_shift, shifts_mean
 from edm_jax.model import Labels, Model, check_labels
 from edm_jax.reflected import sampling as reflected
@@ -200,18 +201,16 @@ def _sample_batch(
         # Of an unconditional model only the guidance sees the labels.
         return denoiser(x, sigma, rows if model.num_classes else None)
 
-    def mean_of_rows(x: Array, sigma: Array, rows: Array | None = None) -> Array:
-        return of_rows(x, sigma, rows)[0]
-
     if guidance is None:
         guided = of_rows
     elif not learned:
         guided = guidance.guide(of_rows)
-    else:  # the variance stays that of the model; the compiler merges the equal calls
-        mean = guidance.guide(mean_of_rows)
+    else:  # the variance stays that of the model
 
         def guided(x: Array, sigma: Array, rows: Array | None) -> tuple[Array, Array]:
-            return mean(x, sigma, rows), of_rows(x, sigma, rows)[1]
+            denoised, v = of_rows(x, sigma, rows)
+            known = Evaluated(lambda *at: of_rows(*at)[0], (x, sigma, rows), denoised)
+            return guidance.guide(known)(x, sigma, rows), v
 
     def denoise(x: Array, sigma: Array) -> Any:
         return guided(x, sigma, rows)
