@@ -67,7 +67,7 @@ def check_request(
     reflected.check_sampler(asked.info, model.kind, sampling.grid(model.preconditioning))
     if guidance is not None:
         check_guidance(guidance, model, asked)
-    if _learns_variance(asked):
+    if learns_variance(asked):
         images = jax.ShapeDtypeStruct((1, *model.image_shape), np.float32)
         denoise = model.denoiser(model.variables, variance=True)  # refuses other networks
         jax.eval_shape(denoise, images, jax.ShapeDtypeStruct((), np.float32))
@@ -194,7 +194,7 @@ def _sample_batch(
 ) -> Array | Trajectory:
     """One batch; compiled once per (network, shape, sampler, N)."""
     keys = seeds_lib.image_keys(seeds)
-    learned = _learns_variance(asked)
+    learned = learns_variance(asked)
     denoiser = model.denoiser(model.variables, variance=learned)
 
     def of_rows(x: Array, sigma: Array, rows: Array | None = None) -> Any:
@@ -234,8 +234,8 @@ def check_guidance(guidance: PyTree, model: Model, asked: samplers.Request) -> N
         )
 
 
-def _learns_variance(asked: samplers.Request) -> bool:
-    """Whether a sampler is to take its variance from the network."""
+def learns_variance(asked: samplers.Request) -> bool:
+    """Whether a sampler takes its variance from the network: D then comes with v, as a pair."""
     return ("variance", "learned") in asked.static
 
 
