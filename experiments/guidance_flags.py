@@ -114,7 +114,7 @@ def build(values: types.SimpleNamespace, model: Model, sampling: Sampling) -> Gu
       ValueError: it cannot guide the model, or not under this sampler.
     """
     from edm_jax import guidance
-    from edm_jax.generate import check_guidance
+    from edm_jax.generate import check_request
 
     parts = []
     if values.guidance is not None:
@@ -137,7 +137,7 @@ def build(values: types.SimpleNamespace, model: Model, sampling: Sampling) -> Gu
     if not parts:
         return None
     made = parts[0] if len(parts) == 1 else guidance.chain(*parts)
-    check_guidance(made, model, sampling.request(model.preconditioning))
+    check_request(model, sampling, made)
     return made
 
 
