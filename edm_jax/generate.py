@@ -21,6 +21,7 @@ import numpy as np
 from edm_jax import samplers
 from edm_jax import seeds as seeds_lib
 from edm_jax.arguments import check_protocol
+from edm_jax.guidance.base import Evaluated
 from edm_jax.guidance.compose import label_dim, mean_shift, shifts_mean
 from edm_jax.model import Labels, Model, check_labels
 from edm_jax.reflected import sampling as reflected
@@ -66,7 +67,7 @@ def check_request(
     reflected.check_sampler(asked.info, model.kind, sampling.grid(model.preconditioning))
     if guidance is not None:
         check_guidance(guidance, model, asked)
-    if _learns_variance(asked):
+    if learns_variance(asked):
         images = jax.ShapeDtypeStruct((1, *model.image_shape), np.float32)
         denoise = model.denoiser(model.variables, variance=True)  # refuses other networks
         jax.eval_shape(denoise, images, jax.ShapeDtypeStruct((), np.float32))
@@ -227,25 +228,23 @@ def _sample_batch(
 ) -> Array | Trajectory:
     """One batch; compiled once per (network, shape, sampler, N)."""
     keys = seeds_lib.image_keys(seeds)
-    learned = _learns_variance(asked)
+    learned = learns_variance(asked)
     denoiser = model.denoiser(model.variables, variance=learned)
 
     def of_rows(x: Array, sigma: Array, rows: Array | None = None) -> Any:
         # Of an unconditional model only the guidance sees the labels.
         return denoiser(x, sigma, rows if model.num_classes else None)
 
-    def mean_of_rows(x: Array, sigma: Array, rows: Array | None = None) -> Array:
-        return of_rows(x, sigma, rows)[0]
-
     if guidance is None:
         guided = of_rows
     elif not learned:
         guided = guidance.guide(of_rows)
-    else:  # the variance stays that of the model; the compiler merges the equal calls
-        mean = guidance.guide(mean_of_rows)
+    else:  # the variance stays that of the model
 
         def guided(x: Array, sigma: Array, rows: Array | None) -> tuple[Array, Array]:
-            return mean(x, sigma, rows), of_rows(x, sigma, rows)[1]
+            denoised, v = of_rows(x, sigma, rows)
+            known = Evaluated(lambda *at: of_rows(*at)[0], (x, sigma, rows), denoised)
+            return guidance.guide(known)(x, sigma, rows), v
 
     def denoise(x: Array, sigma: Array) -> Any:
         return guided(x, sigma, rows)
@@ -269,8 +268,8 @@ def check_guidance(guidance: PyTree, model: Model, asked: samplers.Request) -> N
         )
 
 
-def _learns_variance(asked: samplers.Request) -> bool:
-    """Whether a sampler is to take its variance from the network."""
+def learns_variance(asked: samplers.Request) -> bool:
+    """Whether a sampler takes its variance from the network: D then comes with v, as a pair."""
     return ("variance", "learned") in asked.static
 
 

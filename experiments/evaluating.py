@@ -160,6 +160,7 @@ def models(values: types.SimpleNamespace) -> None:
             f"--workdir={values.workdir} is a classifier, which draws no images; its accuracy is "
             "in the evaluation.json that training left"
         )
+    guidance = guidance_flags.build(values, first, asked["sampling"])
     folder = values.outdir or values.workdir / evaluations.FOLDER
     _directory(values, _request_of(asked, first), folder, several)  # before long work
     plan = _plan(values, asked, first)
@@ -173,7 +174,8 @@ def models(values: types.SimpleNamespace) -> None:
             _say(f"{directory} is there already")
             results[directory.name] = there
             continue
-        guidance = guidance_flags.build(values, model)
+        if i:
+            guidance = guidance_flags.build(values, model, asked["sampling"])
         result = _evaluate(model, plan, asked, request, directory, folder, guidance)
         if result:
             _show(result, directory / "evaluation.json")

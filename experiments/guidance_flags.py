@@ -11,6 +11,7 @@ from experiments.config.flag import UsageError
 if TYPE_CHECKING:
     from edm_jax.guidance import Guidance
     from edm_jax.model import Model
+    from edm_jax.sampling import Sampling
 
 # Name on the command line -> in `edm_jax.guidance.GUIDANCES`.
 KINDS = {
@@ -102,13 +103,18 @@ def asked(values: types.SimpleNamespace) -> dict[str, Any] | None:
     return {key: value for key, value in told.items() if value is not None}
 
 
-def build(values: types.SimpleNamespace, model: Model) -> Guidance | None:
-    """The guidance that the flags ask for, checked for a model; None without any.
+def build(values: types.SimpleNamespace, model: Model, sampling: Sampling) -> Guidance | None:
+    """The guidance that the flags ask for; None without any.
+
+    Args:
+      values: of FLAGS.
+      model, sampling: for which it is checked.
 
     Raises:
-      ValueError: it cannot guide the model.
+      ValueError: it cannot guide the model, or not under this sampler.
     """
     from edm_jax import guidance
+    from edm_jax.generate import check_request
 
     parts = []
     if values.guidance is not None:
@@ -131,7 +137,7 @@ def build(values: types.SimpleNamespace, model: Model) -> Guidance | None:
     if not parts:
         return None
     made = parts[0] if len(parts) == 1 else guidance.chain(*parts)
-    made.check(model)
+    check_request(model, sampling, made)
     return made
 
 

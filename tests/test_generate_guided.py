@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,8 @@ from edm_jax.guidance import (
     guided_denoiser,
     static_threshold,
 )
+from edm_jax.model import Model
+from edm_jax.precond import iddpm_preconditioning
 from edm_jax.samplers import sample_ddpm, sample_heun
 from tests.test_generate import PIXELS, draw, tiny_model
 
@@ -134,3 +137,38 @@ def test_the_shifted_mean_of_adm_from_a_request(clipped):
         generate.batches(model, [0], guidance=guided)
     with pytest.raises(ValueError, match="is no change of D"):
         guided_denoiser(model, guided)
+
+
+COUNTED = []
+
+
+class CountingNet(nn.Module):
+    """F = x / 4 plus the index of the label, variance channels of 0; counts its images."""
+
+    @nn.compact
+    def __call__(self, x, c_noise, class_labels=None, augment_labels=None, **options):
+        jax.debug.callback(lambda count: COUNTED.append(int(count)), x.shape[0])
+        f_x = x / 4
+        if class_labels is not None:
+            f_x += (class_labels @ jnp.arange(1.0, 4.0)).reshape(-1, 1, 1, 1)
+        return jnp.concatenate([f_x, jnp.zeros_like(x)], axis=-1)
+
+
+@pytest.mark.parametrize(
+    "guidance",
+    [static_threshold(), classifier_free(2.0), classifier_free(2.0, (0.1, 20.0)),
+     classifier_free(2.0, together=True)],
+)  # fmt: skip
+def test_a_learned_variance_costs_no_further_network_rows(guidance):
+    """The network runs once a step for D and v, and for D_0 where it is needed."""
+    network = dict(tiny_model(**GUIDED).description["network"], out_channels=4)
+    described = dict(
+        tiny_model().description, network=network, precond={"name": "iddpm", "num_levels": 50}
+    )
+    model = Model(CountingNet(), iddpm_preconditioning(50), {}, described, "raw")
+    sampling = Sampling("ddpm", "iddpm", num_steps=6, options={"variance": "learned"})
+    COUNTED.clear()
+    images = draw(range(2), 1, model, num_steps=6, sampling=sampling, guidance=guidance)
+    jax.effects_barrier()
+    assert np.all(np.isfinite(images))
+    assert sum(COUNTED) == 2 * network_rows_of(guidance, sampling, model)["denoiser"]

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from edm_jax import generate
@@ -30,7 +31,7 @@ from edm_jax.metrics.result import Result
 from edm_jax.model import Model
 from edm_jax.seeds import image_keys
 from edm_jax.train import distributed
-from edm_jax.typing import PyTree
+from edm_jax.typing import Array, ArrayLike, DenoiseFn, PyTree
 
 # Far from the seeds of the sample grids.
 FIRST_SEED = 100_000_000
@@ -354,10 +355,16 @@ def network_rows_of(guidance: Any, sampling: Sampling, model: Model) -> dict[str
     """
     grid, asked = sampling.grid(model.preconditioning), sampling.request(model.preconditioning)
     keys = image_keys([0])
-    levels = visited_levels(
-        lambda denoise, x: asked(denoise, x, grid, keys, preconditioning=model.preconditioning),
-        size=1,
-    )
+    learned = generate.learns_variance(asked)
+
+    def run(denoise: DenoiseFn, x: Array) -> Any:
+        def with_variance(x: Array, sigma: ArrayLike) -> tuple[Array, Array]:
+            return denoise(x, sigma), jnp.full_like(x, 0.5)
+
+        denoise_fn = with_variance if learned else denoise
+        return asked(denoise_fn, x, grid, keys, preconditioning=model.preconditioning)
+
+    levels = visited_levels(run, size=1)
     return network_rows(guidance, levels)
 
 

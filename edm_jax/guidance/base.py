@@ -10,6 +10,7 @@ not evaluated.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
@@ -46,6 +47,27 @@ class Guidance(Protocol):
     def check(self, model: Any) -> None: ...
 
     def evaluations(self, sigma: ArrayLike) -> dict[str, int]: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluated:
+    """A `LabelledDenoiseFn` whose value at one place is known, and is not evaluated again there.
+
+    For networks that return more than D, such as a variance, which guidance does not see.
+
+    Attributes:
+      denoise: evaluated anywhere else.
+      place: (x, sigma, rows), told by being the same arrays.
+      value: D there.
+    """
+
+    denoise: LabelledDenoiseFn
+    place: tuple[Array, ArrayLike, Array | None]
+    value: Array
+
+    def __call__(self, x: Array, sigma: ArrayLike, rows: Array | None = None) -> Array:
+        same = all(a is b for a, b in zip((x, sigma, rows), self.place, strict=True))
+        return self.value if same else self.denoise(x, sigma, rows)
 
 
 @pytree_dataclass
@@ -202,7 +224,11 @@ def check_second(model: Any, second: Any, what: str, *, same_labels: bool) -> No
       same_labels: whether it must have the same classes.
     """
     names = ["image_shape", "num_classes"] if same_labels else ["image_shape"]
+    # A classifier that guides is no Model, and of its own kind.
+    names = ["kind", *names] if what != "classifier" else names
     for name in names:
         wanted, got = getattr(model, name, None), getattr(second, name, None)
         if wanted is not None and got is not None and wanted != got:
-            raise ValueError(f"{what} must have {name} {wanted}, as the guided model, got {got}")
+            raise ValueError(
+                f"{what} must have {name} {wanted!r}, as the guided model, got {got!r}"
+            )

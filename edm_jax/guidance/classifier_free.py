@@ -41,7 +41,8 @@ class ClassifierFree:
         """The guided denoiser."""
 
         def guided(x: Array, sigma: ArrayLike, rows: Array | None = None) -> Array:
-            if base.is_off(self.scale, 1) or self.unconditional is not None:
+            first_is_known = isinstance(denoise, base.Evaluated)
+            if base.is_off(self.scale, 1) or self.unconditional is not None or first_is_known:
                 denoised = base.at_least_float32(denoise(x, sigma, rows))
                 return self.correct(denoised, denoised, denoise, x, sigma, rows)
             if self.together:
@@ -93,7 +94,8 @@ class ClassifierFree:
         elif not _label_dropout(model):
             raise ValueError(
                 "classifier-free guidance needs a model trained with label dropout, this one has "
-                "label_dropout 0; give a separate model as unconditional=..., or use autoguidance"
+                "label_dropout 0; give a model without labels as unconditional (--guidance_model "
+                "on the command line), or use autoguidance"
             )
 
     def evaluations(self, sigma: ArrayLike) -> dict[str, int]:

@@ -75,7 +75,7 @@ def run(values: types.SimpleNamespace) -> None:
         seeds,
         labels,
         sampling,
-        guidance_flags.build(values, model),
+        guidance_flags.build(values, model, sampling),
         guidance_flags.asked(values),
         values.batch_size or batch_size,
     )

@@ -29,6 +29,28 @@ def test_a_model_guided_away_from_itself_is_itself(call, run_dir, tmp_path):
     assert "trained with label dropout" in refused.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["sample", "evaluate"])
+def test_what_is_refused_leaves_nothing(mode, call, run_dir, tmp_path):
+    common = (f"--mode={mode}", f"--workdir={run_dir}", f"--outdir={tmp_path / 'out'}")
+    for words, message in (
+        (("--guidance=cfg", "--guidance_scale=2"), "trained with label dropout"),
+        (("--threshold=dynamic", "--threshold_percentile=99.5"), "0.995 for 99.5 percent"),
+        (
+            ("--guidance=autoguidance", f"--guidance_model={tmp_path}", "--guidance_scale=2"),
+            str(tmp_path),
+        ),
+        (
+            ("--guidance=autoguidance", f"--guidance_model={run_dir}", "--guidance_scale=2",
+             "--guidance_interval=3,1"),
+            "low <= high, got (3.0, 1.0)",
+        ),
+    ):  # fmt: skip
+        done = call(*common, *words, code=2)
+        assert message in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -9,8 +9,9 @@ from edm_jax import guidance as g
 from tests.support import guided_mixture as gm
 
 
-def model(num_classes=3, image_shape=(2, 2, 3), label_dropout=0.1):
+def model(num_classes=3, image_shape=(2, 2, 3), label_dropout=0.1, kind="denoiser"):
     return types.SimpleNamespace(
+        kind=kind,
         num_classes=num_classes,
         image_shape=image_shape,
         description={"network": {"label_dropout": label_dropout}},
@@ -73,6 +74,11 @@ def test_arguments(build, message):
             lambda: g.autoguidance(model(num_classes=4), 2.0),
             model(),
             "weaker must have num_classes 3, as the guided model, got 4",
+        ),
+        (
+            lambda: g.autoguidance(model(kind="classifier"), 2.0),
+            model(),
+            "weaker must have kind 'denoiser', as the guided model, got 'classifier'",
         ),
         (
             lambda: g.classifier_guidance(model(num_classes=4)),
