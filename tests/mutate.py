@@ -59,6 +59,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "store/checkpoints": ("store/test_checkpoints.py", "train/test_checkpoint.py"),
     "train/step": ("train/test_step.py",),
     "train/objective": ("train/test_objective.py",),
+    "augment/drawing": ("augment/test_pipe.py",),
     "augment/pipe": ("augment/test_pipe.py",),
     "data/pipeline": ("data/test_pipeline.py",),
 }  # fmt: skip
