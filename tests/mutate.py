@@ -350,7 +350,6 @@ def main(arguments: list[str] | None = None) -> int:
         if module not in MODULES:
             parser.error(f"no module {module!r}; there are {', '.join(MODULES)}")
     os.chdir(ROOT)
-    sys.path.insert(0, str(ROOT))
     sys.dont_write_bytecode = True
     if not asked.list:
         _load_what_does_not_change()
