@@ -71,7 +71,7 @@ def test_the_library_knows_nothing_of_the_programs():
 
 
 def test_there_is_one_command_line_and_one_place_that_edits_the_path():
-    """Of the programs for users; benchmarks and mutants, for developers, have flags of their own."""
+    """Of the programs for users; those for developers have flags of their own."""
     edits = re.compile(r"sys\.path(\[.*\] =|\.insert|\.append|\.extend| \+?=)")
     found, parsers = set(), set()
     folders = ("benchmarks", "configs", "edm_jax", "experiments", "notebooks", "tests")
