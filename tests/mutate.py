@@ -57,7 +57,9 @@ MODULES: dict[str, tuple[str, ...]] = {
     "samplers/path": ("samplers/test_path.py",),
     "generate": ("test_generate.py",),
     "store/checkpoints": ("store/test_checkpoints.py", "train/test_checkpoint.py"),
-    "train/step": ("train/test_step.py",),
+    "train/step": (
+        "train/test_step.py", "train/test_step_published.py", "train/test_step_scripted.py",
+    ),
     "train/objective": ("train/test_objective.py",),
     "augment/drawing": ("augment/test_pipe.py",),
     "augment/pipe": ("augment/test_pipe.py",),
