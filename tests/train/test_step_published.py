@@ -1,4 +1,4 @@
-"""Learning rate, averages, gradients put right and a toy's training, against the published schedules."""
+"""Learning rate, averages, sane gradients and a toy, against the published training."""
 
 import jax.numpy as jnp
 import numpy as np
