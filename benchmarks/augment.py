@@ -19,7 +19,7 @@ from collections.abc import Callable
 import common  # noqa: F401  (finds the repository)
 import jax
 
-from edm_jax.augment import pipe
+from edm_jax.augment import drawing, pipe
 
 # Of DDPM++ as published for CIFAR-10 and for 64x64; a multiply-add counts two.
 FORWARD_GFLOP = {32: 40.3, 64: 81.0}
@@ -59,16 +59,16 @@ def main() -> None:
 
     key = jax.random.key(0)
     images = jax.random.uniform(key, (batch, size, size, 3), minval=-1)
-    augmentation = pipe.EDM_AUGMENT
-    draw = jax.jit(lambda key: pipe.sample_params(key, images.shape, augmentation))
+    augmentation = drawing.EDM_AUGMENT
+    draw = jax.jit(lambda key: drawing.sample_params(key, images.shape, augmentation))
     params = draw(key)
 
     print(f"{jax.devices()[0].device_kind}, {batch} images of {size}x{size}")
-    drawing = seconds(draw, key)
-    print(f"draw the parameters      {1e6 * drawing / batch:9.1f} us per image")
+    drawn = seconds(draw, key)
+    print(f"draw the parameters      {1e6 * drawn / batch:9.1f} us per image")
     for method in options.methods.split(","):
         apply = functools.partial(pipe.apply_augment, pipe=augmentation, method=method)
-        total = drawing + seconds(jax.jit(apply), images, params)
+        total = drawn + seconds(jax.jit(apply), images, params)
         line = f"augment ({method:6s})         {1e6 * total / batch:9.1f} us per image"
         if options.step_ms:
             line += f", {100e3 * total / options.step_ms:.2f} % of the step"

@@ -57,8 +57,11 @@ MODULES: dict[str, tuple[str, ...]] = {
     "samplers/path": ("samplers/test_path.py",),
     "generate": ("test_generate.py",),
     "store/checkpoints": ("store/test_checkpoints.py", "train/test_checkpoint.py"),
-    "train/step": ("train/test_step.py",),
+    "train/step": (
+        "train/test_step.py", "train/test_step_published.py", "train/test_step_scripted.py",
+    ),
     "train/objective": ("train/test_objective.py",),
+    "augment/drawing": ("augment/test_pipe.py",),
     "augment/pipe": ("augment/test_pipe.py",),
     "data/pipeline": ("data/test_pipeline.py",),
 }  # fmt: skip
@@ -349,7 +352,6 @@ def main(arguments: list[str] | None = None) -> int:
         if module not in MODULES:
             parser.error(f"no module {module!r}; there are {', '.join(MODULES)}")
     os.chdir(ROOT)
-    sys.path.insert(0, str(ROOT))
     sys.dont_write_bytecode = True
     if not asked.list:
         _load_what_does_not_change()

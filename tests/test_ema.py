@@ -1,4 +1,4 @@
-"""Averages of the weights against closed forms; the published tables are in train/test_step.py."""
+"""Averages of the weights against closed forms; train/test_step_published.py has the tables."""
 
 import jax.numpy as jnp
 import numpy as np

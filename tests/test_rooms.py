@@ -70,6 +70,21 @@ def test_the_library_knows_nothing_of_the_programs():
             assert module.split(".")[0] not in ("experiments", "configs", "tests"), path
 
 
+def test_there_is_one_command_line_and_one_place_that_edits_the_path():
+    """Of the programs for users; those for developers have flags of their own."""
+    edits = re.compile(r"sys\.path(\[.*\] =|\.insert|\.append|\.extend| \+?=)")
+    found, parsers = set(), set()
+    folders = ("benchmarks", "configs", "edm_jax", "experiments", "notebooks", "tests")
+    for path in sorted(p for folder in folders for p in (ROOT / folder).rglob("*.py")):
+        inside = str(path.relative_to(ROOT))
+        if edits.search(path.read_text()) and not inside.startswith("tests/"):
+            found.add(inside)
+        if "argparse" in imports(path):
+            parsers.add(inside.split("/")[0])
+    assert found == {"experiments/main.py", "benchmarks/common.py"}
+    assert parsers <= {"benchmarks", "tests"}
+
+
 # Tests whose path names no module, and why.
 TESTS_OF_MORE = {
     "test_import": "what importing each package loads",

@@ -8,7 +8,7 @@ from edm_jax.ddpm.bound import bound_term, decoder_log_likelihood, kl_term, prio
 from edm_jax.ddpm.chain import ChainBound, chain_bound
 from edm_jax.ddpm.losses import Losses, LossKind, per_image_losses
 from edm_jax.ddpm.process import Process, ddpm_process
-from edm_jax.ddpm.resampling import LossHistory, LossSecondMoment, ResampledLevels
+from edm_jax.ddpm.resampling import LossHistory, LossSecondMoment
 
 __all__ = [
     "ChainBound",
@@ -17,7 +17,6 @@ __all__ = [
     "LossSecondMoment",
     "Losses",
     "Process",
-    "ResampledLevels",
     "bound_term",
     "chain_bound",
     "ddpm_process",

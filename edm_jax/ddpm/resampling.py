@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from edm_jax.arguments import check_number
 from edm_jax.pytree import pytree_dataclass
-from edm_jax.typing import Array, ArrayLike, Key
+from edm_jax.typing import Array, Key
 
 
 @pytree_dataclass
@@ -43,35 +43,6 @@ def _inverse_cumulative(probabilities: Array, u: Array) -> Array:
     cumulative = jnp.cumsum(probabilities)
     t = jnp.searchsorted(cumulative / cumulative[-1], u, side="right")
     return jnp.minimum(t, probabilities.shape[0] - 1).astype(jnp.int32)
-
-
-@pytree_dataclass
-class ResampledLevels:
-    """p(sigma) over a table by given probabilities, as a `noise.NoiseDistribution`.
-
-    For the loss of any objective over discrete levels: multiply it by `importance`.
-
-    Attributes:
-      levels: ``(T+1,)`` decreasing table whose last entry 0 is never drawn.
-      probabilities: ``(T,)`` of the time steps; entry k of the table is T - 1 - k.
-    """
-
-    levels: ArrayLike
-    probabilities: ArrayLike
-
-    def base_draw(self, key: Key, shape: tuple[int, ...]) -> Array:
-        """Time steps, integers in [0, T)."""
-        return _inverse_cumulative(jnp.asarray(self.probabilities), jax.random.uniform(key, shape))
-
-    def sigma(self, draw: Array) -> Array:
-        """Level of a time step."""
-        levels = jnp.asarray(self.levels)
-        return levels[levels.shape[0] - 2 - draw]
-
-    def importance(self, draw: Array) -> Array:
-        """1/(T p_t): the weight that keeps the expected loss that of uniform time steps."""
-        p = jnp.asarray(self.probabilities)
-        return 1 / (p.shape[0] * p[draw])
 
 
 @dataclasses.dataclass(frozen=True)

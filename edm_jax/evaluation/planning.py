@@ -166,8 +166,43 @@ def make_plan(
     )
     found = _extractors(kept, real, weights or {}, extractors_given or {}, options or {})
     making = dict(cache=cache, report=report, poll=poll, name=repr(real) if real else "")
+    compared, without = _compared(as_list(reference), kept, found, image_shape, making)
+    left_out |= without
+    kept = tuple(one for one in kept if one.text not in left_out)
+    for text, reason in left_out.items():
+        report(f"warning: {text} is left out: it {reason}")
+    if not kept and strict:
+        reasons = "; ".join(f"{text} {reason}" for text, reason in left_out.items())
+        raise ValueError(f"there is nothing to measure: {reasons or 'no metric is named'}")
+    left_out = {text: f"it {reason}" for text, reason in left_out.items()}
+    plan = Plan(
+        kept, left_out, {one.extractor: found[one.extractor] for one in kept}, compared,
+        tuple(image_shape), num_images, {}, real,
+    )  # fmt: skip
+    return dataclasses.replace(plan, unseen=_unseen(plan, test, poll))
+
+
+def _compared(
+    given: Sequence[Any],
+    kept: Sequence[Asked],
+    found: Mapping[str, Extractor],
+    image_shape: Sequence[int],
+    making: Mapping[str, Any],
+) -> tuple[dict[str, Reference], dict[str, str]]:
+    """The reference of every extractor, and what is left out for want of single features.
+
+    Args:
+      given: references, paths of them, or real images.
+      kept: the metrics.
+      found: extractors by name.
+      image_shape: ``(H, W, C)``.
+      making: how a reference is made, see `references.find_reference`.
+
+    Raises:
+      ValueError: none fits an extractor, or one of them fits no extractor.
+    """
     compared: dict[str, Reference] = {}
-    given, used = as_list(reference), set()
+    left_out, used = {}, set()
     for name, extractor in found.items():
         mine = [one for one in kept if one.extractor == name and one.metric.reference]
         if not mine:
@@ -190,18 +225,7 @@ def make_plan(
                 f"the reference {getattr(one, 'source', one)} is of another extractor than those "
                 f"of the metrics: {', '.join(found)}"
             )
-    kept = tuple(one for one in kept if one.text not in left_out)
-    for text, reason in left_out.items():
-        report(f"warning: {text} is left out: it {reason}")
-    if not kept and strict:
-        reasons = "; ".join(f"{text} {reason}" for text, reason in left_out.items())
-        raise ValueError(f"there is nothing to measure: {reasons or 'no metric is named'}")
-    left_out = {text: f"it {reason}" for text, reason in left_out.items()}
-    plan = Plan(
-        kept, left_out, {one.extractor: found[one.extractor] for one in kept}, compared,
-        tuple(image_shape), num_images, {}, real,
-    )  # fmt: skip
-    return dataclasses.replace(plan, unseen=_unseen(plan, test, poll))
+    return compared, left_out
 
 
 def _extractors(

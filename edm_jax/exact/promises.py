@@ -1,44 +1,27 @@
 """Does a sampler keep its promises?  Measured where the exact answer is known.
 
-Order of convergence and network calls: see `sampler_bed`.  Independence: no image may
-feel which others share its batch, and the noise of an image comes from its own key
-alone.
+Order of convergence and network calls: see `bed`.  Independence: see `contract`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
-import importlib.util
-import inspect
 import itertools
 import math
-import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from edm_jax import grids, samplers, seeds
 from edm_jax.exact import bed
 from edm_jax.exact.bed import Measurement, Subject
-from edm_jax.samplers import Measured, SamplerInfo
-from edm_jax.typing import Array, DenoiseFn, Key
+from edm_jax.exact.contract import contract, independence, raised
 
 NFE_BUDGET = 64
-CONTRACT_STEPS = 32
-# Fine enough that every method of the library shows its limit; the runs are cheap, only
-# the compilation of each N takes time.
-FINE_STEPS = (256, 512)
-# Where the error ends on a floor, the order is that of changes, of which it takes two.
-BIASED_STEPS = (128, 256, 512)
-TOLERANCES = (1e-2, 1e-4, 1e-6, 1e-8)
 # Orders are whole numbers: a measured one must be nearer to the promise than to others.
 ORDER_SLACK = 0.5
-TRACING_ERRORS = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,172 +62,7 @@ class Report:
         return not self.failures
 
 
-# ------------------------------------------------------------------------ subjects
-
-
-def subject_of(info: SamplerInfo, measured: Measured = Measured(), **options: Any) -> Subject:
-    """The subject of a sampler of the registry, with what it promises in a setting."""
-    options = {**measured.options, **options}
-
-    def run(denoise: DenoiseFn, x: Array, sigmas: Array, key: Key | None = None, **more) -> Array:
-        return info(denoise, x, sigmas, key, **options, **more)
-
-    adaptive = info.nfe_fn is None
-    stochastic = info.stochastic if measured.stochastic is None else measured.stochastic
-    sampled = stochastic and not info.linear
-    fine = BIASED_STEPS if info.bias else FINE_STEPS
-    order = info.order if measured.order is None else measured.order
-    return Subject(
-        name=f"{info.name} ({measured.label})" if measured.label else info.name,
-        run=run,
-        # Of an adaptive sampler the error follows the tolerance in proportion.
-        order=1 if adaptive else order,
-        stochastic=stochastic,
-        bias=info.bias,
-        grid=info.grid,
-        nfe=None if adaptive else functools.partial(info.nfe, **options),
-        replay=run if info.linear and stochastic else None,
-        tolerances=TOLERANCES if adaptive else (),
-        steps=Subject.steps if sampled else fine,
-        tight=measured.tight,
-        ends=info.ends,
-        draws=info.draws,
-    )
-
-
-def builtin_subjects() -> list[Subject]:
-    """Every sampler of the registry in the settings in which it makes its promises."""
-    subjects = []
-    for info in samplers.SAMPLERS.values():
-        if info.name == "adaptive" and importlib.util.find_spec("diffrax") is None:
-            continue
-        subjects += [subject_of(info, setting) for setting in info.measured]
-    return subjects
-
-
-def load_subject(path: str) -> Subject:
-    """A user's sampler, given as ``module:function``.
-
-    It is called as ``function(denoise, x, sigmas, key)``, or without key if it takes
-    three arguments, with ``(N+1,)`` levels from karras_sigmas and one key per image.
-    If it has an argument ``noise_fn`` (step index -> noise), its distribution is
-    measured without sampling error.  Its attribute ``order``, if any, is its promise;
-    1 otherwise.
-
-    Raises:
-      ValueError: if there is no such function.
-    """
-    module_name, _, attribute = path.partition(":")
-    if not attribute:
-        raise ValueError(f"a sampler is given as 'module:function', got {path!r}")
-    try:
-        fn = functools.reduce(getattr, attribute.split("."), importlib.import_module(module_name))
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"cannot load the sampler {path!r}: {error}") from error
-    if isinstance(fn, SamplerInfo):
-        return subject_of(fn)
-    if not callable(fn):
-        raise ValueError(f"{path!r} is not callable")
-    parameters = inspect.signature(fn).parameters
-    positional = [p for p in parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD]
-    fourth = len(positional) > 3 and positional[3].name != "noise_fn"
-    takes_key = "key" in parameters or (fourth and positional[3].default is inspect.Parameter.empty)
-
-    def run(denoise: DenoiseFn, x: Array, sigmas: Array, key: Key, **options: Any) -> Array:
-        if "key" in parameters:
-            return fn(denoise, x, sigmas, key=key, **options)
-        return fn(denoise, x, sigmas, *((key,) if takes_key else ()), **options)
-
-    replay = run if "noise_fn" in parameters else None
-    order = getattr(fn, "order", 1)
-    if isinstance(order, bool) or not isinstance(order, int | float) or not order >= 0:
-        raise ValueError(f"{path}: its attribute order must be a number >= 0, got {order!r}")
-    # Whether it draws noise is observed, not believed.
-    return Subject(path, run, order, stochastic=None, replay=replay)
-
-
 # --------------------------------------------------------------------- independence
-
-
-BatchFn = Callable[[Array, Key], np.ndarray]
-
-
-def _batch_fn(subject: Subject) -> BatchFn:
-    """The subject for the batches of `_images`, compiled once."""
-    run = bed.runner(subject, bed.MIXTURE.denoise)
-    sigmas = grids.make_sigmas(subject.grid, CONTRACT_STEPS)
-    return lambda x, keys: run(x, sigmas, keys)[0]
-
-
-def _images(subject: Subject) -> tuple[Array, Key]:
-    """A batch of six small images, and their keys."""
-    sigma = grids.make_sigmas(subject.grid, CONTRACT_STEPS)[0]
-    x = jnp.asarray(np.random.default_rng(1).normal(size=(6, 2, 2, 1))) * sigma
-    return x, seeds.image_keys(range(6))
-
-
-def _raised(error: Exception) -> str:
-    """What a sampler raised and where, in one line; our own checks of it speak for themselves."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    text = " ".join(str(error).split())
-    if place.filename == bed.__file__:
-        return text
-    where = f"{place.filename.rsplit('/', 1)[-1]}:{place.lineno}"
-    return f"it raises {type(error).__name__} ({where}): {text[:200]}"
-
-
-def contract(subject: Subject) -> tuple[Subject, BatchFn, str | None]:
-    """Whether a sampler can be called and returns images, before anything is measured.
-
-    Returns:
-      The subject, with what was observed (whether it can be compiled, and whether it is
-      stochastic where that was left open); its function of a batch, for `independence`;
-      and what is wrong, in words, or None.
-    """
-    run, (x, keys) = _batch_fn(subject), _images(subject)
-    try:
-        try:
-            result = run(x, keys)
-        except TRACING_ERRORS:  # it uses values of the grid in Python
-            subject = dataclasses.replace(subject, jit=False)
-            run = _batch_fn(subject)
-            result = run(x, keys)
-    except Exception as error:
-        return subject, run, _raised(error)
-    if result.dtype != x.dtype:
-        return subject, run, f"it returns {result.dtype} for x of {x.dtype}; keep the dtype of x"
-    if not np.all(np.isfinite(result)):
-        return subject, run, f"its result is not finite at N = {CONTRACT_STEPS}"
-    if subject.stochastic is None:
-        other = run(x, seeds.image_keys(range(7, 13)))
-        subject = dataclasses.replace(subject, stochastic=not np.array_equal(result, other))
-    return subject, run, None
-
-
-def independence(subject: Subject, run: BatchFn | None = None) -> tuple[bool, bool]:
-    """Whether images are independent of their batch, and their noise of other keys.
-
-    Batch: reordering the batch reorders the results, and exchanging one image and its
-    key leaves the others as they were.  Noise: of a stochastic sampler, images that
-    start alike end differently under different keys, and a new key changes its own
-    image and no bit of the others; of a deterministic one, keys change nothing.
-    """
-    run, (x, keys) = run or _batch_fn(subject), _images(subject)
-    base = run(x, keys)
-    order = np.array([4, 2, 0, 5, 1, 3])
-    moved = run(x[order], keys[order])
-    other = seeds.image_keys([99, 1, 2, 3, 4, 5])
-    exchanged = run(x.at[0].multiply(-3.0), other)
-    # Vectorised code may round an image differently in another place of the batch.
-    close = functools.partial(np.allclose, rtol=1e-9, atol=1e-9)
-    batch = bool(close(moved, base[order]) and close(exchanged[1:], base[1:]))
-    rekeyed = run(x, other)
-    if not subject.stochastic:
-        return batch, bool(np.array_equal(rekeyed, base))
-    alike = run(jnp.broadcast_to(x[:1], x.shape), keys).reshape(6, -1)
-    distinct = np.unique(alike.round(12), axis=0).shape[0] == 6
-    own = not np.array_equal(rekeyed[0], base[0]) and np.array_equal(rekeyed[1:], base[1:])
-    return batch, bool(distinct and own)
 
 
 # ---------------------------------------------------------------------- convergence
@@ -367,7 +185,7 @@ def validate(subject: Subject) -> Report:
             batch, noise = independence(subject, run)
             measured = convergence(subject)
         except Exception as error:  # for other batches or numbers of steps than the first
-            return dataclasses.replace(base, failures=(_raised(error),))
+            return dataclasses.replace(base, failures=(raised(error),))
     runs = measured.runs
     failures, errors = [], tuple(m.error for m in runs.values())
     counts = tuple(math.ceil(m.calls - 1e-9) for m in runs.values())

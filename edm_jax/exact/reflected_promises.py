@@ -23,7 +23,7 @@ import numpy as np
 
 from edm_jax import grids, samplers, seeds
 from edm_jax.domains.box import Box
-from edm_jax.exact import promises
+from edm_jax.exact import contract, promises, subjects
 from edm_jax.exact.promises import Report
 from edm_jax.reflected.sampling import run as run_on_box
 from edm_jax.reflected.sources import ReflectedPoints, cell_density
@@ -141,13 +141,13 @@ def _report(
     floor: float = 0.0,
 ) -> Report:
     """The report of a refinement; ``most`` bounds the last error, 0 promises no order."""
-    subject = promises.subject_of(info)
+    subject = subjects.subject_of(info)
 
     @jax.jit
     def program(x: Array, keys: Key) -> Array:
         return info(BOX.lift(LEVELS.denoise), BOX.fold(x), _sigmas(16), keys)
 
-    batch, noise = promises.independence(subject, lambda x, keys: np.asarray(program(x, keys)))
+    batch, noise = contract.independence(subject, lambda x, keys: np.asarray(program(x, keys)))
     order, failures, notes = math.nan, [], ()
     if promised:
         order = math.log(errors[0] / errors[-1]) / math.log(steps[-1] / steps[0])

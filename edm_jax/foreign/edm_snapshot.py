@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from edm_jax import schedules
+from edm_jax.foreign.allowed import SetRecord
 from edm_jax.foreign.torch_files import ModuleDictRecord, PersistentRecord
-from edm_jax.foreign.unpickle import SetRecord
 from edm_jax.store.description import MAX_LEVELS, check_levels, is_number, to_json
 from edm_jax.store.errors import WeightsError, show
 from edm_jax.store.tensors import Parameter, Tensor, array_of, shape_of

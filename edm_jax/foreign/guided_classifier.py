@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from edm_jax.foreign import guided, guided_flags, importer
+from edm_jax.foreign import dictionaries, guided, guided_flags
 from edm_jax.foreign.state_dict import Tensors, check_arguments, to_float32
 from edm_jax.models.classifier import GROUPS, PUBLISHED
 from edm_jax.store.binary import map_file, sha256
@@ -81,7 +81,7 @@ def read_classifier_file(
             raise ValueError(f"config: {key} must be a positive integer, got {show(config[key])}")
     data = map_file(path)
     try:
-        tensors, kind = importer.plain_tensors(data)
+        tensors, kind = dictionaries.plain_tensors(data)
         description, assumed = _describe(tensors, config)
         check_description(description)
         variables = to_variables(tensors, description["network"], len(data))
@@ -103,7 +103,7 @@ def is_classifier_file(path: str | os.PathLike[str]) -> bool:
     if not os.path.isfile(path):
         return False
     try:
-        return _POOL in importer.plain_tensors(map_file(path))[0]
+        return _POOL in dictionaries.plain_tensors(map_file(path))[0]
     except WeightsError:
         return False
 

@@ -11,7 +11,8 @@ import os
 
 import numpy as np
 
-from edm_jax.foreign.unpickle import Allowed, Budget, NameToken, Unpickler, encode_latin1
+from edm_jax.foreign.allowed import Allowed, Budget, NameToken, encode_latin1
+from edm_jax.foreign.unpickle import Unpickler
 from edm_jax.store.binary import map_file
 from edm_jax.store.errors import WeightsError, show
 

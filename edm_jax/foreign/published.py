@@ -17,6 +17,17 @@ from edm_jax.typing import PyTree
 STATE_DICT_FORMAT = "edm_jax state dictionary"
 
 
+def check_network(net: Any, kind: str = "denoiser") -> None:
+    """Raise ValueError unless the EDM program has names for a network of ours."""
+    from edm_jax.models import UNet
+
+    if kind != "denoiser" or not isinstance(net, UNet):
+        raise ValueError(
+            "published names are those of denoisers with SongUNet or DhariwalUNet, "
+            f"got {type(net).__name__} of kind {kind!r}; export it with its own names"
+        )
+
+
 def write_state_dict(
     path: str | os.PathLike[str],
     description: Mapping[str, Any],

@@ -127,3 +127,15 @@ def from_variables(
     from edm_jax.models import names
 
     return names.to_state_dict(dict(variables), build_network(network))
+
+
+def inner_names(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Names without the preconditioner's prefix ``model.``; its table ``u`` is dropped."""
+    inner = {}
+    for name, tensor in tensors.items():
+        if name == "u":
+            continue
+        if not name.startswith("model."):
+            raise WeightsError(f"tensor {show(name)} lies outside the network")
+        inner[name.removeprefix("model.")] = tensor
+    return inner

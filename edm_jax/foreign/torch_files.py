@@ -14,15 +14,15 @@ import dataclasses
 import functools
 import struct
 
-from edm_jax.foreign.unpickle import (
+from edm_jax.foreign.allowed import (
     Allowed,
     Budget,
     LongText,
     OrderedDictRecord,
     SetRecord,
-    Unpickler,
     encode_latin1,
 )
+from edm_jax.foreign.unpickle import Unpickler
 from edm_jax.foreign.zip_entries import read_entries
 from edm_jax.store.errors import WeightsError, show
 from edm_jax.store.tensors import (

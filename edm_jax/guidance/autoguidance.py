@@ -29,12 +29,7 @@ class Autoguidance:
 
     def guide(self, denoise: base.LabelledDenoiseFn) -> base.LabelledDenoiseFn:
         """The guided denoiser."""
-
-        def guided(x: Array, sigma: ArrayLike, rows: Array | None = None) -> Array:
-            denoised = base.at_least_float32(denoise(x, sigma, rows))
-            return self.correct(denoised, denoised, denoise, x, sigma, rows)
-
-        return guided
+        return base.by_correction(self, denoise)
 
     def correct(
         self,

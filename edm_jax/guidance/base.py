@@ -198,6 +198,16 @@ def corrected(
     )
 
 
+def by_correction(guidance: Any, denoise: LabelledDenoiseFn) -> LabelledDenoiseFn:
+    """D plus what ``guidance.correct`` adds to it, at least float32."""
+
+    def guided(x: Array, sigma: ArrayLike, rows: Array | None = None) -> Array:
+        denoised = at_least_float32(denoise(x, sigma, rows))
+        return guidance.correct(denoised, denoised, denoise, x, sigma, rows)
+
+    return guided
+
+
 def as_second(model: Any) -> Any:
     """A second model as a pytree: a plain function becomes a `jax.tree_util.Partial`."""
     if hasattr(model, "denoise") or isinstance(model, jax.tree_util.Partial):

@@ -75,12 +75,7 @@ class ClassifierGuidance:
         """The guided denoiser; D itself is not differentiated, and with form "mean" not changed."""
         if self.form == "mean":
             return denoise
-
-        def guided(x: Array, sigma: ArrayLike, rows: Array | None = None) -> Array:
-            denoised = base.at_least_float32(denoise(x, sigma, rows))
-            return self.correct(denoised, denoised, denoise, x, sigma, rows)
-
-        return guided
+        return base.by_correction(self, denoise)
 
     def correct(
         self,

@@ -24,7 +24,6 @@ from edm_jax.models.classifier import NoisyClassifier
 from edm_jax.models.dhariwal import DhariwalUNet
 from edm_jax.models.names import (
     from_state_dict,
-    registration_order,
     state_dict_shapes,
     to_state_dict,
 )
@@ -56,7 +55,6 @@ __all__ = [
     "logical_axes",
     "param_count",
     "parameter_table",
-    "registration_order",
     "state_dict_shapes",
     "to_state_dict",
 ]

@@ -111,12 +111,6 @@ def state_dict_shapes(net: UNet) -> dict[str, tuple[int, ...]]:
     return {name: shapes[name] for name in sorted(shapes, key=order)}
 
 
-def registration_order(net: UNet) -> list[str]:
-    """Names of the parameters in the order that published optimizer states number them."""
-    buffers = (_FILTER, "freqs")
-    return [name for name in state_dict_shapes(net) if not name.endswith(buffers)]
-
-
 def from_state_dict(state_dict: Mapping[str, ArrayLike], net: UNet | None = None) -> PyTree:
     """Variables from a published state dictionary.
 

@@ -7,9 +7,10 @@ from typing import Unpack
 
 import jax.numpy as jnp
 
-from edm_jax.arguments import check_number, check_protocol
-from edm_jax.samplers import loop, path
+from edm_jax.arguments import check_protocol
+from edm_jax.samplers import loop
 from edm_jax.samplers import rows as rows_lib
+from edm_jax.samplers.ancestral import sample_two_stages
 from edm_jax.samplers.info import SamplerInfo, two_calls
 from edm_jax.samplers.rows import Stage
 from edm_jax.samplers.stochastic import Churn, churned
@@ -102,18 +103,8 @@ def sample_dpm_2_ancestral(
     Returns:
       The sample, of the shape of x, or a Trajectory.
     """
-    check_number("eta", eta, least=0, most=1)
-    check_number("s_noise", s_noise, least=0)
-    loop.check_sigmas(sigmas)
-    x = jnp.asarray(x, loop.state_dtype(x))
-    spans = lambda: path.step_spans(sigmas, eta**2)  # noqa: E731
-    draw = path.noise_source(key, noise_fn, x, noise, spans)
-    xp, (levels, eta, s_noise) = rows_lib.concrete(sigmas, eta, s_noise)
-    down, up = rows_lib.ancestral(xp, levels[:-2], levels[1:-1], eta)
-    stages = _stages(xp, levels[:-2], down)
-    stages[1] = stages[1]._replace(c=[None, s_noise * up])
-    rows = rows_lib.staged(xp, stages, levels[-2])
-    return rows_lib.sample_rows(denoise, x, sigmas, rows, draw=draw, **options)
+    given = {"eta": eta, "s_noise": s_noise, "noise": noise, "noise_fn": noise_fn}
+    return sample_two_stages(_stages, denoise, x, sigmas, key, **given, **options)
 
 
 PROMISES = (

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from edm_jax.arguments import check_number
 from edm_jax.samplers import loop, path
 from edm_jax.samplers import rows as rows_lib
+from edm_jax.samplers.ancestral import sample_two_stages
 from edm_jax.samplers.info import Measured, SamplerInfo, two_calls
 from edm_jax.samplers.rows import Rows, Stage
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, Key
@@ -52,7 +53,7 @@ def dpmpp_2s_rows(sigmas: ArrayLike, r: ArrayLike = 0.5) -> Rows:
 
 
 def _two_stages(
-    xp: ModuleType, sigma: ArrayLike, sigma_next: ArrayLike, r: ArrayLike
+    xp: ModuleType, sigma: ArrayLike, sigma_next: ArrayLike, r: ArrayLike = 0.5
 ) -> list[Stage]:
     h = xp.log(sigma / sigma_next)
     part, q, w = xp.exp(-r * h), -xp.expm1(-h), -xp.expm1(-h) / (2 * r)
@@ -121,19 +122,8 @@ def sample_dpmpp_2s_ancestral(
     Returns:
       The sample, of the shape of x, or a Trajectory.
     """
-    check_number("eta", eta, least=0, most=1)
-    check_number("s_noise", s_noise, least=0)
-    loop.check_sigmas(sigmas)
-    x = jnp.asarray(x, loop.state_dtype(x))
-    spans = lambda: path.step_spans(sigmas, eta**2)  # noqa: E731
-    draw = path.noise_source(key, noise_fn, x, noise, spans)
-    xp, (levels, eta, s_noise) = rows_lib.concrete(sigmas, eta, s_noise)
-    now = levels[:-2]
-    down, up = rows_lib.ancestral(xp, now, levels[1:-1], eta)
-    stages = _two_stages(xp, now, down, 0.5)
-    stages[1] = stages[1]._replace(c=[None, s_noise * up])
-    rows = rows_lib.staged(xp, stages, levels[-2])
-    return rows_lib.sample_rows(denoise, x, sigmas, rows, draw=draw, **options)
+    given = {"eta": eta, "s_noise": s_noise, "noise": noise, "noise_fn": noise_fn}
+    return sample_two_stages(_two_stages, denoise, x, sigmas, key, **given, **options)
 
 
 def sample_dpmpp_sde(

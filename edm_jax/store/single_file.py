@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from edm_jax.store.binary import map_file, sha256
+from edm_jax.store.binary import sha256
 from edm_jax.store.description import ImportedModel, check_description, dump_json
 from edm_jax.store.errors import WeightsError, show
-from edm_jax.store.safetensors import make_header, parse_json, read_safetensors
+from edm_jax.store.safetensors import make_header, parse_json
 from edm_jax.store.variables import check_variables
 from edm_jax.typing import PyTree
 
@@ -155,24 +155,3 @@ def parse_single_file(
     for tree in variables.values():
         check_variables(tree, description)
     return ImportedModel(description, variables)
-
-
-def read_single_file(path: str | os.PathLike[str]) -> ImportedModel:
-    """Read what `write_single_file` wrote, bit for bit.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      WeightsError: the file is of another kind, newer than this program, cut off or damaged,
-        or its arrays are not those of its network.
-    """
-    data = map_file(path)
-    try:
-        metadata, arrays = read_safetensors(data)
-        if not is_single_file(metadata):
-            raise WeightsError(
-                f"safetensors of format {show(metadata.get('format'))}, expected {FORMAT!r}; "
-                "use read_model_file"
-            )
-        return parse_single_file(data, metadata, arrays)
-    except WeightsError as error:
-        raise type(error)(f"{os.fspath(path)}: {error}") from None

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from edm_jax.ddpm.losses import LossKind, per_image_losses
 from edm_jax.ddpm.process import Process
 from edm_jax.ddpm.resampling import LossHistory, LossSecondMoment
-from edm_jax.train.objective import Batch, one_hot_labels, to_unit_range
+from edm_jax.train.objective import Batch, examples, training_network
 from edm_jax.typing import Array, Key, PyTree
 
 
@@ -46,29 +46,10 @@ class DDPMObjective:
           ``(B,)`` losses, means over elements (times the importance weight of the time
           step), and ``(B,)`` sigma.
         """
-        keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 3))(image_ids)
-        y = to_unit_range(batch["image"])
-        t, weight = self.draw(keys[:, 0])
-        augment_labels = None
-        if self.augment is not None:
-            y, augment_labels = self.augment(keys[:, 1], y)
-        noise = jax.vmap(lambda k: jax.random.normal(k, y.shape[1:]))(keys[:, 2])
-        labels = one_hot_labels(batch["label"], self.num_classes) if self.num_classes else None
-        variables = {"params": params} | ({"buffers": buffers} if buffers else {})
-
-        def network(z: Array, label: Array) -> Array:
-            return self.apply(
-                variables,
-                z,
-                label,
-                labels,
-                augment_labels,
-                train=True,
-                image_ids=image_ids,
-                rngs={"dropout": jax.random.fold_in(key, 2**31)},
-            )
-
-        loss = self.losses(network, y, noise, t)
+        drawn = examples(batch, key, image_ids, self.num_classes, self.augment)
+        t, weight = self.draw(drawn.level_keys)
+        network = training_network(self.apply, params, buffers, drawn, key, image_ids)
+        loss = self.losses(network, drawn.images, drawn.noise, t)
         return weight * loss, self.process.at(t).sigma
 
     def losses(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from edm_jax import losses
 from edm_jax.noise import NoiseDistribution, WeightFn, sample_sigma
 from edm_jax.precond import Preconditioning, precondition
-from edm_jax.typing import Array, Key, PyTree
+from edm_jax.typing import Array, Key, NetFn, PyTree
 
 Batch = dict[str, Array]
 
@@ -74,6 +74,68 @@ def one_hot_labels(labels: Array, num_classes: int) -> Array:
     return labels.astype(jnp.float32)
 
 
+class Examples(NamedTuple):
+    """A batch as a network is trained on it.
+
+    Attributes:
+      level_keys: ``(B,)``, a key per image for its noise level.
+      images: ``(B, H, W, C)`` float32 in [-1, 1], augmented.
+      noise: standard normal, of the shape of images.
+      labels: ``(B, num_classes)``, or None.
+      augment_labels: what the network is told of the augmentation, or None.
+    """
+
+    level_keys: Key
+    images: Array
+    noise: Array
+    labels: Array | None
+    augment_labels: Array | None
+
+
+def examples(
+    batch: Batch,
+    key: Key,
+    image_ids: Array,
+    num_classes: int,
+    augment: Callable[[Key, Array], tuple[Array, Array]] | None,
+) -> Examples:
+    """Draw what does not depend on the objective; an image has three keys of its own."""
+    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 3))(image_ids)
+    y = to_unit_range(batch["image"])
+    augment_labels = None
+    if augment is not None:
+        y, augment_labels = augment(keys[:, 1], y)
+    noise = jax.vmap(lambda k: jax.random.normal(k, y.shape[1:]))(keys[:, 2])
+    labels = one_hot_labels(batch["label"], num_classes) if num_classes else None
+    return Examples(keys[:, 0], y, noise, labels, augment_labels)
+
+
+def training_network(
+    apply: Callable[..., Array],
+    params: PyTree,
+    buffers: PyTree,
+    drawn: Examples,
+    key: Key,
+    image_ids: Array,
+) -> NetFn:
+    """``net_fn(x, c_noise)`` on some examples, with dropout."""
+    variables = {"params": params} | ({"buffers": buffers} if buffers else {})
+
+    def net_fn(x: Array, c_noise: Array) -> Array:
+        return apply(
+            variables,
+            x,
+            c_noise,
+            drawn.labels,
+            drawn.augment_labels,
+            train=True,
+            image_ids=image_ids,
+            rngs={"dropout": jax.random.fold_in(key, 2**31)},
+        )
+
+    return net_fn
+
+
 @dataclasses.dataclass(frozen=True)
 class DenoisingObjective:
     """The choices of EDM Table 1 that make up a training loss.
@@ -100,28 +162,9 @@ class DenoisingObjective:
         self, params: PyTree, buffers: PyTree, batch: Batch, key: Key, image_ids: Array
     ) -> tuple[Array, Array]:
         """See `Objective`: ``(B,)`` sums of the weighted squared error over pixels, and sigma."""
-        keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 3))(image_ids)
-        y = to_unit_range(batch["image"])
-        sigma = jax.vmap(lambda k: sample_sigma(self.distribution, k, ()))(keys[:, 0])
-        augment_labels = None
-        if self.augment is not None:
-            y, augment_labels = self.augment(keys[:, 1], y)
-        noise = jax.vmap(lambda k: jax.random.normal(k, y.shape[1:]))(keys[:, 2])
-        labels = one_hot_labels(batch["label"], self.num_classes) if self.num_classes else None
-        variables = {"params": params} | ({"buffers": buffers} if buffers else {})
-
-        def net_fn(x: Array, c_noise: Array) -> Array:
-            return self.apply(
-                variables,
-                x,
-                c_noise,
-                labels,
-                augment_labels,
-                train=True,
-                image_ids=image_ids,
-                rngs={"dropout": jax.random.fold_in(key, 2**31)},
-            )
-
+        drawn = examples(batch, key, image_ids, self.num_classes, self.augment)
+        sigma = jax.vmap(lambda k: sample_sigma(self.distribution, k, ()))(drawn.level_keys)
+        net_fn = training_network(self.apply, params, buffers, drawn, key, image_ids)
         denoise = precondition(net_fn, self.preconditioning)
-        loss = losses.denoising_loss(denoise, y, sigma, noise, self.weight)
+        loss = losses.denoising_loss(denoise, drawn.images, sigma, drawn.noise, self.weight)
         return losses.sum_per_image(loss), sigma

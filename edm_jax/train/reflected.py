@@ -13,7 +13,7 @@ from edm_jax import losses, noise
 from edm_jax.domains.box import Box
 from edm_jax.noise import NoiseDistribution, WeightFn
 from edm_jax.precond import CoefsFn, Preconditioning
-from edm_jax.train.objective import Batch, one_hot_labels, to_unit_range
+from edm_jax.train.objective import Batch, examples, training_network
 from edm_jax.typing import Array, DenoiseFn, Key, NetFn, PyTree
 
 
@@ -162,29 +162,12 @@ class ReflectedObjective:
         Returns:
           ``(B,)`` half the sums of the weighted squared error over pixels, and ``(B,)`` sigma.
         """
-        keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 3))(image_ids)
-        y = to_unit_range(batch["image"])
-        sigma = jax.vmap(lambda k: noise.sample_sigma(self.distribution, k, ()))(keys[:, 0])
-        augment_labels = None
+        drawn = examples(batch, key, image_ids, self.num_classes, self.augment)
+        y = drawn.images
         if self.augment is not None:
-            y, augment_labels = self.augment(keys[:, 1], y)
             y = self.box.clip(y)  # resampling overshoots at edges; the data must be in the box
-        normal = jax.vmap(lambda k: jax.random.normal(k, y.shape[1:]))(keys[:, 2])
-        labels = one_hot_labels(batch["label"], self.num_classes) if self.num_classes else None
-        variables = {"params": params} | ({"buffers": buffers} if buffers else {})
-
-        def net_fn(x: Array, c_noise: Array) -> Array:
-            return self.apply(
-                variables,
-                x,
-                c_noise,
-                labels,
-                augment_labels,
-                train=True,
-                image_ids=image_ids,
-                rngs={"dropout": jax.random.fold_in(key, 2**31)},
-            )
-
+        sigma = jax.vmap(lambda k: noise.sample_sigma(self.distribution, k, ()))(drawn.level_keys)
+        net_fn = training_network(self.apply, params, buffers, drawn, key, image_ids)
         scaled_score = scaled_score_fn(net_fn, self.preconditioning)
-        loss = score_matching_loss(scaled_score, self.box, y, sigma, normal, self.weight)
+        loss = score_matching_loss(scaled_score, self.box, y, sigma, drawn.noise, self.weight)
         return losses.sum_per_image(loss), sigma

@@ -2,7 +2,8 @@ r"""Write a model as one self-describing .safetensors file.
 
     python experiments/main.py --mode=export --workdir=runs/digits --dest=digits.safetensors
 
-edm_jax.load reads the file, with no configuration.
+edm_jax.load reads the file, with no configuration.  With --naming=published the arrays have the
+names and layouts of the EDM program's state dictionaries, for programs in PyTorch.
 """
 
 from __future__ import annotations
@@ -22,12 +23,18 @@ FLAGS = (
     ),
     flags.path("dest", "File to write.", example="digits.safetensors", required=True),
     flags.text("variant", "Which weights; by default the first average.", example="raw"),
+    flags.choice(
+        "naming",
+        ("own", "published"),
+        "Names and layouts of the arrays: ours, or those of the EDM program.",
+        default="own",
+    ),
 )
 
 
 def run(values: types.SimpleNamespace) -> None:
     """Write the file."""
-    export_model(values.workdir, values.dest, variant=values.variant)
+    export_model(values.workdir, values.dest, variant=values.variant, naming=values.naming)
 
 
 def export_model(
@@ -35,6 +42,7 @@ def export_model(
     dest: pathlib.Path,
     *,
     variant: str | None = None,
+    naming: str = "own",
     report: Callable[[str], None] = print,
 ) -> None:
     """Write a checkpoint as one self-describing ``.safetensors`` file.
@@ -43,13 +51,16 @@ def export_model(
       workdir: anything that `edm_jax.load` reads.
       dest: the file to write; must not exist.
       variant: which weights; by default the first average.
+      naming: "own", or "published": names and layouts of the EDM program.
       report: gets lines for the user.
 
     Raises:
       WorkdirError: if the file exists or cannot be written.
-      ValueError: if ``dest`` has another ending, or there is no such model or variant.
+      ValueError: if ``dest`` has another ending, there is no such model or variant, or the
+        published names have none for its network.
     """
     from edm_jax import load
+    from edm_jax.foreign import published
     from edm_jax.store import single_file
     from experiments.workdir import WorkdirError, prepare
 
@@ -58,10 +69,16 @@ def export_model(
     if dest.exists():
         raise WorkdirError(f"--dest={dest} exists; remove it or choose another name")
     model = load(workdir, variant=variant)
+    if naming == "published":
+        published.check_network(model.net, model.kind)
     prepare(dest.parent, "dest")
     description = dict(model.description) | {"variants": [model.variant]}
     try:
-        digest = single_file.write_single_file(dest, description, {model.variant: model.variables})
+        if naming == "published":
+            digest = published.write_state_dict(dest, description, model.variables)
+        else:
+            variables = {model.variant: model.variables}
+            digest = single_file.write_single_file(dest, description, variables)
     except OSError as error:
         raise WorkdirError(f"--dest={dest} cannot be written: {error.strerror or error}") from error
     size = dest.stat().st_size / 2**20

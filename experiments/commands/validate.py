@@ -44,23 +44,23 @@ def run(values: types.SimpleNamespace) -> int:
 def _reports(user_sampler: str | None) -> Iterator[promises.Report]:
     """Every row of the table, as it is measured."""
     from edm_jax import samplers
-    from edm_jax.exact import likelihood_promises, promises
+    from edm_jax.exact import likelihood_promises, promises, subjects
     from edm_jax.exact import reflected_promises as reflected
 
     if user_sampler is None:
-        yield from map(promises.validate, promises.builtin_subjects())
+        yield from map(promises.validate, subjects.builtin_subjects())
         yield from reflected.reports()
         yield from likelihood_promises.validate_likelihood()
         return
     if ":" in user_sampler:
-        yield promises.validate(promises.load_subject(user_sampler))
+        yield promises.validate(subjects.load_subject(user_sampler))
         return
     info = samplers.get(user_sampler)
     if info.domain == "box":
         yield from reflected.reports(user_sampler)
         return
     for setting in info.measured:
-        yield promises.validate(promises.subject_of(info, setting))
+        yield promises.validate(subjects.subject_of(info, setting))
 
 
 def plot(reports: list[promises.Report], path: pathlib.Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from edm_jax import models, samplers
 from edm_jax.arguments import check_number
-from edm_jax.augment.pipe import AugmentPipe
+from edm_jax.augment.drawing import AugmentPipe
 from edm_jax.data.sources.registry import SOURCES
 from edm_jax.noise import DISTRIBUTIONS, WEIGHTS, DiscreteLevels
 from edm_jax.precond import PRECONDITIONINGS

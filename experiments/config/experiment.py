@@ -11,7 +11,8 @@ import jax
 import optax
 
 from edm_jax import models
-from edm_jax.augment.pipe import AugmentPipe, augment
+from edm_jax.augment.drawing import AugmentPipe
+from edm_jax.augment.pipe import augment
 from edm_jax.data.sources.base import ImageSource, present_classes
 from edm_jax.generate import Sampling
 from edm_jax.model import describe

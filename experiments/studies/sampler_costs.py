@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edm_jax import exact, grids, samplers, schedules, seeds
-from edm_jax.exact import bed, promises, reflected_promises
+from edm_jax.exact import bed, reflected_promises, subjects
 
 BUDGETS = (10, 14, 20, 28, 40, 56, 80)
 CHOICES = (10, 20, 40)
@@ -115,7 +115,7 @@ def error_of(name: str, options: Mapping[str, Any], num_steps: int, group: str) 
                 return reflected_promises.plane_error(measured, num_steps)
         return reflected_promises.law_error(measured, num_steps)
     setting = samplers.Measured("", options, stochastic=group == "stochastic")
-    subject = promises.subject_of(info, setting)
+    subject = subjects.subject_of(info, setting)
     if group == "deterministic":
         return bed.deterministic_runs(subject, (num_steps,))[0].error
     one = bed.sampled_run if subject.replay is None else bed.impulse_run
@@ -124,7 +124,7 @@ def error_of(name: str, options: Mapping[str, Any], num_steps: int, group: str) 
 
 def adaptive_errors(most: int) -> dict[int, float]:
     """Those of `adaptive` over the calls of the slowest image, up to ``most`` of them."""
-    subject = promises.subject_of(samplers.get("adaptive"))
+    subject = subjects.subject_of(samplers.get("adaptive"))
     with jax.enable_x64(True):
         runs = bed.adaptive_runs(dataclasses.replace(subject, tolerances=TOLERANCES))
     return {run.stated: run.error for run in runs if run.stated <= most}

@@ -245,15 +245,6 @@ def to_text(results: Mapping[str, Mapping[str, dict]]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def from_text(text: str) -> dict[str, dict[str, dict]]:
-    """What `to_text` wrote."""
-    results: dict[str, dict[str, dict]] = {}
-    for name, points in json.loads(text).items():
-        law, column, curve = name.split("/")
-        results.setdefault(law, {}).setdefault(column, {})[curve] = points
-    return results
-
-
 def run(workdir: pathlib.Path, laws: Sequence[str] = tuple(LAWS)) -> dict:
     """Measure, print the table, write the figure and the numbers.
 

@@ -9,21 +9,21 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from edm_jax.augment import drawing, warp
 from edm_jax.augment import pipe as pipe_lib
-from edm_jax.augment import warp
-from edm_jax.augment.pipe import EDM_AUGMENT, AugmentParams, AugmentPipe
+from edm_jax.augment.drawing import EDM_AUGMENT, AugmentParams, AugmentPipe
 
-ALL = AugmentPipe(**dict.fromkeys(pipe_lib.TRANSFORMS, 1.0))
+ALL = AugmentPipe(**dict.fromkeys(drawing.TRANSFORMS, 1.0))
 FIELDS = tuple(field.name for field in dataclasses.fields(AugmentParams))
 CASES = (
-    [f"single_{name}" for name in pipe_lib.TRANSFORMS]
+    [f"single_{name}" for name in drawing.TRANSFORMS]
     + ["train_p012", "train_p1", "train_p1_32", "blit_all", "geom_all", "color_all"]
     + ["all_p1", "all_p1_32", "all_p05", "all_p1_gray"]
 )
 
 
 # Outermost, as a training step would; op by op everything compiles for seconds.
-sample_params = jax.jit(pipe_lib.sample_params, static_argnums=(1, 2))
+sample_params = jax.jit(drawing.sample_params, static_argnums=(1, 2))
 augment_labels = jax.jit(pipe_lib.augment_labels, static_argnums=(1, 2))
 geometric_matrix = jax.jit(pipe_lib.geometric_matrix, static_argnums=(1, 2))
 colour_matrix = jax.jit(pipe_lib.colour_matrix, static_argnums=1)
@@ -31,9 +31,19 @@ apply_augment = jax.jit(pipe_lib.apply_augment, static_argnames=("pipe", "method
 augment_batch = jax.jit(pipe_lib.augment, static_argnames="pipe")
 
 
+def identity_params(batch):
+    """Parameters that change nothing, for ``batch`` images."""
+
+    def zeros(name):
+        pair, whole = "translate_" in name, name in drawing.WHOLE
+        return jnp.zeros((batch, 2) if pair else (batch,), jnp.int32 if whole else jnp.float32)
+
+    return AugmentParams(**{f.name: zeros(f.name) for f in dataclasses.fields(AugmentParams)})
+
+
 def _params(batch, **values):
     values = {name: jnp.asarray(value) for name, value in values.items()}
-    return dataclasses.replace(pipe_lib.identity_params(batch), **values)
+    return dataclasses.replace(identity_params(batch), **values)
 
 
 def _case(archive, case):
@@ -46,7 +56,7 @@ def _case(archive, case):
 
 def _only(pipe, names):
     """The pipe with everything but ``names`` turned off."""
-    return dataclasses.replace(pipe, **{n: 0.0 for n in pipe_lib.TRANSFORMS if n not in names})
+    return dataclasses.replace(pipe, **{n: 0.0 for n in drawing.TRANSFORMS if n not in names})
 
 
 def test_every_golden_case_is_listed(golden):
@@ -60,13 +70,13 @@ def test_images_match_the_published_program(golden, case, method):
     pipe, images, params = _case(archive, case)
     # Tolerances of the recording: its own float32 differs from float64 by 4e-7 without,
     # 2e-5 with geometry.
-    geometric = any(getattr(pipe, n) for n in pipe_lib.TRANSFORMS[4:8])
+    geometric = any(getattr(pipe, n) for n in drawing.TRANSFORMS[4:8])
     out = np.moveaxis(archive[f"{case}/out"], 1, -1)
     np.testing.assert_allclose(
         apply_augment(images, params, pipe, method=method), out, atol=1e-4 if geometric else 1e-6
     )
     if f"{case}/before_color" in archive:
-        pipe = _only(pipe, pipe_lib.TRANSFORMS[:8])
+        pipe = _only(pipe, drawing.TRANSFORMS[:8])
         before = apply_augment(jnp.asarray(images), params, pipe, method=method)
         expected = np.moveaxis(archive[f"{case}/before_color"], 1, -1)
         np.testing.assert_allclose(before, expected, atol=1e-4)
@@ -131,7 +141,7 @@ def test_axes_of_oblong_images_are_not_mixed_up():
 
 def test_identity_goes_through_the_filters_unharmed():
     images = jax.random.uniform(jax.random.key(1), (3, 16, 16, 3), minval=-1)
-    params = pipe_lib.identity_params(3)
+    params = identity_params(3)
     out = apply_augment(images, params, ALL)
     # The taps have 16 digits, so what remains is float32 rounding of 4 passes.
     np.testing.assert_allclose(out, images, atol=1e-5)
@@ -160,7 +170,7 @@ def test_images_do_not_depend_on_their_batch(golden):
 
 def test_dtype_is_kept_and_colours_alone_leave_geometry():
     images = jax.random.uniform(jax.random.key(2), (2, 8, 8, 3), jnp.bfloat16, minval=-1)
-    out = apply_augment(images, pipe_lib.identity_params(2), EDM_AUGMENT)
+    out = apply_augment(images, identity_params(2), EDM_AUGMENT)
     assert out.dtype == jnp.bfloat16
     pipe = AugmentPipe(brightness=1)
     out = apply_augment(images.astype(jnp.float32), _params(2, brightness_w=[1.0, -0.5]), pipe)
@@ -325,7 +335,7 @@ def test_tpus_get_no_gather():
     def f(images, params):
         return apply_augment(images, params, EDM_AUGMENT)
 
-    arguments = jnp.zeros((2, 8, 8, 3)), pipe_lib.identity_params(2)
+    arguments = jnp.zeros((2, 8, 8, 3)), identity_params(2)
     traced = jax.jit(f).trace(*arguments)
     assert "stablehlo.gather" not in traced.lower(lowering_platforms=("tpu",)).as_text()
     assert "stablehlo.gather" in traced.lower(lowering_platforms=("cuda",)).as_text()
@@ -357,7 +367,7 @@ def test_bad_constants(kwargs, message):
 
 
 def test_bad_images_and_parameters():
-    params = pipe_lib.identity_params(2)
+    params = identity_params(2)
     with pytest.raises(ValueError, match="floating point"):
         apply_augment(jnp.zeros((2, 8, 8, 3), jnp.uint8), params, EDM_AUGMENT)
     with pytest.raises(ValueError, match="shape"):

@@ -21,7 +21,7 @@ from ml_collections import config_flags
 
 from configs import base, table2
 from edm_jax import ema, models
-from edm_jax.augment.pipe import EDM_AUGMENT
+from edm_jax.augment.drawing import EDM_AUGMENT
 from edm_jax.schedules import karras_sigmas
 from experiments.config import build
 

@@ -136,18 +136,6 @@ def test_weighted_mean_is_unbiased(played):
         assert abs(np.mean(draws) - np.mean(value)) < 5 * spread
 
 
-def test_as_a_noise_distribution():
-    """Levels as often as their probability says; the weights undo it."""
-    levels = np.float32([4.0, 2.0, 1.0, 0.0])
-    p = np.float32([0.2, 0.5, 0.3])  # of sigma 1, 2, 4
-    distribution = ddpm.ResampledLevels(levels, p)
-    t = distribution.base_draw(jax.random.key(0), (20000,))
-    sigma = np.asarray(distribution.sigma(t))
-    shares = [np.mean(sigma == value) for value in (1, 2, 4)]
-    np.testing.assert_allclose(shares, p, atol=5 * 0.5 / np.sqrt(20000))  # five deviations
-    np.testing.assert_allclose(distribution.importance(jnp.arange(3)), 1 / (3 * p), rtol=1e-6)
-
-
 def objective(resampler=None, loss="bound"):
     process = ddpm.ddpm_process("cosine", 8)
 

@@ -23,6 +23,11 @@ def test_every_accepted_file_is_named():
     assert all(name in TEXT for name, _ in (*inception.FILES, *dinov2.FILES))
 
 
+def test_the_example_that_needs_no_files():
+    (_, code) = re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.M | re.S)
+    exec(code, {})
+
+
 def test_flags_exist():
     known = {f.name for mode in commands.names() for f in commands.load(mode).FLAGS} | {"mode"}
     assert set(re.findall(r"--(\w+)", TEXT)) <= known

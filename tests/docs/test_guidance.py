@@ -22,7 +22,7 @@ def test_example_of_the_guidance_document():
     names = {"model": model}
     for code in examples:
         exec(code, names)
-    assert len(examples) == 1 and names["images"].shape[0] == 4
+    assert len(examples) == 2 and names["images"].shape[0] == 4
     assert abs(names["images"]).max() <= 1  # of the threshold: the last step returns D
 
 

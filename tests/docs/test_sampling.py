@@ -17,7 +17,7 @@ def test_examples_of_the_sampling_document():
     names = {"denoise": exact.Gaussian(0.1, 0.5).denoise}
     for code in examples:
         exec(code, names)
-    assert len(examples) == 8 and names["report"].passed
+    assert len(examples) == 10 and names["report"].passed
 
 
 def test_linked_files_exist():

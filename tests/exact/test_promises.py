@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edm_jax import samplers, seeds
-from edm_jax.exact import bed, promises
+from edm_jax.exact import bed, contract, promises, subjects
 
 
 def right(denoise, x, sigmas):
@@ -127,7 +127,7 @@ def breaks(denoise, x, sigmas):
 
 
 def _loaded(name):
-    return promises.load_subject(f"{__name__}:{name}")
+    return subjects.load_subject(f"{__name__}:{name}")
 
 
 @pytest.fixture
@@ -205,14 +205,14 @@ def test_a_broken_contract_is_one_line_and_plain_data():
 
 def test_calls_other_than_stated_fail():
     """Heun's method that states one call a step."""
-    heun = promises.subject_of(samplers.SAMPLERS["heun"])
+    heun = subjects.subject_of(samplers.SAMPLERS["heun"])
     lying = dataclasses.replace(heun, nfe=lambda n: n, steps=(32, 64))
     (failure,) = promises.validate(lying).failures
     assert failure == "it calls the network 63 times for 32 steps, stated 32"
 
 
 def test_an_order_better_than_documented_fails_for_the_library_only():
-    heun = promises.subject_of(samplers.SAMPLERS["heun"], samplers.Measured(order=1))
+    heun = subjects.subject_of(samplers.SAMPLERS["heun"], samplers.Measured(order=1))
     (failure,) = promises.validate(heun).failures
     assert "stated as 1 only" in failure
     assert promises.validate(dataclasses.replace(heun, tight=False, steps=(32, 64))).passed
@@ -232,7 +232,7 @@ def test_a_sampler_that_cannot_be_traced_is_run_without(monkeypatch):
     monkeypatch.setattr(promises, "CONTRACT_STEPS", 8)
     subject = dataclasses.replace(_loaded("not_traceable"), steps=(16, 32))
     with jax.enable_x64(True):
-        subject, _, wrong = promises.contract(subject)
+        subject, _, wrong = contract.contract(subject)
         assert wrong is None and not subject.jit
         (one,) = bed.deterministic_runs(subject, (16,))
     assert one.calls == 16
@@ -258,7 +258,7 @@ def test_sampling_error_is_as_stated(x64, few_samples):
     """Against the impulse responses, which have none."""
     subject = _loaded("ancestral")
     sampled = bed.sampled_run(subject, 16)
-    info = promises.subject_of(samplers.SAMPLERS["ddpm"], variance="large")
+    info = subjects.subject_of(samplers.SAMPLERS["ddpm"], variance="large")
     exact = bed.impulse_run(dataclasses.replace(info, grid=subject.grid), 16)
     assert sampled.calls == exact.calls == 16
     # 262144 draws of deviation 0.5: standard error 0.0012; two of them.
@@ -277,7 +277,7 @@ def test_order_is_read_where_sampling_error_does_not_hide_it():
 
 def test_impulse_error_has_a_closed_form(x64):
     """One step to 0 on Gaussian data: the result is D of the start."""
-    measured = bed.impulse_run(promises.subject_of(samplers.SAMPLERS["ddpm"]), 1)
+    measured = bed.impulse_run(subjects.subject_of(samplers.SAMPLERS["ddpm"]), 1)
     # D(x_0) has deviation 0.25 / sqrt(0.25 + sigma^2), as has the exact law at sigma.
     np.testing.assert_allclose(measured.error, 0, atol=1e-12)
     assert measured.calls == 1
@@ -287,20 +287,20 @@ def test_impulse_error_has_a_closed_form(x64):
 def test_deterministic_samplers_of_the_registry_keep_their_promises(name):
     if name == "adaptive":
         pytest.importorskip("diffrax")
-    report = promises.validate(promises.subject_of(samplers.SAMPLERS[name]))
+    report = promises.validate(subjects.subject_of(samplers.SAMPLERS[name]))
     assert report.passed, report.failures
 
 
 @pytest.mark.parametrize("name", ["edm", "dpmpp_2m_sde", "vp_ancestral"])
 def test_stochastic_samplers_of_the_registry_keep_their_promises(name):
     info = samplers.SAMPLERS[name]
-    report = promises.validate(promises.subject_of(info, info.measured[0]))
+    report = promises.validate(subjects.subject_of(info, info.measured[0]))
     assert report.passed, report.failures
 
 
 @pytest.mark.slow
 def test_every_sampler_of_the_registry_keeps_its_promises():
-    reports = [promises.validate(subject) for subject in promises.builtin_subjects()]
+    reports = [promises.validate(subject) for subject in subjects.builtin_subjects()]
     # Those of a box have a bed of their own: tests/reflected/test_promises.py.
     everywhere = {n for n, info in samplers.SAMPLERS.items() if info.domain != "box"}
     assert {r.name.split(" ")[0] for r in reports} == everywhere
@@ -321,4 +321,4 @@ def test_bad_paths_are_named():
         "edm_jax.exact.promises:NFE_BUDGET",
     ):
         with pytest.raises(ValueError, match=r"sampler|callable"):
-            promises.load_subject(path)
+            subjects.load_subject(path)

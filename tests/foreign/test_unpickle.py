@@ -9,8 +9,9 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
+from edm_jax.foreign.allowed import Allowed, LongText, SetRecord
 from edm_jax.foreign.torch_files import read_plain
-from edm_jax.foreign.unpickle import Allowed, LongText, SetRecord, Unpickler
+from edm_jax.foreign.unpickle import Unpickler
 from edm_jax.foreign.zip_entries import read_entries
 from edm_jax.store.errors import WeightsError, show
 

@@ -8,7 +8,7 @@ import pytest
 
 from edm_jax import models
 from edm_jax.models import names
-from tests.support.models_golden import GOLDEN, load_network
+from tests.support.models_golden import GOLDEN, load_network, parameter_names
 
 NETWORKS = ["ddpmpp_cond", "ddpmpp_uncond", "ncsnpp_cond", "adm_cond"]
 
@@ -66,7 +66,7 @@ def test_order_of_published_files(name):
     for key, shape in shapes.items():
         assert archive[f"params/model.{key}"].shape == shape
     if name == "training_state":
-        order = [f"model.{key}" for key in names.registration_order(net)]
+        order = [f"model.{key}" for key in parameter_names(net)]
         assert order == list(archive["optimizer/param_names"])
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from edm_jax import models, noise, precond
-from tests.support.models_golden import nhwc
+from tests.support.models_golden import nhwc, parameter_names
 
 RGB = {"in_channels": 3, "out_channels": 3}
 AT_32, AT_64 = {"img_resolution": 32, **RGB}, {"img_resolution": 64, **RGB}
@@ -44,7 +44,7 @@ COUNTS = [
 def test_counts_of_published_networks(preset, arguments, parameters, tensors, elements, buffers):
     net = models.build(preset, **arguments)
     assert models.param_count(net) == parameters
-    names = models.registration_order(net)
+    names = parameter_names(net)
     assert len(names) == tensors
     shapes = models.state_dict_shapes(net)
     sizes = [math.prod(shape) for name, shape in shapes.items() if name not in set(names)]
@@ -123,7 +123,7 @@ def variables_by_rule(net):
     """s = sin(1 + 0.7 k + 0.3 e) for parameter k in order of names, element e."""
     shapes = models.state_dict_shapes(net)
     state_dict = {}
-    for k, name in enumerate(sorted(models.registration_order(net))):
+    for k, name in enumerate(sorted(parameter_names(net))):
         shape = shapes[name]
         s = np.sin(1 + 0.7 * k + 0.3 * np.arange(math.prod(shape))).reshape(shape)
         if len(shape) > 1:

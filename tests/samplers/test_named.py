@@ -176,6 +176,12 @@ def test_restart(steps, x64):
     np.testing.assert_allclose(states, calls, rtol=0, atol=SEEN * np.max(np.abs(calls)))
 
 
+def test_calls_as_published():
+    """Xu et al. 2023, their tables of settings: 43 calls on CIFAR-10, 203 on ImageNet-64."""
+    info = samplers.get("restart")
+    assert info.nfe(18) == 43 and info.nfe(36, segments=restart.IMAGENET64) == 203
+
+
 def test_segments_that_cannot_be():
     with pytest.raises(ValueError, match="two segments end on the level"):
         restart.plan(ARCHIVE["sigma/N8"], (Segment(3, 1, 0.08, 0.3), Segment(3, 1, 0.1, 2.0)))

@@ -120,11 +120,11 @@ def test_more_steps_settle_on_the_same_image(name, options):
 
 def test_both_noises_of_dpmpp_sde_must_come_from_one_path(x64):
     """Weak order 2; unrelated draws leave 1 (the negative control), and more error."""
-    from edm_jax.exact import bed, promises
+    from edm_jax.exact import bed, subjects
 
     def errors(noise):
         measured = samplers.Measured("", {"noise": noise})
-        subject = promises.subject_of(SAMPLERS["dpmpp_sde"], measured)
+        subject = subjects.subject_of(SAMPLERS["dpmpp_sde"], measured)
         return [bed.impulse_run(subject, n).error for n in (64, 128)]
 
     one_path, unrelated = errors("step"), errors("tree")  # recorded noise is unrelated

@@ -28,6 +28,12 @@ def load_network(name, **changes):
     return archive, net, models.from_state_dict(state_dict)
 
 
+def parameter_names(net):
+    """Published names of the parameters, in the order in which optimizer states number them."""
+    buffers = ("resample_filter", "freqs")
+    return [name for name in models.state_dict_shapes(net) if not name.endswith(buffers)]
+
+
 def labels(archive):
     """The label arguments the network of an archive takes."""
     return {k: archive[k] for k in ("class_labels", "augment_labels") if k in archive.files}

@@ -6,7 +6,6 @@ may be read from several threads at once.
 
 from __future__ import annotations
 
-import concurrent.futures
 import operator
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -218,31 +217,6 @@ def max_size_indices(length: int, max_size: int, seed: int = 0) -> np.ndarray:
         np.random.RandomState(seed % 2**31).shuffle(indices)
         indices = np.sort(indices[:max_size])
     return indices
-
-
-def load_into_memory(source: ImageSource, *, num_threads: int = 8) -> ArraySource:
-    """Decode every image once and keep the pixels.
-
-    Worth it for data sets that fit (CIFAR-10: 150 MB), which then cost nothing to read.
-
-    Args:
-      source: any source.
-      num_threads: that decode.
-    """
-    images = np.empty((len(source), *source.image_shape), np.uint8)
-    labels: list[Any] = [None] * len(source)
-
-    def load(index: int) -> None:
-        item = source[index]
-        images[index] = item["image"]
-        labels[index] = item.get("label")
-
-    with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
-        for _ in pool.map(load, range(len(source))):
-            pass
-    if not source.num_classes:
-        return ArraySource(images)
-    return ArraySource(images, np.stack(labels), source.label_names, num_classes=source.num_classes)
 
 
 class _Wrapper:

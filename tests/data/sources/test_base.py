@@ -11,7 +11,6 @@ from edm_jax.data.sources.base import (
     ImageSource,
     Mirrored,
     Subset,
-    load_into_memory,
     max_size_indices,
 )
 
@@ -120,29 +119,6 @@ def test_pickling():
     for i in range(4):
         np.testing.assert_array_equal(copy[i]["image"], source[i]["image"])
         assert copy[i]["label"] == source[i]["label"]
-
-
-@pytest.mark.parametrize("labels", [None, [0, 1, 2, 1], np.eye(4)[:, :3]])
-def test_load_into_memory(labels):
-    names = None if labels is None else ["a", "b", "c"]
-    source = Mirrored(ArraySource(IMAGES, labels, names))
-    loaded = load_into_memory(source, num_threads=3)
-    assert isinstance(loaded, ArraySource)
-    assert (len(loaded), loaded.num_classes) == (8, source.num_classes)
-    assert loaded.label_names == source.label_names
-    for i in range(8):
-        assert loaded[i].keys() == source[i].keys()
-        for key, value in source[i].items():
-            np.testing.assert_array_equal(loaded[i][key], value)
-
-
-def test_errors_surface_while_loading():
-    class Broken(Mirrored):
-        def __getitem__(self, index):
-            raise ValueError("image 3 is damaged")
-
-    with pytest.raises(ValueError, match="image 3 is damaged"):
-        load_into_memory(Broken(ArraySource(IMAGES)))
 
 
 def test_classes_that_have_images():

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 import edm_jax
-from edm_jax.foreign import state_dict
+from edm_jax import models
+from edm_jax.foreign import published, state_dict
+from edm_jax.store.safetensors import read_safetensors
 from edm_jax.train.checkpoint import CheckpointStore, SaveError
 from experiments.commands import export, import_
 from experiments.workdir import WorkdirError
@@ -97,6 +99,23 @@ def test_raw_weights_alone_keep_their_bits(tmp_path):
             assert arrays[name.removeprefix("model.")].tobytes() == want.tobytes(), name
         with pytest.raises(ValueError, match=r"no weights 'ema' in .*there are: raw"):
             edm_jax.load(path, variant="ema")
+
+
+def test_published_names(tmp_path):
+    """An import exported under the names it came with is what came, and loads."""
+    golden, dest = wg.expected("small"), tmp_path / "state.safetensors"
+    source = write_golden(tmp_path, "small_torch1.pkl")
+    export.export_model(source, dest, naming="published", report=lambda line: None)
+    _, arrays = read_safetensors(memoryview(dest.read_bytes()))
+    assert set(arrays) == set(golden["names"])
+    for name, array in arrays.items():
+        assert array.tobytes() == golden[f"params/{name}"].tobytes(), name
+    model = edm_jax.load(dest)
+    jax.tree.map(np.testing.assert_array_equal, model.params, edm_jax.load(source).params)
+    with pytest.raises(ValueError, match=r"names are those of denoisers .*NoisyClassifier"):
+        published.check_network(models.NoisyClassifier(32, 3, 2), "classifier")
+    with pytest.raises(ValueError, match="of kind 'reflected'"):
+        published.check_network(model.net, "reflected")
 
 
 @pytest.mark.parametrize("existing", [False, True])

@@ -10,7 +10,7 @@ import pytest
 
 from configs import cifar10, digits, tiny
 from edm_jax import models
-from edm_jax.augment.pipe import EDM_AUGMENT
+from edm_jax.augment.drawing import EDM_AUGMENT
 from edm_jax.noise import EdmWeight, LogNormal
 from edm_jax.train import objectives
 from experiments.config import build

@@ -1,5 +1,7 @@
 """The paper's sampling claim: its laws, its closed forms, and what the document says of it."""
 
+import json
+
 import numpy as np
 
 from edm_jax import grids
@@ -49,16 +51,26 @@ def test_claim_curves_on_gaussian_data_have_a_closed_form(x64, monkeypatch):
     np.testing.assert_allclose(error, expected / 0.5, rtol=5e-3)
 
 
+def published_numbers():
+    """docs/sampling_claim.json as the study returns them: by law, column and curve."""
+    results = {}
+    for name, points in json.loads((ROOT / "docs/sampling_claim.json").read_text()).items():
+        law, column, curve = name.split("/")
+        results.setdefault(law, {}).setdefault(column, {})[curve] = points
+    return results
+
+
 def test_the_published_table_is_that_of_the_published_numbers():
-    results = sampling_claim.from_text((ROOT / "docs/sampling_claim.json").read_text())
-    assert sampling_claim.from_text(sampling_claim.to_text(results)) == results
+    text = (ROOT / "docs/sampling_claim.json").read_text()
+    results = published_numbers()
+    assert sampling_claim.to_text(results) == text
     assert list(results) == list(sampling_claim.LAWS)
     assert sampling_claim.table(results) in (ROOT / "docs/sampling.md").read_text()
 
 
 def test_what_the_document_says_of_the_table():
     """Its general sentences, each over all laws and errors."""
-    results = sampling_claim.from_text((ROOT / "docs/sampling_claim.json").read_text())
+    results = published_numbers()
     calls, missing = sampling_claim.calls_for, []
     for law, columns in results.items():
         for target in sampling_claim.TARGETS:
