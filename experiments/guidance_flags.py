@@ -85,6 +85,8 @@ def check(values: types.SimpleNamespace) -> None:
         raise UsageError(
             f"--guidance={values.guidance} needs {what}, for example --guidance_model=runs/{kind}"
         )
+    if values.guidance_model is not None and not values.guidance_model.exists():
+        raise UsageError(f"--guidance_model={values.guidance_model}: there is nothing of that name")
 
 
 def asked(values: types.SimpleNamespace) -> dict[str, Any] | None:

@@ -212,6 +212,8 @@ def test_tables():
     one = {"num_images": 10, "nfe": 35, "frechet_distance": 0.5}
     two = {"num_images": 10, "nfe": None, "class_accuracy": 0.25}
     assert "network calls per image" in protocol.result_table(one)
+    rows = {"denoiser": 40, "classifier": 20}
+    assert "40 denoiser + 20 classifier" in protocol.result_table({**one, "network_rows": rows})
     assert "network calls" not in protocol.result_table(two)
     lines = protocol.comparison_table({"(headline)": one, "adaptive": two}).splitlines()
     assert lines[0].split() == ["[1]", "[2]", "[3]", "[4]"]

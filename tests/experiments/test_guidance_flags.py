@@ -60,6 +60,10 @@ def test_what_is_refused_leaves_nothing(mode, call, run_dir, tmp_path):
         (["--guidance=autoguidance", "--guidance_scale=2"], "needs the weaker model"),
         (["--guidance=classifier", "--guidance_scale=2"], "needs the classifier"),
         (["--guidance=cfg", "--guidance_form=mean"], "belongs to --guidance=classifier"),
+        (
+            ["--guidance=autoguidance", "--guidance_scale=2", "--guidance_model=runs/of/nobody"],
+            "--guidance_model=runs/of/nobody: there is nothing",
+        ),
         (["--guidance_interval=3"], "must be two noise levels, low and high"),
         (["--threshold_percentile=0.9"], "belongs to --threshold=dynamic"),
     ],
