@@ -106,7 +106,7 @@ def bound_sample(predict: PredictFn, process: Process, x: ArrayLike, keys: Key) 
     variables = num_variables(process, shape)
     keys = jax.vmap(jax.random.split)(keys)
     step = orders.uniform_steps(keys[:, 0], num_steps(process, shape))
-    ranks = orders.random_ranks(keys[:, 1], process.mask_shape(shape))
+    ranks = orders.drawn_ranks(process.order, keys[:, 1], process.mask_shape(shape))
     terms = step_terms(predict, process, x, ranks, step % variables, step // variables)
     return terms.elbo
 
@@ -135,7 +135,7 @@ def policy_bound_sample(
     index = orders.uniform_steps(keys[:, 0], process.num_stages * calls)
     stage, i = index // calls, index % calls
     t, t_next = policies[stage, i], policies[stage, i + 1]
-    ranks = orders.random_ranks(keys[:, 1], process.mask_shape(shape))
+    ranks = orders.drawn_ranks(process.order, keys[:, 1], process.mask_shape(shape))
     known = jnp.minimum(t, variables - 1)  # calls at the end may draw nothing
     terms = step_terms(predict, process, x, ranks, known, stage)
     return process.num_stages * calls * (t_next - t) * terms.elbo_per_t

@@ -49,7 +49,7 @@ def order_lengths(archive):
 
         return jax.lax.map(one, every)
 
-    return lambda row: lengths(policy.pad_policy(np.append(row[row >= 0], 4), 4))
+    return lambda row: lengths(models.padded(np.append(row[row >= 0], 4), 4))
 
 
 def test_every_order_of_a_table(archive, order_lengths):
@@ -109,7 +109,7 @@ def test_random_steps_estimate_the_bound(archive):
 def test_random_calls_estimate_the_bound_of_a_policy(archive, index):
     predict, process = models.table_predict(archive["tabular/logits"]), models.table_process()
     row = archive["tabular/policies"][index]
-    steps = policy.pad_policy(np.append(row[row >= 0], 4), 4)
+    steps = models.padded(np.append(row[row >= 0], 4), 4)
     x = jnp.broadcast_to(archive["tabular/x"][17], (20000, 4))
     keys = jax.random.split(jax.random.key(index), 20000)
     values = likelihood.policy_bound_sample(predict, process, x, keys, steps)

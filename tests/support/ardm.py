@@ -46,3 +46,8 @@ def two_stage_predict(archive):
         return table[stage, known @ np.array([1, 2]), x_in[:, 0], x_in[:, 1]]
 
     return predict
+
+
+def padded(policy, num_calls):
+    """The policy with calls that draw nothing at its end: one program for several policies."""
+    return np.pad(np.asarray(policy, np.int32), (0, num_calls + 1 - len(policy)), mode="edge")
