@@ -25,8 +25,8 @@ def get_config() -> ml_collections.ConfigDict:
     config = d()
     config.seed = 0
 
-    # Where images come from: digits | images (folder or zip) | tfds | text (one file).  A source that has
-    # options of its own has a group of its name here.
+    # Where images come from: digits | images (folder or zip) | tfds; sequences: text (a file).  A
+    # source that has options of its own has a group of its name here.
     config.data = d(
         dict(
             source="digits",

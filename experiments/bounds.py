@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from edm_jax.ardm.likelihood import estimate
-from edm_jax.ardm.model_bound import model_bound
+from edm_jax.ardm.model_bits import model_bits
 from edm_jax.data.sources.base import ImageSource
 from edm_jax.model import Model
 
@@ -38,7 +38,7 @@ def bound(
     if model.num_classes:
         rows = model.label_rows(np.stack([example["label"] for example in examples]), count)
     images = np.stack([example["image"] for example in examples])
-    values = model_bound(model, images, rows, ids=chosen, passes=PASSES, batch_size=batch_size)
+    values = model_bits(model, images, rows, ids=chosen, passes=PASSES, batch_size=batch_size)
     found = estimate(values)
     return {
         "bits_per_dim": found.mean,

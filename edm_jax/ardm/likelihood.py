@@ -7,7 +7,6 @@ model that draws a block at once); the mean over orders bounds -ln p(x) from abo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
@@ -139,38 +138,3 @@ def policy_bound_sample(
     known = jnp.minimum(t, variables - 1)  # calls at the end may draw nothing
     terms = step_terms(predict, process, x, ranks, known, stage)
     return process.num_stages * calls * (t_next - t) * terms.elbo_per_t
-
-
-def bound(
-    sample_fn: Callable[[Array, Key], Array],
-    batches: Iterable[tuple[ArrayLike, ArrayLike]],
-    *,
-    seed: int = 0,
-    passes: int = 4,
-) -> Estimate:
-    """The bound of a data set, several passes with fresh orders and steps.
-
-    Args:
-      sample_fn: ``(x, keys) -> (B,)``, such as `bound_sample` or `policy_bound_sample` with
-        everything else bound, jitted; averaged weights are what is published.
-      batches: (image ids, images), integers ``(B,)`` and ``(B, ...)``; an image's estimate
-        depends on seed, pass and id alone.
-      seed: of the evaluation.
-      passes: over the data; 4 for images and 32 for audio in the paper.
-
-    Returns:
-      Bits per dimension.
-    """
-    run = jax.random.key(seed)
-    values = []
-    for ids, x in batches:
-        ids = jnp.asarray(ids)
-        rows = []
-        for i in range(passes):
-            pass_key = jax.random.fold_in(run, i)
-            keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(pass_key, ids)
-            rows.append(np.asarray(sample_fn(jnp.asarray(x), keys)))
-        values.append(np.stack(rows))
-    if not values:
-        raise ValueError("the bound of a data set needs at least one batch, got none")
-    return estimate(np.concatenate(values, axis=1))

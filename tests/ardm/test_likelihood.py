@@ -1,7 +1,5 @@
 """Likelihoods: exact code lengths of enumerated models, bounds of policies, estimates."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,24 +114,6 @@ def test_random_calls_estimate_the_bound_of_a_policy(archive, index):
     _mean_within(4 * np.log(2) * values, abs(archive["tabular/free/policy_bound"][index, 17]))
 
 
-def test_bound_of_a_data_set(archive):
-    """Passes over the 81 examples, in batches of any size."""
-    predict, process = models.table_predict(archive["tabular/logits"]), models.table_process()
-    x = archive["tabular/x"]
-    sample_fn = jax.jit(functools.partial(likelihood.bound_sample, predict, process))
-
-    def batches(size):
-        return ((np.arange(81)[i : i + size], x[i : i + size]) for i in range(0, 81, size))
-
-    whole = likelihood.bound(sample_fn, batches(81), seed=3, passes=20)
-    parts = likelihood.bound(sample_fn, batches(27), seed=3, passes=20)
-    assert whole == pytest.approx(parts)
-    assert whole.num_images == 81
-    expected = -archive["tabular/free/elbo"].mean() / (4 * np.log(2))
-    # Over examples of one set the error is smaller than over sets: an upper bound serves.
-    assert abs(whole.mean - expected) < 5 * whole.standard_error
-
-
 def test_standard_error():
     values = np.array([[1.0, 2, 3, 4], [3.0, 4, 5, 6]])
     got = likelihood.estimate(values)
@@ -149,5 +129,3 @@ def test_refusals(archive):
         likelihood.code_length(predict, process, np.array([[0, 0, 0, 3]] * 2), ranks, None)
     with pytest.raises(ValueError, match="must end in D = 4"):
         likelihood.code_length(predict, process, np.zeros((2, 4), int), ranks, [0, 3])
-    with pytest.raises(ValueError, match="at least one batch"):
-        likelihood.bound(None, [])

@@ -1,7 +1,8 @@
-"""The bound of a loaded model on a data set, in bits per dimension."""
+"""How well a loaded model codes a data set: bounds and code lengths, in bits per dimension."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edm_jax.ardm.likelihood import bound_sample, policy_bound_sample
+from edm_jax.ardm.likelihood import (
+    bits_per_dim,
+    bound_sample,
+    code_length,
+    policy_bound_sample,
+)
 from edm_jax.ardm.objective import to_levels
-from edm_jax.ardm.process import check_values
+from edm_jax.ardm.orders import drawn_ranks
+from edm_jax.ardm.policy import stage_policies
+from edm_jax.ardm.process import check_values, num_variables
 from edm_jax.ardm.registry import build, model_predictor
 from edm_jax.typing import Array, Key
 
@@ -40,31 +48,42 @@ def model_values(model: Any, images: ArrayLike) -> Array:
     return jnp.asarray(images, jnp.int32)
 
 
-@jax.jit
-def _bound(model: Any, x: Array, rows: Array | None, keys: Key) -> Array:
+@functools.partial(jax.jit, static_argnames="exact")
+def _bits(
+    model: Any, x: Array, rows: Array | None, keys: Key, policies: Array | None, *, exact: bool
+) -> Array:
+    """``(B,)``: one estimate per image."""
     predict, process = model_predictor(model, rows)
-    return bound_sample(predict, process, x, keys)
+    if not exact:
+        if policies is None:
+            return bound_sample(predict, process, x, keys)
+        return policy_bound_sample(predict, process, x, keys, policies)
+    shape = model.image_shape
+    keys = jax.vmap(lambda key: jax.random.split(key, process.num_stages))(keys)
+    ranks = jnp.stack(
+        [
+            drawn_ranks(process.order, keys[:, stage], process.mask_shape(shape))
+            for stage in range(process.num_stages)
+        ]
+    )
+    nats = code_length(predict, process, x, ranks, policies)
+    return bits_per_dim(nats, process, shape)
 
 
-@jax.jit
-def _policy_bound(model: Any, x: Array, rows: Array | None, keys: Key, policies: Array) -> Array:
-    predict, process = model_predictor(model, rows)
-    return policy_bound_sample(predict, process, x, keys, policies)
-
-
-def model_bound(
+def model_bits(
     model: Any,
     images: ArrayLike,
     rows: ArrayLike | None = None,
     *,
     policies: ArrayLike | None = None,
+    exact: bool = False,
     ids: ArrayLike | None = None,
     seed: int = 0,
     passes: int = 4,
     batch_size: int = 256,
     on_batch: Callable[[int], Any] | None = None,
 ) -> NDArray[np.float64]:
-    """Unbiased estimates of the bound, each from one random step of one random order.
+    """Bits per dimension of every image: unbiased estimates of the bound, or code lengths.
 
     An image's numbers depend on seed, pass and id alone, not on its batch.  The mean with its
     standard error is `likelihood.estimate` of the result.
@@ -74,7 +93,9 @@ def model_bound(
       images: ``(N, H, W, C)`` uint8, or ``(N, L)`` tokens.
       rows: ``(N, num_classes)`` labels, or None.
       policies: None for the model that draws one variable at a time; or the policy of every
-        stage, ``(S, n + 1)``, for the bound of what it draws.
+        stage, ``(S, n + 1)``, for what that draws.
+      exact: False takes one random step of one random order, one network call; True all steps of
+        one random order, S n calls: an exact code length, whose mean over orders is the bound.
       ids: ``(N,)`` integers that tell the images apart; by default their positions.
       seed: of the evaluation.
       passes: over the data; published: 4 for images, 32 for audio.
@@ -85,14 +106,19 @@ def model_bound(
       ``(passes, N)`` bits per dimension.
 
     Raises:
-      ValueError: as `model_values`; for no images.
+      ValueError: as `model_values`; for no images, or a policy that is none.
     """
     images = np.asarray(images)
     if not len(images) or passes < 1:
         raise ValueError(f"need at least one image and pass, got {len(images)} and {passes}")
     x = model_values(model, images)
+    if policies is not None:
+        process = build(**model.description["process"])
+        variables = num_variables(process, model.image_shape)
+        policies = stage_policies(np.asarray(policies), process.num_stages, variables)
     ids = np.arange(len(images)) if ids is None else np.asarray(ids)
     run = jax.random.key(seed, impl="threefry2x32")
+    fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
     values = np.zeros((passes, len(images)))
     size = min(batch_size, len(images))
     for start in range(0, len(images), size):
@@ -100,13 +126,8 @@ def model_bound(
         stop = min(start + size, len(images))
         given = None if rows is None else jnp.asarray(rows)[index]
         for i in range(passes):
-            pass_key = jax.random.fold_in(run, i)
-            fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-            keys = fold(pass_key, jnp.asarray(ids[index], jnp.uint32))
-            if policies is None:
-                found = _bound(model, x[index], given, keys)
-            else:
-                found = _policy_bound(model, x[index], given, keys, jnp.asarray(policies))
+            keys = fold(jax.random.fold_in(run, i), jnp.asarray(ids[index], jnp.uint32))
+            found = _bits(model, x[index], given, keys, policies, exact=exact)
             values[i, start:stop] = np.asarray(found)[: stop - start]
         if on_batch is not None:
             on_batch(stop)
