@@ -93,7 +93,16 @@ def _show(result: Mapping[str, Any], file: pathlib.Path) -> None:
 
 def pictures(values: types.SimpleNamespace) -> None:
     """Measure pictures that are there."""
-    for flag in ("variant", "checkpoints", "first_seed", "blocks", "labels", "sampler", "guidance"):
+    for flag in (
+        "variant",
+        "checkpoints",
+        "first_seed",
+        "blocks",
+        "labels",
+        "sampler",
+        "policy",
+        "guidance",
+    ):
         if flag in values.given:
             raise UsageError(f"--{flag} is about the images of a model, and --images are there")
     metrics = _metrics(values, ("fid",))

@@ -49,10 +49,21 @@ def model_values(model: Any, images: ArrayLike) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames="exact")
-def _bits(
-    model: Any, x: Array, rows: Array | None, keys: Key, policies: Array | None, *, exact: bool
+def batch_bits(
+    model: Any,
+    x: Array,
+    rows: Array | None,
+    keys: Key,
+    policies: Array | None = None,
+    *,
+    exact: bool = False,
 ) -> Array:
-    """``(B,)``: one estimate per image."""
+    """One estimate of every image of a batch, ``(B,)``; arguments as of `model_bits`.
+
+    Args:
+      x: values, as `model_values` makes them.
+      keys: ``(B,)``, one per image.
+    """
     predict, process = model_predictor(model, rows)
     if not exact:
         if policies is None:
@@ -127,7 +138,7 @@ def model_bits(
         given = None if rows is None else jnp.asarray(rows)[index]
         for i in range(passes):
             keys = fold(jax.random.fold_in(run, i), jnp.asarray(ids[index], jnp.uint32))
-            found = _bits(model, x[index], given, keys, policies, exact=exact)
+            found = batch_bits(model, x[index], given, keys, policies, exact=exact)
             values[i, start:stop] = np.asarray(found)[: stop - start]
         if on_batch is not None:
             on_batch(stop)

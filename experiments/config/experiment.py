@@ -214,6 +214,8 @@ class Experiment:
                 f"the data have {known} values; make them equal"
             )
         sequences = len(source.image_shape) == 1
+        if sequences and self.data.mirror:
+            raise ConfigError("config.data.mirror: sequences are not mirrored; set it to False")
         if sequences and chosen.get("levels", True):
             raise ConfigError(
                 "config.objective.order_agnostic.levels: grey levels are made of pixels, and the "
