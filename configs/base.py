@@ -205,7 +205,6 @@ def get_config() -> ml_collections.ConfigDict:
             ema_halflife_kimg=(500.0,),  # several give several averages; sampling uses the first
             ema_rampup_ratio=0.05,
             grad_clip_norm=0.0,  # 0: none
-            weight_decay=0.0,
             loss_scaling=1.0,
             # NaN in a gradient becomes 0, an infinity 1e5, and training goes on; so many such
             # steps in a row, or such a loss, stop it (a resumed run may change this).

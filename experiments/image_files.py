@@ -230,7 +230,6 @@ def write_archive(drawn: Drawing, file: pathlib.Path, *, subdirs: bool = False) 
       WorkdirError: the file is there, or cannot be written.
     """
     seeds, labels = drawn.seeds, drawn.labels
-    generate.check_request(drawn.model, drawn.sampling)
     if file.exists():
         raise WorkdirError(f"--outdir={file} exists; delete it or choose another name")
     prepare(file.parent, "outdir")
@@ -344,7 +343,6 @@ def open_outdir(drawn: Drawing, outdir: pathlib.Path) -> dict[str, Any]:
     Raises:
       WorkdirError: if it cannot be written, or its images are others.
     """
-    generate.check_request(drawn.model, drawn.sampling)
     prepare(outdir, "outdir")
     settings = drawn.settings()
     by_seed = None

@@ -51,7 +51,7 @@ more_help = sampling_flags.more_help
 def run(values: types.SimpleNamespace) -> None:
     """Draw and write."""
     from edm_jax import load
-    from edm_jax.generate import check_request, default_request
+    from edm_jax.generate import default_request
     from experiments import image_files, text_files
     from experiments.config import build
     from experiments.config.flag import UsageError
@@ -75,8 +75,6 @@ def run(values: types.SimpleNamespace) -> None:
         )
     compilation_cache.enable(values.compilation_cache)
     model = model or load(values.workdir, variant=values.variant)
-    if model.kind != "classifier":
-        check_request(model, sampling)
     if values.decoding and model.kind != "ardm":
         raise UsageError(
             f"--decoding is for autoregressive models, and this one is of kind {model.kind!r}"
