@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -102,13 +103,20 @@ class Decoding:
         elif self.policy == "uniform":
             policy = uniform_policy(n, variables)
         else:
-            return optimal_policies(_profile(loss_per_step, stages * variables), n, stages)
+            profile = _profile(loss_per_step, stages * variables)
+            return _optimal(tuple(profile.tolist()), n, stages)
         return np.broadcast_to(policy, (stages, n + 1))
 
     def of_model(self, model: Any) -> NDArray[np.int32]:
         """`policies` for a loaded `Model` of kind "ardm"."""
         process = build(**model.description["process"])
         return self.policies(process, model.image_shape, model.description.get("loss_per_step"))
+
+
+@functools.lru_cache(maxsize=16)
+def _optimal(profile: tuple[float, ...], num_calls: int, stages: int) -> NDArray[np.int32]:
+    """Asked for by everything that says or does something of a request: computed once."""
+    return optimal_policies(profile, num_calls, stages)
 
 
 def _profile(loss_per_step: Any, total: int) -> NDArray[np.float64]:
