@@ -66,8 +66,8 @@ class Size:
 
     kimg: float = 128.0
     calls: tuple[int, ...] = (5, 10, 20, 64)
-    num_images: int = 1000
-    passes: int = 2
+    num_images: int = 500
+    passes: int = 1
     rows: int = 3
 
 
