@@ -39,6 +39,7 @@ def use_small_network(config: ml_collections.ConfigDict) -> None:
         batch_size=128,
         lr=2e-3,
         lr_rampup_kimg=6.4,
+        lr_end_kimg=128.0,
         adam_b2=0.99,
         grad_clip_norm=100.0,
         ema_halflife_kimg=(10.0,),

@@ -80,7 +80,7 @@ def configurations(size: Size) -> dict[str, Any]:
         DIRECT: digits_ardm_upscale.get_config("direct"),
     }
     for config in found.values():
-        config.train.total_kimg = size.kimg
+        config.train.update(total_kimg=size.kimg, lr_end_kimg=max(size.kimg, 10.0))
         config.train.sample_kimg = 0.0
         config.evaluation.update(num_images=0, trajectory_seeds=0)  # measured below
     return found
