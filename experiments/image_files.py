@@ -144,7 +144,7 @@ class Drawing:
     @functools.cached_property
     def cost(self) -> dict[str, Any]:
         """``nfe``, network calls of an image, and under guidance ``network_rows`` of each net."""
-        cost: dict[str, Any] = {"nfe": self.sampling.nfe(self.model.preconditioning)}
+        cost: dict[str, Any] = {"nfe": generate.network_calls(self.model, self.sampling)}
         if self.guidance is not None:
             rows = protocol.network_rows_of(self.guidance, self.sampling, self.model)
             cost["network_rows"] = rows

@@ -53,32 +53,39 @@ class Network:
           sizes: ``image_shape`` ``(H, W, C)`` or ``(L,)``, ``in_channels`` and so on.
 
         Raises:
-          ConfigError: for images that are not square and a network with one resolution, or
-            sequences where it takes images, and the other way round.
+          ConfigError: as `check_shape`.
         """
         fields = {field.name for field in dataclasses.fields(models.NETWORKS[self.name])}
         for key, value in self.shared.items():
             if key not in fields and value != SHARED[key]:
                 raise ConfigError(f"config.model.{key}={value}: {self.name} has no {key}")
         shape = tuple(sizes["image_shape"])
-        if len(shape) == 1 and "length" not in fields:
-            raise ConfigError(
-                f"config.model.name: {self.name} takes images, and the data are sequences of "
-                f"{shape[0]}; choose ArdmTransformer"
-            )
-        if len(shape) == 3:
-            if "length" in fields:
-                raise ConfigError(
-                    f"config.model.name: {self.name} takes sequences, and the data are images of "
-                    f"{'x'.join(map(str, shape))}; choose ArdmUNet"
-                )
-            if "img_resolution" in fields and shape[0] != shape[1]:
-                raise ConfigError(f"{self.name} takes square images, got {shape[0]}x{shape[1]}")
-            sizes = {**sizes, "img_resolution": shape[0]}
-        given = self.shared | sizes
+        self.check_shape(shape)
+        given = self.shared | sizes | ({"img_resolution": shape[0]} if len(shape) == 3 else {})
         return {"name": self.name, **self.options} | {
             key: value for key, value in given.items() if key in fields
         }
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raise ConfigError for data of another form than the network takes.
+
+        Args:
+          shape: of one example, ``(H, W, C)`` or ``(L,)``.
+        """
+        fields = {field.name for field in dataclasses.fields(models.NETWORKS[self.name])}
+        told = "x".join(map(str, shape))
+        if len(shape) == 1 and "length" not in fields:
+            raise ConfigError(
+                f"config.model.name: {self.name} takes images, and the data are sequences of "
+                f"{told}; choose ArdmTransformer"
+            )
+        if len(shape) == 3 and "length" in fields:
+            raise ConfigError(
+                f"config.model.name: {self.name} takes sequences, and the data are images of "
+                f"{told}; choose ArdmUNet"
+            )
+        if len(shape) == 3 and "img_resolution" in fields and shape[0] != shape[1]:
+            raise ConfigError(f"{self.name} takes square images, got {shape[0]}x{shape[1]}")
 
     def build(self, arguments: Mapping[str, Any]) -> nn.Module:
         """The network of `arguments`.
@@ -181,9 +188,9 @@ class Experiment:
         channels = source.image_shape[-1]
         sizes = {"image_shape": tuple(source.image_shape), "label_dim": source.num_classes}
         if self.kind == "ardm":
+            self.network.check_shape(tuple(source.image_shape))
             self._check_values(source)
-            with named("config.model"):
-                sizes |= network_sizes(self.process, tuple(source.image_shape))
+            sizes |= network_sizes(self.process, tuple(source.image_shape))
         else:
             sizes |= {
                 "in_channels": channels,

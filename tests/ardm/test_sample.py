@@ -70,7 +70,8 @@ def test_policies_differ_in_what_they_draw(archive):
 def _linear(archive, seed_list, **options):
     process = Absorbing(Softmax(5), 2)
     keys = seeds.image_keys(seed_list)
-    return np.asarray(sample_ardm(models.linear_predict(archive), process, keys, (9,), **options))
+    drawn = sample_ardm(models.linear_predict(archive), process, keys, (9,), **options)
+    return jax.tree.map(np.asarray, drawn)
 
 
 def test_an_image_depends_on_its_key_alone(archive):

@@ -104,7 +104,7 @@ def test_refused_values(changes, message):
         (digits_ardm.get_config(), (250,), "ArdmUNet takes images, and the data are sequences of"),
         (text8_ardm.get_config(), (8, 8, 1),
          "ArdmTransformer takes sequences, and the data are images of 8x8x1; choose ArdmUNet"),
-        (digits_ardm.get_config(), (8, 6, 1), r"images must be square, \(R, R, C\), got"),
+        (digits_ardm.get_config(), (8, 6, 1), "ArdmUNet takes square images, got 8x6"),
     ],
 )  # fmt: skip
 def test_data_of_another_form(config, shape, message):
