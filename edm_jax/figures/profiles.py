@@ -55,7 +55,7 @@ def loss_per_step(path: pathlib.Path, profile: ArrayLike, num_stages: int = 1) -
             name = f"stage {stage}" if num_stages > 1 else None
             left.plot(np.arange(variables), loss * variables, lw=0.8, label=name)
         left.set(xlabel="variables known $t$", ylabel="bits per variable $D\\,L_t$")
-        left.set_ylim(bottom=0)
+        left.set_ylim(0, 1.1 * variables * max(float(profile.max()), 1e-12))
         if num_stages > 1:
             left.legend(frameon=False)
         right.plot(calls, equal, color=ORANGE, label="equal shares")
