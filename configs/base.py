@@ -25,18 +25,19 @@ def get_config() -> ml_collections.ConfigDict:
     config = d()
     config.seed = 0
 
-    # Where images come from: digits | images (folder or zip) | tfds.  A source that has
-    # options of its own has a group of its name here.
+    # Where images come from: digits | images (folder or zip) | tfds; sequences: text (a file).  A
+    # source that has options of its own has a group of its name here.
     config.data = d(
         dict(
             source="digits",
-            path="",  # images: folder or zip; tfds: "name" or "name:split"
+            path="",  # images: folder or zip; text: file; tfds: "name" or "name:split"
             conditional=True,  # use the labels, if there are any
             resolution=0,  # width and height the images must have; 0: as stored
             max_size=0,  # use a random subset of this many images; 0: all
             mirror=False,  # random left-right flips; not together with augmentation
             num_threads=8,
             num_workers=0,  # reading processes; 0 reads in threads
+            text=d(dict(length=250, alphabet="")),  # tokens of a sequence; "" takes bytes
         )
     )
 
@@ -85,11 +86,27 @@ def get_config() -> ml_collections.ConfigDict:
                     channels_per_head=64,
                 )
             ),
+            ArdmUNet=d(  # values of CIFAR-10; for the objective "order_agnostic"
+                dict(
+                    model_channels=256,
+                    num_blocks=32,
+                    attention="middle",
+                    inputs="embed",
+                    position_map=False,
+                    dropout=0.0,
+                )
+            ),
+            ArdmTransformer=d(  # values of text8; the same for sequences
+                dict(
+                    model_channels=768, num_blocks=12, num_heads=12, mlp_channels=3072, dropout=0.0
+                )
+            ),
         )
     )
 
     # What is learnt; it uses what it needs of the groups that follow (EDM Table 1).
-    # denoising | reflected | classifier | ddpm, which needs the iddpm preconditioning
+    # denoising | reflected | classifier | ddpm, which needs the iddpm preconditioning |
+    # order_agnostic, of discrete data, which needs none of them
     config.objective = d(
         dict(
             name="denoising",
@@ -103,6 +120,36 @@ def get_config() -> ml_collections.ConfigDict:
                     schedule="cosine",
                     num_levels=1000,
                     resample=False,  # draw time steps by their losses
+                )
+            ),
+            order_agnostic=d(  # autoregressive diffusion
+                dict(
+                    process=d(
+                        dict(
+                            name="absorbing",
+                            absorbing=d(
+                                dict(
+                                    num_values=256,
+                                    output="softmax",  # or discretized_logistic, .._rgb
+                                    num_mixtures=30,
+                                    absorbing=placeholder(int),  # None: num_values // 2
+                                    order="random",  # or raster, one order for all
+                                )
+                            ),
+                            upscale=d(  # from coarse to fine
+                                dict(
+                                    num_values=256,
+                                    base=4,
+                                    parameterization="data",  # or direct
+                                    augmented=False,
+                                    order="random",
+                                )
+                            ),
+                        )
+                    ),
+                    ce_weight=0.001,
+                    steps="uniform",  # or grid: the steps of a batch lie evenly
+                    levels=True,  # the nearest of num_values grey levels; text: False
                 )
             ),
         )
@@ -182,6 +229,7 @@ def get_config() -> ml_collections.ConfigDict:
             rho=placeholder(float),
             sigmas=(),  # these noise levels, down to 0, in place of a discretization
             options="",  # further ones of the sampler: "eta=0.5,order=3", or JSON
+            policy="uniform",  # of the sampler "ardm": uniform, optimal, or numbers up to D
             s_churn=0.0,
             s_tmin=0.0,
             s_tmax=float("inf"),
@@ -268,6 +316,32 @@ def use_reflected(
     for group, name in ((config.precond, "reflected"), (config.noise, "loguniform")):
         group.name = name
         group[name].update(sigma_min=sigma_min, sigma_max=sigma_max)
+
+
+def use_ardm(
+    config: ml_collections.ConfigDict,
+    *,
+    num_values: int,
+    num_steps: int,
+    process: str = "absorbing",
+    network: str = "ArdmUNet",
+    **options: Any,
+) -> None:
+    """Choose autoregressive diffusion, with some options of its process set otherwise.
+
+    Args:
+      config: to be changed.
+      num_values: K.
+      num_steps: network calls of a stage when sampling, by the optimal policy.
+      process: absorbing or upscale.
+      network: ArdmUNet or ArdmTransformer.
+      **options: of the process.
+    """
+    config.objective.name = "order_agnostic"
+    config.objective.order_agnostic.process.name = process
+    config.objective.order_agnostic.process[process].update(num_values=num_values, **options)
+    config.model.name = network
+    config.sampler.update(name="ardm", num_steps=num_steps, policy="optimal")
 
 
 def use_classifier(config: ml_collections.ConfigDict, **options: Any) -> None:

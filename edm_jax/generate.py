@@ -20,6 +20,9 @@ import numpy as np
 
 from edm_jax import samplers
 from edm_jax import seeds as seeds_lib
+from edm_jax.ardm.drawing import draw_batch
+from edm_jax.ardm.request import Decoding
+from edm_jax.ardm.sample import Path
 from edm_jax.arguments import check_protocol
 from edm_jax.guidance.base import Evaluated
 from edm_jax.guidance.compose import label_dim, mean_shift, shifts_mean
@@ -51,10 +54,18 @@ def drawn_labels(model: Model, seeds: Iterable[int] | ArrayLike) -> np.ndarray |
     return classes[np.asarray(seeds_lib.random_labels(keys, len(classes)))]
 
 
+def default_request(model: Model) -> Sampling | Decoding:
+    """How images are drawn where nothing is said: Heun's method, or one variable at a time."""
+    return Decoding() if model.kind == "ardm" else Sampling()
+
+
 def check_request(
-    model: Model, sampling: Sampling, guidance: PyTree | None = None
-) -> samplers.Request:
+    model: Model, sampling: Sampling | Decoding, guidance: PyTree | None = None
+) -> samplers.Request | np.ndarray:
     """What is asked of a model, checked as a whole before anything is drawn.
+
+    Returns:
+      The sampler with its options; of a model of kind "ardm" the policy of every stage.
 
     Raises:
       ValueError: for a request that cannot be carried out, or that the model cannot.
@@ -63,6 +74,16 @@ def check_request(
         raise ValueError(
             "a classifier draws no images; it guides a model that does, see edm_jax.guidance"
         )
+    wanted = Decoding if model.kind == "ardm" else Sampling
+    if not isinstance(sampling, wanted):
+        raise ValueError(
+            f"a model of kind {model.kind!r} is drawn from by a {wanted.__name__}, got "
+            f"{type(sampling).__name__}"
+        )
+    if isinstance(sampling, Decoding):
+        if guidance is not None:
+            raise ValueError("guidance changes a denoiser, and a model of kind 'ardm' has none")
+        return sampling.of_model(model)
     asked = sampling.request(model.preconditioning)
     reflected.check_sampler(asked.info, model.kind, sampling.grid(model.preconditioning))
     if guidance is not None:
@@ -74,17 +95,25 @@ def check_request(
     return asked
 
 
+def network_calls(model: Model, sampling: Sampling | Decoding) -> int | None:
+    """Network calls for an image; None where the data decide (adaptive samplers)."""
+    if isinstance(sampling, Decoding):
+        policies = sampling.of_model(model)
+        return policies.shape[0] * (policies.shape[1] - 1)
+    return sampling.nfe(model.preconditioning)
+
+
 def batches(
     model: Model,
     seeds: Iterable[int] | ArrayLike,
     labels: Labels | None = None,
-    sampling: Sampling | None = None,
+    sampling: Sampling | Decoding | None = None,
     guidance: PyTree | None = None,
     *,
     batch_size: int = 64,
     sharding: jax.sharding.NamedSharding | None = None,
     trajectory: bool = False,
-) -> Iterator[tuple[np.ndarray, np.ndarray | Trajectory]]:
+) -> Iterator[tuple[np.ndarray, np.ndarray | Trajectory | Path]]:
     """Draw images batch by batch; the memory does not grow with the number of seeds.
 
     Image i depends on seed i (and its label) alone, so a call that was stopped goes on with
@@ -95,7 +124,7 @@ def batches(
       seeds: integers >= 0, taken mod 2^32.
       labels: None (a conditional model then draws a class for each seed, `drawn_labels`), a
         class index or name for all, one per seed, or ``(n, num_classes)`` vectors.
-      sampling: the request; None for the defaults.
+      sampling: the request, of a model of kind "ardm" a `Decoding`; None for the defaults.
       guidance: None, or what has ``guide(denoise) -> denoise`` (`edm_jax.guidance`).
       batch_size: images at a time over all devices; the last batch is padded, so one program
         serves all.
@@ -105,17 +134,25 @@ def batches(
 
     Returns:
       A generator of ``(seeds, images)``: ``(b,)`` seeds as they were given and
-      ``(b, H, W, C)`` float32, nominally in [-1, 1] (see to_uint8), on every process; or a
-      Trajectory with axis 1 running over images.
+      ``(b, H, W, C)`` float32, nominally in [-1, 1] (see to_uint8), on every process; of a model
+      of sequences ``(b, L)`` int32; or a Trajectory (of kind "ardm" a `Path`) with axis 1
+      running over images.
 
     Raises:
       ValueError: for bad seeds, labels or requests, before anything is drawn.
     """
     seeds = seeds_lib.check_seeds(seeds)
-    sampling = Sampling() if sampling is None else sampling
+    sampling = default_request(model) if sampling is None else sampling
     asked = check_request(model, sampling, guidance)
     if batch_size != int(batch_size) or batch_size < 1:
         raise ValueError(f"batch_size must be an integer >= 1, got {batch_size}")
+    size = min(batch_size, len(seeds))
+    if isinstance(sampling, Decoding):
+        program = functools.partial(
+            draw_batch, policies=asked, guidance=None, trajectory=trajectory
+        )
+        rows_of = _row_source(model, seeds, labels, model.num_classes)
+        return _draw(model, seeds, rows_of, program, size, sharding)
     rows_of = _row_source(model, seeds, labels, label_dim(model, guidance))
     program = functools.partial(
         _sample_batch,
@@ -124,17 +161,17 @@ def batches(
         guidance=guidance,
         trajectory=trajectory,
     )
-    return _draw(model, seeds, rows_of, program, min(batch_size, len(seeds)), sharding)
+    return _draw(model, seeds, rows_of, program, size, sharding)
 
 
 def _draw(
     model: Model,
     seeds: np.ndarray,
     rows_of: Callable[[np.ndarray], np.ndarray | None],
-    program: Callable[..., Array | Trajectory],
+    program: Callable[..., Array | Trajectory | Path],
     batch_size: int,
     sharding: jax.sharding.NamedSharding | None,
-) -> Iterator[tuple[np.ndarray, np.ndarray | Trajectory]]:
+) -> Iterator[tuple[np.ndarray, np.ndarray | Trajectory | Path]]:
     """Places, runs and collects the batches of `batches`."""
     processes = 1
     if sharding is not None:
@@ -166,9 +203,11 @@ def _draw(
         yield seeds[start:stop], _collect(result, stop - start, processes)
 
 
-def _collect(result: Array | Trajectory, count: int, processes: int) -> np.ndarray | Trajectory:
+def _collect(
+    result: Array | Trajectory | Path, count: int, processes: int
+) -> np.ndarray | Trajectory | Path:
     """The first ``count`` images of all processes, on the host of every process."""
-    axis = 1 if isinstance(result, Trajectory) else 0
+    axis = 1 if isinstance(result, Trajectory | Path) else 0
 
     def whole(values: Array) -> np.ndarray:
         values = np.moveaxis(np.asarray(values), axis, 0)
@@ -302,7 +341,7 @@ def sample(
     seeds: Iterable[int] | ArrayLike,
     labels: Labels | None = None,
     *,
-    sampling: Sampling | None = None,
+    sampling: Sampling | Decoding | None = None,
     guidance: PyTree | None = None,
     churn: Churn | None = None,
     batch_size: int = 64,
@@ -310,26 +349,30 @@ def sample(
     sharding: jax.sharding.NamedSharding | None = None,
     on_batch: Callable[[int], Any] | None = None,
     **settings: Any,
-) -> np.ndarray | Trajectory:
+) -> np.ndarray | Trajectory | Path:
     """Draw one image for each seed; image i depends on seed i (and its label) alone.
 
     Args:
       model, seeds, labels, guidance, batch_size, sharding: see `batches`.
-      sampling: the request; None for Heun on 18 steps.
+      sampling: the request; None for Heun on 18 steps, of a model of kind "ardm" one variable
+        at a time.
       churn: constants of the stochastic sampler, short for ``sampler="edm"`` with them.
       trajectory: return all states.
       on_batch: called with the number of images done after each batch.
       **settings: short for a `Sampling` (or changes of the one given): its fields, and
-        options of the sampler, such as ``sampler="ddim", num_steps=20, eta=0.5``.
+        options of the sampler, such as ``sampler="ddim", num_steps=20, eta=0.5``; of a model of
+        kind "ardm" ``num_steps`` and ``policy``.
 
     Returns:
-      ``(len(seeds), H, W, C)`` float32, nominally in [-1, 1] (see to_uint8), or a
-      Trajectory with axis 1 running over images.
+      ``(len(seeds), H, W, C)`` float32, nominally in [-1, 1] (see to_uint8), of sequences
+      ``(len(seeds), L)`` int32, or a Trajectory or `Path` with axis 1 running over images.
 
     Raises:
       ValueError: for bad seeds, labels, ranges or step counts, before any work.
     """
-    sampling = _with_settings(Sampling() if sampling is None else sampling, churn, settings)
+    sampling = _with_settings(
+        default_request(model) if sampling is None else sampling, churn, settings
+    )
     done, results = 0, []
     for some, images in batches(
         model, seeds, labels, sampling, guidance,
@@ -344,10 +387,21 @@ def sample(
 
 
 def _with_settings(
-    sampling: Sampling, churn: Churn | None, settings: Mapping[str, Any]
-) -> Sampling:
+    sampling: Sampling | Decoding, churn: Churn | None, settings: Mapping[str, Any]
+) -> Sampling | Decoding:
     """A request with some of its fields and options replaced."""
-    fields = {field.name for field in dataclasses.fields(Sampling)}
+    fields = {field.name for field in dataclasses.fields(sampling)}
+    if isinstance(sampling, Decoding):
+        if idle := [*settings.keys() - fields, *(["churn"] if churn is not None else [])]:
+            raise ValueError(
+                f"{idle[0]} is about noise levels, which a model of kind 'ardm' has none of; it "
+                f"takes {' and '.join(sorted(fields))}"
+            )
+        if "policy" in settings:  # its own number of calls
+            sampling = dataclasses.replace(sampling, policy="uniform")
+            if not isinstance(settings["policy"], str):
+                sampling = dataclasses.replace(sampling, num_steps=None)
+        return dataclasses.replace(sampling, **settings)
     idle = [name for name in ("discretization", *GRID) if name in settings]
     if settings.get("sigmas") is not None and idle:
         raise ValueError(f"sigmas are the noise levels themselves: leave {idle[0]} out")

@@ -6,6 +6,7 @@ each can be chosen alone; how they are drawn is `edm_jax.noise`.
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 
 from edm_jax.noise import WeightFn
@@ -46,3 +47,10 @@ def sum_per_image(loss: Array) -> Array:
     over images); the mean over all elements is what is logged.
     """
     return jnp.sum(loss, axis=tuple(range(1, loss.ndim)))
+
+
+def one_hot_labels(labels: Array, num_classes: int) -> Array:
+    """``(B,)`` class indices -> ``(B, num_classes)`` float32; vectors pass through."""
+    if jnp.issubdtype(labels.dtype, jnp.integer):
+        return jax.nn.one_hot(labels, num_classes)
+    return labels.astype(jnp.float32)

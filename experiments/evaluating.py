@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from edm_jax import load
+from edm_jax import generate, load
 from edm_jax.evaluation import evaluate, evaluate_images, protocol, reporting
 from edm_jax.evaluation import pictures as picture_files
 from edm_jax.evaluation.planning import Plan, make_plan
@@ -20,7 +20,7 @@ from edm_jax.generate import Sampling
 from edm_jax.metrics.registry import columns, parse
 from edm_jax.model import Model
 from edm_jax.store import checkpoints
-from experiments import compilation_cache, evaluations, guidance_flags, sampling_flags
+from experiments import bounds, compilation_cache, evaluations, guidance_flags, sampling_flags
 from experiments.config import build
 from experiments.config.experiment import data_difference
 from experiments.config.flag import UsageError
@@ -93,7 +93,16 @@ def _show(result: Mapping[str, Any], file: pathlib.Path) -> None:
 
 def pictures(values: types.SimpleNamespace) -> None:
     """Measure pictures that are there."""
-    for flag in ("variant", "checkpoints", "first_seed", "blocks", "labels", "sampler", "guidance"):
+    for flag in (
+        "variant",
+        "checkpoints",
+        "first_seed",
+        "blocks",
+        "labels",
+        "sampler",
+        "policy",
+        "guidance",
+    ):
         if flag in values.given:
             raise UsageError(f"--{flag} is about the images of a model, and --images are there")
     metrics = _metrics(values, ("fid",))
@@ -150,17 +159,26 @@ def _write(
 
 def models(values: types.SimpleNamespace) -> None:
     """Measure the images of one or several models."""
-    asked = _request(values)
     chosen = _chosen(values)
     several = len(chosen) > 1
+    first = None
+    if not (values.workdir / CONFIG).exists() and values.config is None:
+        first = load(chosen[0][0], variant=chosen[0][1])  # which says how it is drawn from
+    asked = _request(values, first)
     compilation_cache.enable(values.compilation_cache)
-    first = load(chosen[0][0], variant=chosen[0][1])
+    first = first or load(chosen[0][0], variant=chosen[0][1])
     if first.kind == "classifier":
         raise UsageError(
             f"--workdir={values.workdir} is a classifier, which draws no images; its accuracy is "
             "in the evaluation.json that training left"
         )
+    if len(first.image_shape) == 1:
+        raise UsageError(
+            f"--workdir={values.workdir} is a model of sequences, which no metric is for; "
+            "--mode=likelihood tells its bits per token"
+        )
     guidance = guidance_flags.build(values, first, asked["sampling"])
+    generate.check_request(first, asked["sampling"], guidance)
     folder = values.outdir or values.workdir / evaluations.FOLDER
     _directory(values, _request_of(asked, first), folder, several)  # before long work
     plan = _plan(values, asked, first)
@@ -215,11 +233,23 @@ def _evaluate(
         report=_say,
         on_samples=_picture(directory),
         finished=functools.partial(_write, directory, request),
+        more=_bound(model, asked),
     )
 
 
-def _request(values: types.SimpleNamespace) -> dict[str, Any]:
-    """What is to be evaluated, as far as it is known without the model."""
+def _bound(model: Model, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Of an autoregressive model, where its data are at hand."""
+    if model.kind != "ardm" or asked["experiment"] is None:
+        return {}
+    data = asked["experiment"].data
+    source = data.open()
+    if data_difference(model.description, source):
+        return {}
+    return bounds.bound(model, source, data.open_test(), batch_size=asked["batch_size"])
+
+
+def _request(values: types.SimpleNamespace, model: Model | None) -> dict[str, Any]:
+    """What is to be evaluated, as far as the run, or else the model, says it."""
     experiment = None
     if values.config is not None:
         experiment = build.experiment(values.config)
@@ -233,9 +263,7 @@ def _request(values: types.SimpleNamespace) -> dict[str, Any]:
         )
     return {
         "experiment": experiment,
-        "sampling": sampling_flags.request(
-            values, Sampling() if experiment is None else experiment.sampling
-        ),
+        "sampling": sampling_flags.request(values, _base(experiment, model)),
         "guidance": guidance_flags.asked(values),
         "num_images": num_images,
         "first_seed": own.first_seed if values.first_seed is None else values.first_seed,
@@ -246,6 +274,13 @@ def _request(values: types.SimpleNamespace) -> dict[str, Any]:
         "weights": own.weights,
         "batch_size": values.batch_size or (experiment.sample_batch if experiment else 64),
     }
+
+
+def _base(experiment: Any, model: Model | None) -> Any:
+    """How images are drawn where no flag says it."""
+    if experiment is not None:
+        return experiment.sampling
+    return Sampling() if model is None else generate.default_request(model)
 
 
 def _request_of(asked: Mapping[str, Any], model: Model) -> dict[str, Any]:

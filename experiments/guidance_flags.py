@@ -118,6 +118,11 @@ def build(values: types.SimpleNamespace, model: Model, sampling: Sampling) -> Gu
     from edm_jax import guidance
     from edm_jax.generate import check_request
 
+    for name in ("guidance", "threshold"):
+        if getattr(values, name) is not None and model.kind == "ardm":
+            raise UsageError(
+                f"--{name} changes a denoiser, and a model of kind 'ardm' has none; leave it out"
+            )
     parts = []
     if values.guidance is not None:
         kind = KINDS[values.guidance]

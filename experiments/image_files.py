@@ -17,10 +17,12 @@ import jax
 import numpy as np
 
 from edm_jax import generate
+from edm_jax.ardm.registry import build
 from edm_jax.data.sources.labels import METADATA
 from edm_jax.evaluation import drawing, protocol
 from edm_jax.evaluation.reporting import weights_digest
 from edm_jax.figures import files, sheets
+from edm_jax.figures.decodings import decoding_sheet
 from edm_jax.generate import Sampling
 from edm_jax.model import Model, check_labels
 from edm_jax.train.sharding import batch_sharding, make_mesh
@@ -142,7 +144,7 @@ class Drawing:
     @functools.cached_property
     def cost(self) -> dict[str, Any]:
         """``nfe``, network calls of an image, and under guidance ``network_rows`` of each net."""
-        cost: dict[str, Any] = {"nfe": self.sampling.nfe(self.model.preconditioning)}
+        cost: dict[str, Any] = {"nfe": generate.network_calls(self.model, self.sampling)}
         if self.guidance is not None:
             rows = protocol.network_rows_of(self.guidance, self.sampling, self.model)
             cost["network_rows"] = rows
@@ -228,7 +230,6 @@ def write_archive(drawn: Drawing, file: pathlib.Path, *, subdirs: bool = False) 
       WorkdirError: the file is there, or cannot be written.
     """
     seeds, labels = drawn.seeds, drawn.labels
-    drawn.sampling.check(drawn.model.preconditioning)
     if file.exists():
         raise WorkdirError(f"--outdir={file} exists; delete it or choose another name")
     prepare(file.parent, "outdir")
@@ -301,6 +302,30 @@ def write_grid(drawn: Drawing, outdir: pathlib.Path, *, name: str) -> None:
     print(f"{drawn.told()}: {outdir / name}")
 
 
+def write_decoding(drawn: Drawing, outdir: pathlib.Path, *, name: str) -> None:
+    """Write one sheet of all images of an autoregressive model while they are drawn.
+
+    Args:
+      name: of the file.
+    """
+    settings = open_outdir(drawn, outdir)
+    visited = generate.sample(
+        drawn.model, drawn.seeds, drawn.labels, sampling=drawn.sampling,
+        guidance=drawn.guidance, batch_size=drawn.batch_size, trajectory=True,
+    )  # fmt: skip
+    seeds = list(drawn.seeds)
+    told = settings | {"seeds": seeds}
+    if drawn.labels is not None:
+        told["labels"] = [int(label) for label in drawn.labels]
+    num_values = build(**drawn.model.description["process"]).num_values
+    decoding_sheet(
+        outdir / name, visited.x, visited.known, num_values,
+        names=[f"seed {seed}" for seed in seeds], told=told,
+        title=f"{len(visited.x) - 1} network calls; blue is not known yet",
+    )  # fmt: skip
+    print(f"{len(seeds)} images in progress: {outdir / name}")
+
+
 def grid_name(seeds: str, ending: str = "png") -> str:
     """``grid-0-63.png`` of ``--seeds=0-63``; long lists by their digest."""
     text = re.sub(r"\s", "", seeds)
@@ -318,7 +343,6 @@ def open_outdir(drawn: Drawing, outdir: pathlib.Path) -> dict[str, Any]:
     Raises:
       WorkdirError: if it cannot be written, or its images are others.
     """
-    drawn.sampling.check(drawn.model.preconditioning)
     prepare(outdir, "outdir")
     settings = drawn.settings()
     by_seed = None

@@ -18,6 +18,7 @@ import numpy as np
 from edm_jax.evaluation import drawing
 from edm_jax.evaluation.reporting import versions
 from edm_jax.figures import files
+from edm_jax.likelihood.autoregressive import DISCRETE
 from edm_jax.likelihood.record import Record, likelihoods
 from edm_jax.likelihood.results import Settings
 from edm_jax.model import Model
@@ -192,12 +193,19 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
             rows.append((
                 name, number, str(one["images"]), bits, _with_error(one, "nats", 2),
                 difference if isinstance(difference, str) else f"{difference:.1e}",
-                f"{steps} {solver}", f"{one['sigma_min']:g} {one['dequantisation']}",
+                f"{steps} {solver}", _ends(one),
                 one["model"]["ema"],
             ))  # fmt: skip
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(f"  {line}".rstrip() for line in lines)
+
+
+def _ends(summary: Mapping[str, Any]) -> str:
+    """``0.002 gaussian``; of discrete data there is no level at which a flow ends."""
+    if summary["dequantisation"] == DISCRETE:
+        return DISCRETE
+    return f"{summary['sigma_min']:g} {summary['dequantisation']}"
 
 
 def _with_error(summary: Mapping[str, Any], key: str, digits: int) -> str:

@@ -11,6 +11,7 @@ from experiments import flags
 from experiments.config.flag import UsageError
 
 if TYPE_CHECKING:
+    from edm_jax.ardm.request import Decoding
     from edm_jax.generate import Sampling
 
 GRID = ("discretization", "num_steps", "sigma_min", "sigma_max", "rho")
@@ -22,6 +23,15 @@ def _levels(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise ValueError("must be numbers with commas between, the last one 0") from None
+
+
+def _policy(text: str) -> str | tuple[int, ...]:
+    if not text[:1].isdigit():
+        return text
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError("must be uniform, optimal, or numbers such as 0,4,16,64") from None
 
 
 FLAGS = (
@@ -47,6 +57,12 @@ FLAGS = (
     flags.number("s_tmin", "Lowest noise level that churns.", least=0, example="0.05"),
     flags.number("s_tmax", "Highest noise level that churns.", least=0, example="50"),
     flags.number("s_noise", "Scale of the churned noise.", least=0, example="1.003"),
+    flags.Flag(
+        "policy",
+        "Of autoregressive models: uniform, optimal, or the numbers of known variables.",
+        convert=_policy,
+        example="optimal",
+    ),
     flags.integer("batch_size", "Images at a time.", least=1, example="64"),
 )
 
@@ -91,7 +107,36 @@ def churns(info: Any) -> bool:
     return "churn" in info.options
 
 
-def request(values: types.SimpleNamespace, base: Sampling) -> Sampling:
+def decoding(values: types.SimpleNamespace, base: Decoding) -> Decoding:
+    """A request for an autoregressive model with what the flags say about it replaced.
+
+    Raises:
+      UsageError: for flags about noise levels, or that contradict each other.
+    """
+    for name in (*GRID, *CHURN, "sigmas", "sampler_options"):
+        if name != "num_steps" and getattr(values, name) is not None:
+            raise UsageError(
+                f"--{name} is about noise levels, which this model has none of; it is drawn from "
+                "with --num_steps and --policy"
+            )
+    if values.sampler not in (None, base.to_json()["sampler"]):
+        raise UsageError(
+            f"--sampler={values.sampler}: the samplers are those of denoisers; this model is drawn "
+            "from with --num_steps and --policy"
+        )
+    changes = {
+        name: getattr(values, name)
+        for name in ("num_steps", "policy")
+        if getattr(values, name) is not None
+    }
+    if not isinstance(changes.get("policy", "uniform"), str):
+        if "num_steps" in changes:
+            raise UsageError("--policy says the number of calls itself: leave --num_steps out")
+        changes["num_steps"] = None
+    return dataclasses.replace(base, **changes)
+
+
+def request(values: types.SimpleNamespace, base: Sampling | Decoding) -> Sampling | Decoding:
     """A request with what the flags say about it replaced.
 
     What belongs to a choice goes with it: another sampler starts with its own options,
@@ -106,8 +151,13 @@ def request(values: types.SimpleNamespace, base: Sampling) -> Sampling:
       ValueError: for a request that no sampler can carry out.
     """
     from edm_jax import samplers
+    from edm_jax.ardm.request import Decoding
     from experiments.config.sampling import parse_options
 
+    if isinstance(base, Decoding):
+        return decoding(values, base)
+    if values.policy is not None:
+        raise UsageError("--policy is for autoregressive models; a denoiser has a --sampler")
     given = {name: getattr(values, name) for name in (*GRID, "sigmas")}
     given = {name: value for name, value in given.items() if value is not None}
     if "sigmas" in given and len(given) > 1:

@@ -8,30 +8,39 @@
     policy      which variables to draw at once, and the cheapest way to do so
     sample      one scan over a policy; inpainting
     likelihood  bounds, exact code lengths
+    registry    models by name; what the functions above take of a loaded one
+    request     how many calls and which policy: what `edm_jax.sample` takes
+    drawing     batches of a loaded model
+    model_bits  bits per dimension of data under a loaded model
     codec       lossless compression
 
 Hoogeboom et al. 2022, "Autoregressive Diffusion Models".  t counts the known variables,
 0..D-1 (the paper's t is one more).
 """
 
+from edm_jax.ardm.model_bits import model_bits
 from edm_jax.ardm.objective import OrderAgnostic
 from edm_jax.ardm.outputs import DiscretizedLogistic, DiscretizedLogisticRGB, Softmax
 from edm_jax.ardm.policy import optimal_policies, policy_table, sequential_policy, uniform_policy
 from edm_jax.ardm.process import Absorbing, network_predictor
 from edm_jax.ardm.profile import LossProfile
 from edm_jax.ardm.registry import build, model_predictor, network_sizes
-from edm_jax.ardm.sample import sample_ardm
+from edm_jax.ardm.request import Decoding
+from edm_jax.ardm.sample import Path, sample_ardm
 from edm_jax.ardm.upscale import Upscale
 
 __all__ = [
     "Absorbing",
+    "Decoding",
     "DiscretizedLogistic",
     "DiscretizedLogisticRGB",
     "LossProfile",
     "OrderAgnostic",
+    "Path",
     "Softmax",
     "Upscale",
     "build",
+    "model_bits",
     "model_predictor",
     "network_predictor",
     "network_sizes",

@@ -7,7 +7,6 @@ model that draws a block at once); the mean over orders bounds -ln p(x) from abo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
@@ -106,7 +105,7 @@ def bound_sample(predict: PredictFn, process: Process, x: ArrayLike, keys: Key) 
     variables = num_variables(process, shape)
     keys = jax.vmap(jax.random.split)(keys)
     step = orders.uniform_steps(keys[:, 0], num_steps(process, shape))
-    ranks = orders.random_ranks(keys[:, 1], process.mask_shape(shape))
+    ranks = orders.drawn_ranks(process.order, keys[:, 1], process.mask_shape(shape))
     terms = step_terms(predict, process, x, ranks, step % variables, step // variables)
     return terms.elbo
 
@@ -135,42 +134,7 @@ def policy_bound_sample(
     index = orders.uniform_steps(keys[:, 0], process.num_stages * calls)
     stage, i = index // calls, index % calls
     t, t_next = policies[stage, i], policies[stage, i + 1]
-    ranks = orders.random_ranks(keys[:, 1], process.mask_shape(shape))
+    ranks = orders.drawn_ranks(process.order, keys[:, 1], process.mask_shape(shape))
     known = jnp.minimum(t, variables - 1)  # calls at the end may draw nothing
     terms = step_terms(predict, process, x, ranks, known, stage)
     return process.num_stages * calls * (t_next - t) * terms.elbo_per_t
-
-
-def bound(
-    sample_fn: Callable[[Array, Key], Array],
-    batches: Iterable[tuple[ArrayLike, ArrayLike]],
-    *,
-    seed: int = 0,
-    passes: int = 4,
-) -> Estimate:
-    """The bound of a data set, several passes with fresh orders and steps.
-
-    Args:
-      sample_fn: ``(x, keys) -> (B,)``, such as `bound_sample` or `policy_bound_sample` with
-        everything else bound, jitted; averaged weights are what is published.
-      batches: (image ids, images), integers ``(B,)`` and ``(B, ...)``; an image's estimate
-        depends on seed, pass and id alone.
-      seed: of the evaluation.
-      passes: over the data; 4 for images and 32 for audio in the paper.
-
-    Returns:
-      Bits per dimension.
-    """
-    run = jax.random.key(seed)
-    values = []
-    for ids, x in batches:
-        ids = jnp.asarray(ids)
-        rows = []
-        for i in range(passes):
-            pass_key = jax.random.fold_in(run, i)
-            keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(pass_key, ids)
-            rows.append(np.asarray(sample_fn(jnp.asarray(x), keys)))
-        values.append(np.stack(rows))
-    if not values:
-        raise ValueError("the bound of a data set needs at least one batch, got none")
-    return estimate(np.concatenate(values, axis=1))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from edm_jax.ardm import orders
 from edm_jax.ardm.process import PredictFn, Process, network_predictor, num_steps, num_variables
 from edm_jax.ardm.profile import LossProfile
+from edm_jax.losses import one_hot_labels
 from edm_jax.typing import Array, Key, PyTree
 
 STEPS = ("uniform", "grid")
@@ -106,6 +107,7 @@ class OrderAgnostic:
         ("antithetic").
       levels: whether the data are pixels 0..255, of which the nearest of K levels count;
         otherwise they are the values themselves.
+      num_classes: dimension of the labels, 0 for none.
     """
 
     is_mean: ClassVar[bool] = True  # over the elements of an image, or no sum of them
@@ -117,10 +119,17 @@ class OrderAgnostic:
     ce_weight: float = 0.001
     steps: str = "uniform"
     levels: bool = False
+    num_classes: int = 0
 
     def __post_init__(self) -> None:
         if self.steps not in STEPS:
             raise ValueError(f"steps must be one of {', '.join(STEPS)}, got {self.steps!r}")
+
+    @property
+    def level_edges(self) -> tuple[float, ...]:
+        """Of the bins of the running loss: 22 equal shares of all steps."""
+        total = num_steps(self.process, self.shape)
+        return tuple(total * i / 22 - 0.5 for i in range(1, 22))
 
     def draw_steps(self, key: Key, keys: Key, image_ids: Array, total: int) -> Array:
         """``(B,)`` steps in 0..total-1 from the key of the batch or those of the images."""
@@ -136,7 +145,8 @@ class OrderAgnostic:
 
         Args:
           params, buffers: of the network.
-          batch: ``image`` integers ``(B, H, W, C)`` or, for sequences, ``(B, L)``.
+          batch: ``image`` integers ``(B, H, W, C)`` or, for sequences, ``(B, L)``; ``label``
+            where there are classes.
           key: of this step.
           image_ids: ``(B,)`` positions in the global batch; an image's order and step follow
             from the key and its position.
@@ -151,12 +161,13 @@ class OrderAgnostic:
         keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(image_ids)
         step = self.draw_steps(jax.random.fold_in(key, 2**30), keys[:, 0], image_ids, total)
         stage, t = step // variables, step % variables
-        ranks = orders.random_ranks(keys[:, 1], self.process.mask_shape(shape))
+        ranks = orders.drawn_ranks(self.process.order, keys[:, 1], self.process.mask_shape(shape))
         variable_sets = {"params": params} | ({"buffers": buffers} if buffers else {})
         predict = network_predictor(
             lambda *inputs, **options: self.apply(variable_sets, *inputs, **options),
             self.process,
             shape,
+            rows=one_hot_labels(batch["label"], self.num_classes) if self.num_classes else None,
             train=True,
             image_ids=image_ids,
             rngs={"dropout": jax.random.fold_in(key, 2**31)},
@@ -175,6 +186,13 @@ class OrderAgnostic:
     def update(self, state: LossProfile, loss: Array, level: Array) -> LossProfile:
         """The profile after a step of the whole batch: losses and steps as `per_image` has them."""
         return state.update(level.astype(jnp.int32), self.elbo_per_t(loss, level))
+
+    def told(self, state: LossProfile) -> dict[str, Any]:
+        """What a description holds: ``loss_per_step``, which policies are made of, ``levels``."""
+        process = self.process
+        profile = state.loss_per_step(process.num_values, num_variables(process, self.shape))
+        losses = [float(f"{value:.6g}") for value in profile]
+        return {"loss_per_step": losses, "levels": self.levels}
 
     def elbo_per_t(self, loss: Array, step: Array) -> Array:
         """The term of the bound that a loss of `per_image` stands for.

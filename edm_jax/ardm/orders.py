@@ -16,6 +16,37 @@ import numpy as np
 from edm_jax.arguments import is_known
 from edm_jax.typing import Array, ArrayLike, Key
 
+ORDERS = ("random", "raster")
+
+
+def check_order(order: str) -> None:
+    """Raise ValueError for an unknown kind of order."""
+    if order not in ORDERS:
+        raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
+
+
+def drawn_ranks(
+    order: str, keys: Key, shape: tuple[int, ...], given: ArrayLike | None = None
+) -> Array:
+    """The ranks that a kind of model is trained on and drawn with.
+
+    Args:
+      order: ``random``, or ``raster``: row by row, the last axis fastest, for every image.
+      keys, shape, given: as of `random_ranks`.
+
+    Raises:
+      ValueError: for variables given to a model of one order, which has not learnt to be told
+        others than the first ones.
+    """
+    if order == "random":
+        return random_ranks(keys, shape, given)
+    if given is not None:
+        raise ValueError(
+            "values can only be given to a model of random orders, not to one of the raster order"
+        )
+    ranks = jnp.arange(math.prod(shape), dtype=jnp.int32).reshape(shape)
+    return jnp.broadcast_to(ranks, (keys.shape[0], *shape))
+
 
 def check_given(given: ArrayLike, shape: tuple[int, ...]) -> None:
     """Raise ValueError unless given is a mask of that shape that leaves something to draw.

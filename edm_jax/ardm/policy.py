@@ -66,13 +66,6 @@ def check_policy(policy: ArrayLike, num_variables: int, start: int = 0) -> NDArr
     return values.astype(np.int32)
 
 
-def pad_policy(policy: ArrayLike, num_calls: int) -> NDArray[np.int32]:
-    """The policy with calls that draw nothing at its end, so that it has ``num_calls``."""
-    policy = np.asarray(policy, np.int32)
-    _count("calls of the policy", len(policy) - 1, num_calls, "calls")
-    return np.pad(policy, (0, num_calls + 1 - len(policy)), mode="edge")
-
-
 def sequential_policy(num_variables: int) -> NDArray[np.int32]:
     """One variable after the other: ``0..D``."""
     return np.arange(num_variables + 1, dtype=np.int32)

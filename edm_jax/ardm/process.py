@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import jax.numpy as jnp
 import numpy as np
 
+from edm_jax.ardm.orders import check_order
 from edm_jax.ardm.outputs import Output
 from edm_jax.arguments import is_known
 from edm_jax.typing import Array, ArrayLike
@@ -34,11 +35,13 @@ class Process(Protocol):
       num_values: K; data are integers 0..K-1.
       num_inputs: classes that the network can be shown.
       num_stages: S; each one goes through all D variables.
+      order: of `orders.ORDERS`, in which variables are generated.
     """
 
     num_values: int
     num_inputs: int
     num_stages: int
+    order: str
 
     def num_outputs(self, channels: int) -> int:
         """Outputs of the network per position."""
@@ -104,12 +107,15 @@ class Absorbing:
       absorbing: the value shown; K // 2 by default, which the float input of a network maps
         to about 0 (images, audio: the mask tells it from a real one).  K is one more input
         class (text).
+      order: ``random``, or ``raster`` for the ordinary autoregressive model.
     """
 
     output: Output
     absorbing: int | None = None
+    order: str = "random"
 
     def __post_init__(self) -> None:
+        check_order(self.order)
         if self.absorbing is None:
             object.__setattr__(self, "absorbing", self.num_values // 2)
         if not 0 <= self.absorbing <= self.num_values:
@@ -163,16 +169,22 @@ class Absorbing:
 
 
 def network_predictor(
-    apply: Callable[..., Array], process: Process, shape: tuple[int, ...], **options: Any
+    apply: Callable[..., Array],
+    process: Process,
+    shape: tuple[int, ...],
+    rows: Array | None = None,
+    **options: Any,
 ) -> PredictFn:
     """The model that a network is.
 
     Args:
-      apply: ``apply(x_in, time, known, stage, **options)``, a network with its variables, such
-        as ``functools.partial(net.apply, variables)``; ``time`` is ``(B,)`` float32, the share
-        of all S D steps that is done.
+      apply: ``apply(x_in, time, known, stage, **options)``, with the rows as a fifth argument
+        where there are some: a network with its variables, such as
+        ``functools.partial(net.apply, variables)``; ``time`` is ``(B,)`` float32, the share of
+        all S D steps that is done.
       process: the kind of model.
       shape: of one example.
+      rows: ``(B, num_classes)`` class labels of the examples; None: no class.
       **options: passed on.
     """
     variables = num_variables(process, shape)
@@ -180,6 +192,7 @@ def network_predictor(
 
     def predict(x_in: Array, known: Array, t: Array, stage: Array) -> Array:
         time = (stage * variables + t).astype(jnp.float32) / total
-        return apply(x_in, time, known, stage, **options)
+        labels = () if rows is None else (rows,)
+        return apply(x_in, time, known, stage, *labels, **options)
 
     return predict

@@ -9,6 +9,7 @@ from edm_jax.ardm.outputs import OUTPUTS
 from edm_jax.ardm.process import Absorbing, PredictFn, Process, network_predictor
 from edm_jax.ardm.upscale import Upscale
 from edm_jax.names import lookup
+from edm_jax.typing import Array
 
 
 def absorbing(
@@ -16,6 +17,7 @@ def absorbing(
     output: str = "softmax",
     num_mixtures: int = 30,
     absorbing: int | None = None,
+    order: str = "random",
 ) -> Absorbing:
     """The plain model.
 
@@ -24,12 +26,13 @@ def absorbing(
       output: a key of `outputs.OUTPUTS`.
       num_mixtures: of the logistic ones.
       absorbing: the value of unknown variables, see `Absorbing`; K for text.
+      order: see `Absorbing`.
     """
     if not isinstance(num_values, int) or num_values < 2:
         raise ValueError(f"num_values must be an integer of at least 2, got {num_values!r}")
     constructor = lookup(OUTPUTS, output, "output distribution")
     sizes = (num_values,) if output == "softmax" else (num_values, num_mixtures)
-    return Absorbing(constructor(*sizes), absorbing)
+    return Absorbing(constructor(*sizes), absorbing, order)
 
 
 PROCESSES = {"absorbing": absorbing, "upscale": Upscale}
@@ -73,13 +76,17 @@ def network_sizes(process: Process, shape: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-def model_predictor(model: Any) -> tuple[PredictFn, Process]:
+def model_predictor(model: Any, rows: Array | None = None) -> tuple[PredictFn, Process]:
     """What the functions of this room take, of a loaded `Model` of kind "ardm".
 
         predict, process = model_predictor(edm_jax.load("runs/digits_ardm"))
         sample_ardm(predict, process, keys, model.image_shape, uniform_policy(16, 64))
 
     Pass the model as an argument of the outermost jit.
+
+    Args:
+      model: as `edm_jax.load` returns it.
+      rows: ``(B, num_classes)`` labels of the examples (`Model.label_rows`); None: no class.
 
     Raises:
       ValueError: for a model of another kind.
@@ -88,4 +95,4 @@ def model_predictor(model: Any) -> tuple[PredictFn, Process]:
         raise ValueError(f"need a model of kind 'ardm', got {model.kind!r}")
     process = build(**model.description["process"])
     apply = functools.partial(model.net.apply, model.variables)
-    return network_predictor(apply, process, model.image_shape), process
+    return network_predictor(apply, process, model.image_shape, rows), process

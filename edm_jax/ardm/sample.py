@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,19 @@ from edm_jax.typing import Array, ArrayLike, Key
 
 _ORDER = 0  # stream of a key and stage; call i draws from stream i + 1
 UniformFn = Callable[[Array], Array]
+
+
+class Path(NamedTuple):
+    """A decoding step by step; the first state is the one before any draw.
+
+    Attributes:
+      x: ``(S n + 1, B, *shape)`` int32 states.
+      known: ``(S n + 1, B, *mask_shape)`` bool: what each state knows of the digits of its stage;
+        a stage begins where the one before has ended, so that the last state knows everything.
+    """
+
+    x: Array
+    known: Array
 
 
 def draw_step(
@@ -84,7 +98,7 @@ def sample_ardm(
     uniform_fn: UniformFn | None = None,
     trajectory: bool = False,
     progress: bool | ReportFn = False,
-) -> Array:
+) -> Array | Path:
     """Draw one example for each key; it depends on its key alone, not on its batch.
 
     The program is compiled once for each (shape, n), whatever the policy says.
@@ -101,12 +115,11 @@ def sample_ardm(
         ``(B, *mask_shape)`` is True.  Calls of the policy that would draw only given ones
         do nothing: ``num_given + optimal_policy(loss_t[num_given:], n)`` wastes none.
       uniform_fn: index of the call -> ``(B, *noise_shape)`` uniforms, to replay recorded ones.
-      trajectory: return all states.
+      trajectory: return all states, and what is known in them.
       progress: False; True for a bar on the terminal; or a function ``(done, total)``.
 
     Returns:
-      ``(B, *shape)`` int32 in 0..K-1; with trajectory ``(S n + 1, B, *shape)``, the first
-      being the state before any draw.
+      ``(B, *shape)`` int32 in 0..K-1, or a `Path`.
 
     Raises:
       ValueError: for a policy that does not go up to D, ranks that are no permutation, values
@@ -123,13 +136,14 @@ def sample_ardm(
     num_calls, report_fn = policies.shape[1] - 1, reporter(progress)
     report(report_fn, 0, stages * num_calls)
 
-    def one_stage(x: Array, inputs: tuple) -> tuple[Array, Array | None]:
+    def one_stage(x: Array, inputs: tuple) -> tuple[Array, tuple[Array, Array] | None]:
         stage, k, ranks = inputs
         if ranks is None:
-            ranks = orders.random_ranks(_streams(keys, stage, _ORDER), mask_shape, given)
+            keys_of_order = _streams(keys, stage, _ORDER)
+            ranks = orders.drawn_ranks(process.order, keys_of_order, mask_shape, given)
         k = jnp.maximum(k[:, None], num_given[None, :])
 
-        def call(x: Array, inputs: tuple[Array, ...]) -> tuple[Array, Array | None]:
+        def call(x: Array, inputs: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array] | None]:
             i, t, t_next = inputs
             if uniform_fn is None:
                 uniform = _uniform(_streams(keys, stage, i + 1), process.noise_shape(shape))
@@ -137,14 +151,17 @@ def sample_ardm(
                 uniform = uniform_fn(stage * num_calls + i)
             x = draw_step(predict, process, x, ranks, t, t_next, uniform, stage)
             report(report_fn, stage * num_calls + i + 1, stages * num_calls, after=x)
-            return x, (x if trajectory else None)
+            known = ranks < orders.per_variable(t_next, ranks)
+            return x, ((x, known) if trajectory else None)
 
         return jax.lax.scan(call, x, (jnp.arange(num_calls), k[:-1], k[1:]))
 
     last, visited = jax.lax.scan(one_stage, x, (jnp.arange(stages), policies, ranks))
     if not trajectory:
         return last
-    return jnp.concatenate([x[None], visited.reshape(-1, batch, *shape)])
+    states, known = (values.reshape(-1, *values.shape[2:]) for values in visited)
+    first = jnp.zeros((1, batch, *mask_shape), bool) if given is None else jnp.asarray(given)[None]
+    return Path(jnp.concatenate([x[None], states]), jnp.concatenate([first, known]))
 
 
 def _streams(keys: Key, stage: Array, index: ArrayLike) -> Key:

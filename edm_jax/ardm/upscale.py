@@ -16,7 +16,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from edm_jax.ardm.orders import per_variable
+from edm_jax.ardm.orders import check_order, per_variable
 from edm_jax.ardm.outputs import gumbel_argmax, pick
 from edm_jax.typing import Array, ArrayLike
 
@@ -68,14 +68,17 @@ class Upscale:
         lower bound of the model that is drawn from.
       augmented: show coarse values as symbols of their own, numbered after the K values
         and ending in the absorbing one, instead of as members of 0..K-1.
+      order: ``random``, or ``raster`` in every stage.
     """
 
     num_values: int
     base: int = 4
     parameterization: str = "data"
     augmented: bool = False
+    order: str = "random"
 
     def __post_init__(self) -> None:
+        check_order(self.order)
         for name, value in (("num_values", self.num_values), ("base", self.base)):
             if not isinstance(value, int) or value < 2:
                 raise ValueError(f"{name} must be an integer of at least 2, got {value!r}")

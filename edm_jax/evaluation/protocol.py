@@ -154,6 +154,7 @@ def evaluate(
     on_samples: Callable[[np.ndarray, np.ndarray], None] | None = None,
     finished: Callable[[dict[str, Any]], None] | None = None,
     strict: bool = True,
+    more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Draw samples and measure them as they come; none touches the disk.
 
@@ -185,6 +186,7 @@ def evaluate(
       on_samples: given seeds and images of the first few, on process 0.
       finished: given the result, on process 0, before what ``resume`` keeps is removed.
       strict: whether it is an error that no metric can be given of these data.
+      more: other numbers of the model, for the result.
 
     Returns:
       JSON values: what was asked, one or more numbers for each metric, with what they were
@@ -197,7 +199,7 @@ def evaluate(
         raise ValueError(f"num_images must be at least 2, got {num_images}")
     if blocks < 1:
         raise ValueError(f"blocks must be at least 1, got {blocks}")
-    sampling = Sampling() if sampling is None else sampling
+    sampling = generate.default_request(model) if sampling is None else sampling
     generate.check_request(model, sampling, guidance)
     seeds = first_seed + np.arange(blocks * num_images).reshape(blocks, num_images)
     labels_of(model, seeds[0, :1], labels)  # checked before long work
@@ -210,7 +212,7 @@ def evaluate(
         )  # fmt: skip
     wanted = labels_of(model, seeds.reshape(-1), labels, plan.real)
     classes = [None] * blocks if wanted is None else np.split(wanted, blocks)
-    nfe = sampling.nfe(model.preconditioning)
+    nfe = generate.network_calls(model, sampling)
     asked = {
         "num_images": int(num_images),
         "first_seed": int(first_seed),
@@ -227,6 +229,7 @@ def evaluate(
         asked["guidance"] = dict(guidance_json) if guidance_json else repr(guidance)
         asked["network_rows"] = network_rows_of(guidance, sampling, model)
     asked["weights_sha256"] = reporting.weights_digest(model)
+    asked |= more or {}
 
     if not plan.asked:
         return {**asked, **reporting.measured(plan, [], {})}

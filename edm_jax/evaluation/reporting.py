@@ -23,6 +23,7 @@ _PACKAGES = ("edm_jax", "jax", "jaxlib", "flax", "numpy", "scipy")
 _COUNTS = (
     Column("num_images", "images", "{:d}"),
     Column("nfe", "network calls per image", "{:d}"),
+    Column("bits_per_dim", "bits per dimension (bound)", "{:.4f}"),
 )
 
 
@@ -135,8 +136,8 @@ def result_table(result: Mapping[str, Any]) -> str:
             blocks = ", ".join(column.form.format(value) for value in detail["blocks"])
             mean = column.form.format(detail["mean"])
             beside = f"  {detail['quoted']} of {blocks} (mean {mean})"
-        elif detail.get("uncertainty"):
-            beside = f"  +- {column.form.format(detail['uncertainty'])}"
+        elif error := detail.get("uncertainty") or result.get(f"{column.key}_error"):
+            beside = f"  +- {column.form.format(error)}"
         rows.append((column.label, column.form.format(result[column.key]), beside))
     if result.get("network_rows"):
         # Beside the calls of the guided model, which cost one or several of these.

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from edm_jax.likelihood import denoisers, reflected
+from edm_jax.likelihood import autoregressive, denoisers, reflected
 from edm_jax.likelihood.results import PassFn, Settings
 from edm_jax.model import Model
 from edm_jax.typing import ArrayLike
@@ -64,6 +64,14 @@ KINDS: dict[str, Kind] = {
         prepare=reflected.prepare,
         dequantisation=("gaussian", "none"),
         told={"prior": "uniform on [-1, 1]", "data_scaling": "v / 127.5 - 1"},
+    ),
+    "ardm": Kind(
+        methods=("bound",),
+        settings=autoregressive.settings,
+        arrays=autoregressive.arrays,
+        prepare=autoregressive.prepare,
+        dequantisation=(autoregressive.DISCRETE, autoregressive.DISCRETE),
+        told={"estimate": "one random call of the policy in a random order, for each pass"},
     ),
 }
 

@@ -24,10 +24,12 @@ class Settings:
 
     Attributes:
       method: ``flow`` (the ODE) or ``bound`` (the variational bound).
-      dequantisation: ``gaussian``, ``uniform`` or ``none`` (`quantisation`).
-      num_steps: N steps of the solver, or noise levels of the bound; None if adaptive.
-      sigma_min, sigma_max: s0 and S.
-      solver: of `solvers.SOLVERS`, or ``adaptive``.
+      dequantisation: ``gaussian``, ``uniform`` or ``none`` (`quantisation`); ``discrete`` for
+        models of discrete data.
+      num_steps: N steps of the solver, noise levels of the bound, or calls of a policy; None if
+        adaptive.
+      sigma_min, sigma_max: s0 and S; 0 where there are none.
+      solver: of `solvers.SOLVERS`, or ``adaptive``; of discrete data the policy.
       tolerance: of the adaptive solver.
       num_probes: random signs per image and pass; 0 is the exact trace.
       passes: draws of the dequantisation noise (and of the bound's) that are averaged.

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from edm_jax.models.ardm_unet import TimeMapping
+from edm_jax.models.ardm_unet import TimeMapping, check_class_labels
 from edm_jax.models.blocks import QKV, dropout, dropout_seeds
 from edm_jax.models.ops.attention import attention
 from edm_jax.models.ops.initializers import Init
@@ -84,6 +84,7 @@ class ArdmTransformer(nn.Module):
       out_channels: outputs per token, `Process.num_outputs`.
       num_inputs: classes the network is shown, `Process.num_inputs`.
       num_stages: S.
+      label_dim: size of the class labels; 0: unconditional.
       model_channels: width.
       num_blocks: layers.
       num_heads: of the attention.
@@ -97,6 +98,7 @@ class ArdmTransformer(nn.Module):
     out_channels: int
     num_inputs: int
     num_stages: int = 1
+    label_dim: int = 0
     model_channels: int = 768
     num_blocks: int = 12
     num_heads: int = 12
@@ -118,6 +120,8 @@ class ArdmTransformer(nn.Module):
         for name, known in {"dtype": DTYPES, "remat": REMAT}.items():
             value = getattr(self, name)
             require(value in known, name, f"one of {', '.join(known)}", value)
+        good = isinstance(self.label_dim, int) and self.label_dim >= 0
+        require(good, "label_dim", "an integer >= 0", self.label_dim)
         require(0 <= self.dropout < 1, "dropout", "a number in [0, 1)", self.dropout)
         rule = f"even and divisible by num_heads = {self.num_heads}"
         good = self.model_channels % self.num_heads == 0 and self.model_channels % 2 == 0
@@ -129,13 +133,14 @@ class ArdmTransformer(nn.Module):
         """``(L,)``: shape of one example."""
         return (self.length,)
 
-    def example_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+    def example_inputs(self) -> tuple[jax.ShapeDtypeStruct | None, ...]:
         """Shapes of the arguments for one example."""
         return (
             jax.ShapeDtypeStruct((1, self.length), jnp.int32),
             jax.ShapeDtypeStruct((1,), jnp.float32),
             jax.ShapeDtypeStruct((1, self.length), jnp.bool_),
             jax.ShapeDtypeStruct((1,), jnp.int32),
+            jax.ShapeDtypeStruct((1, self.label_dim), jnp.float32) if self.label_dim else None,
         )
 
     @nn.compact
@@ -145,6 +150,7 @@ class ArdmTransformer(nn.Module):
         time: Array,
         known: Array,
         stage: Array | None = None,
+        class_labels: Array | None = None,
         *,
         train: bool = False,
         image_ids: Array | None = None,
@@ -156,6 +162,7 @@ class ArdmTransformer(nn.Module):
           time: ``(B,)`` share of all steps that is done, in [0, 1).
           known: ``(B, L)`` bool.
           stage: ``(B,)`` integers below num_stages; not needed where there is one.
+          class_labels: ``(B, label_dim)``, one-hot; None or zeros: no class.
           train: whether dropout is on; it needs ``rngs={"dropout": key}``.
           image_ids: ``(B,)`` integers that, with the key, decide the dropout of a sequence.
 
@@ -163,7 +170,8 @@ class ArdmTransformer(nn.Module):
           ``(B, L, out_channels)`` float32.
         """
         self._check_inputs(x, known)
-        emb = TimeMapping(self.model_channels, name="time")(time)
+        check_class_labels(class_labels, x.shape[0], self.label_dim)
+        emb = TimeMapping(self.model_channels, self.label_dim, name="time")(time, class_labels)
         tokens = self._table("tokens", self.num_inputs)[x]
         # Coarse values look alike whether they are final or not; the mask tells.
         h = tokens + self._table("mask", 2)[known.astype(jnp.int32)]

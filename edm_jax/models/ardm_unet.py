@@ -43,21 +43,36 @@ def time_embedding(time: Array, channels: int) -> Array:
 
 
 class TimeMapping(nn.Module):
-    """Embedding of the time with two layers: dense, silu, dense, silu.
+    """Embedding of the time and of a class with two layers: dense, silu, dense, silu.
 
     Attributes:
       channels: C of the embedding; 4 C come out.
+      label_dim: size of the class labels; 0: unconditional.
     """
 
     channels: int
+    label_dim: int = 0
 
     @nn.compact
-    def __call__(self, time: Array) -> Array:
-        """``(B,) -> (B, 4 channels)`` float32."""
+    def __call__(self, time: Array, class_labels: Array | None = None) -> Array:
+        """``(B,)`` and ``(B, label_dim)`` (None: no class) ``-> (B, 4 channels)`` float32."""
         width = 4 * self.channels
-        e = silu(Linear(width, name="map_layer0")(time_embedding(time, self.channels)))
+        e = Linear(width, name="map_layer0")(time_embedding(time, self.channels))
+        if self.label_dim:
+            if class_labels is None:
+                class_labels = jnp.zeros((time.shape[0], self.label_dim))
+            # As in SongUNet: rows of unit variance over the classes.
+            rows = class_labels.astype(jnp.float32) * math.sqrt(self.label_dim)
+            e = e + Linear(width, axes=("labels", "embed_out"), name="map_label")(rows)
         # Every block begins with a silu, which is the same one.
-        return silu(Linear(width, name="map_layer1")(e))
+        return silu(Linear(width, name="map_layer1")(silu(e)))
+
+
+def check_class_labels(class_labels: Array | None, batch: int, label_dim: int) -> None:
+    """Raise ValueError unless labels are rows of a conditional network, or None."""
+    if class_labels is not None and class_labels.shape != (batch, label_dim):
+        rule = f"have shape ({batch}, {label_dim})" if label_dim else "be left out: there are none"
+        raise ValueError(f"class_labels must {rule}, got {class_labels.shape}")
 
 
 class DiscreteInput(nn.Module):
@@ -117,6 +132,7 @@ class ArdmUNet(nn.Module):
       num_inputs: classes the network is shown, `Process.num_inputs`.
       num_stages: S.
       mask_channels: of the mask; that of the images, or 1 where a pixel is one variable.
+      label_dim: size of the class labels; 0: unconditional.
       model_channels: C.
       num_blocks: residual blocks on the way down.
       attention: ``middle`` (the paper) or ``all``, after every block too (the release).
@@ -133,6 +149,7 @@ class ArdmUNet(nn.Module):
     num_inputs: int
     num_stages: int = 1
     mask_channels: int | None = None
+    label_dim: int = 0
     model_channels: int = 256
     num_blocks: int = 32
     attention: str = "middle"
@@ -168,10 +185,12 @@ class ArdmUNet(nn.Module):
         require(
             self.model_channels % 4 == 0, "model_channels", "divisible by 4", self.model_channels
         )
+        good = isinstance(self.label_dim, int) and self.label_dim >= 0
+        require(good, "label_dim", "an integer >= 0", self.label_dim)
         for width in (self.model_channels, 2 * self.model_channels):
             num_groups(width)
 
-    def example_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+    def example_inputs(self) -> tuple[jax.ShapeDtypeStruct | None, ...]:
         """Shapes of the arguments for one example."""
         r = self.img_resolution
         return (
@@ -179,6 +198,7 @@ class ArdmUNet(nn.Module):
             jax.ShapeDtypeStruct((1,), jnp.float32),
             jax.ShapeDtypeStruct((1, r, r, self.mask_channels), jnp.bool_),
             jax.ShapeDtypeStruct((1,), jnp.int32),
+            jax.ShapeDtypeStruct((1, self.label_dim), jnp.float32) if self.label_dim else None,
         )
 
     @nn.compact
@@ -188,6 +208,7 @@ class ArdmUNet(nn.Module):
         time: Array,
         known: Array,
         stage: Array | None = None,
+        class_labels: Array | None = None,
         *,
         train: bool = False,
         image_ids: Array | None = None,
@@ -199,6 +220,7 @@ class ArdmUNet(nn.Module):
           time: ``(B,)`` share of all steps that is done, in [0, 1).
           known: ``(B, R, R, mask_channels)`` bool.
           stage: ``(B,)`` integers below num_stages; not needed where there is one.
+          class_labels: ``(B, label_dim)``, one-hot; None or zeros: no class.
           train: whether dropout is on; it needs ``rngs={"dropout": key}``.
           image_ids: ``(B,)`` integers that, with the key, decide the dropout of an image.
 
@@ -206,9 +228,10 @@ class ArdmUNet(nn.Module):
           ``(B, R, R, out_channels)`` float32.
         """
         self._check_inputs(x, known)
+        check_class_labels(class_labels, x.shape[0], self.label_dim)
         stage = jnp.zeros(x.shape[0], jnp.int32) if stage is None else stage
         seeds = self._dropout_seeds(x.shape[0], image_ids) if train else None
-        emb = TimeMapping(self.model_channels, name="time")(time)
+        emb = TimeMapping(self.model_channels, self.label_dim, name="time")(time, class_labels)
         settings = (self.model_channels, self.num_inputs, self.num_stages, self.inputs, self.dtype)
         h = DiscreteInput(*settings, name="input")(x, known, stage)
         if self.position_map:

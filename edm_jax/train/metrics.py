@@ -8,7 +8,7 @@ restored exactly: one they lack begins anew, and one that is no longer kept is l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -43,7 +43,14 @@ FIRST_FORMAT_SHAPES = {
 }
 
 
-def of_step(loss: Array, level: Array, grad_norm: Array, num_bad: Array, bad: Array) -> Metrics:
+def of_step(
+    loss: Array,
+    level: Array,
+    grad_norm: Array,
+    num_bad: Array,
+    bad: Array,
+    edges: Sequence[float] = SIGMA_BIN_EDGES,
+) -> Metrics:
     """What one step adds.
 
     Args:
@@ -52,8 +59,9 @@ def of_step(loss: Array, level: Array, grad_norm: Array, num_bad: Array, bad: Ar
       grad_norm: () global norm of the gradient.
       num_bad: () gradient elements that were not finite.
       bad: () whether loss or gradient was not finite.
+      edges: of the bins of the levels, as many as SIGMA_BIN_EDGES.
     """
-    index = jnp.searchsorted(jnp.asarray(SIGMA_BIN_EDGES, level.dtype), level)
+    index = jnp.searchsorted(jnp.asarray(edges, level.dtype), level)
     finite = jnp.isfinite(loss)  # one NaN would spread over all bins
     member = jax.nn.one_hot(index, NUM_SIGMA_BINS) * finite[:, None]  # a matmul, no scatter
 
@@ -70,6 +78,11 @@ def of_step(loss: Array, level: Array, grad_norm: Array, num_bad: Array, bad: Ar
             "count": jnp.sum(member, axis=0),
         },
     }
+
+
+def edges(objective: Any) -> tuple[float, ...]:
+    """Edges of the bins of an objective's levels: its ``level_edges``, or those of sigma."""
+    return tuple(getattr(objective, "level_edges", SIGMA_BIN_EDGES))
 
 
 def zeros() -> Metrics:

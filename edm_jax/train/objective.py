@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from edm_jax import losses
+from edm_jax.losses import one_hot_labels
 from edm_jax.noise import NoiseDistribution, WeightFn, sample_sigma
 from edm_jax.precond import Preconditioning, precondition
 from edm_jax.typing import Array, Key, NetFn, PyTree
@@ -22,7 +23,8 @@ class Objective(Protocol):
     """A training loss; reflected, autoregressive and classifying models have their own.
 
     Its loss is a sum over the elements of an image, unless an attribute ``is_mean`` is true:
-    then it is logged as it is.  One that learns from its own losses (a resampler of noise
+    then it is logged as it is.  One whose levels are no noise levels has ``level_edges``, 21 of
+    them, for the running loss per level.  One that learns from its own losses (a resampler of noise
     levels, a profile of losses) also has `StatefulObjective`'s methods.
     """
 
@@ -47,7 +49,11 @@ class Objective(Protocol):
 
 @runtime_checkable
 class StatefulObjective(Objective, Protocol):
-    """An objective with a history, which is saved and restored with the training state."""
+    """An objective with a history, which is saved and restored with the training state.
+
+    One whose history says something of the model has ``told(state)``: JSON values for the
+    description in a checkpoint.
+    """
 
     def initial_state(self) -> PyTree:
         """The history of no steps; arrays of fixed shapes."""
@@ -65,13 +71,6 @@ class StatefulObjective(Objective, Protocol):
 def to_unit_range(images: Array) -> Array:
     """uint8 0..255 -> float32 [-1, 1]."""
     return images.astype(jnp.float32) / 127.5 - 1
-
-
-def one_hot_labels(labels: Array, num_classes: int) -> Array:
-    """``(B,)`` class indices -> ``(B, num_classes)`` float32; vectors pass through."""
-    if jnp.issubdtype(labels.dtype, jnp.integer):
-        return jax.nn.one_hot(labels, num_classes)
-    return labels.astype(jnp.float32)
 
 
 class Examples(NamedTuple):

@@ -104,10 +104,14 @@ def order_agnostic(
     """Autoregressive diffusion (Hoogeboom et al. 2022).
 
     Args:
-      parts: of which the network, the shape and the batch are used.
+      parts: of which the network, the shape, the labels and the batch are used.
       process: ``{"name": ..., **arguments}`` of `ardm.registry.build`.
       ce_weight, steps, levels: see `OrderAgnostic`.
     """
+    if parts.augment is not None:
+        raise ValueError(
+            "augmentation makes values between the grey levels; leave augment out (mirror is fine)"
+        )
     return OrderAgnostic(
         apply=parts.apply,
         process=build_process(**process),
@@ -116,6 +120,7 @@ def order_agnostic(
         ce_weight=ce_weight,
         steps=steps,
         levels=levels,
+        num_classes=parts.num_classes,
     )
 
 
@@ -147,4 +152,8 @@ OBJECTIVES: Mapping[str, Callable[..., Any]] = {
 }
 
 # What kind of model (`store.description.KINDS`) an objective trains, if not a denoiser.
-KINDS: Mapping[str, str] = {"reflected": "reflected", "classifier": "classifier"}
+KINDS: Mapping[str, str] = {
+    "reflected": "reflected",
+    "classifier": "classifier",
+    "order_agnostic": "ardm",
+}

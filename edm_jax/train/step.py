@@ -151,7 +151,14 @@ def make_train_step(
             opt_state=opt_state,
             metrics=metrics.add(
                 state.metrics,
-                metrics.of_step(per_element, level, optax.tree.norm(grads), num_bad, bad),
+                metrics.of_step(
+                    per_element,
+                    level,
+                    optax.tree.norm(grads),
+                    num_bad,
+                    bad,
+                    metrics.edges(objective),
+                ),
                 fresh=state.step % log_every == 0,
             ),
             bad_streak=bad_streak,

@@ -49,7 +49,9 @@ FLAGS = (
     flags.number("tolerance", "Of --solver=adaptive.", example="1e-5"),
     flags.integer("num_probes", "Random signs per image of the ode; 0 is the exact trace.",
                   least=0, example="1"),
-    flags.integer("num_levels", "Noise levels of the elbo.", least=2, example="128"),
+    flags.integer("num_levels", "Noise levels of the elbo; of an autoregressive model the "
+                  "network calls of its policy, by default one for each variable.", least=1,
+                  example="128"),
     flags.integer("passes", "Draws of all noise that are averaged.", least=1, example="1"),
     flags.text("name", "Of this result, by default made of what was asked.", example="adams"),
     flags.path("outdir", "Folder of the results; by default <workdir>/likelihoods.",
@@ -144,6 +146,9 @@ def _settings(values: types.SimpleNamespace, model: Model) -> dict[str, Settings
         own["ode"]["tolerance"] = values.tolerance
     numbers = [name for name, method in METHODS.items() if method in kind.methods]
     numbers = [values.bound] if values.bound else numbers
+    for name in _OF_ODE:
+        if name in values.given and "ode" not in numbers:
+            raise UsageError(f"--{name} belongs to --bound=ode, which this model has not")
     return {
         name: kind.settings(model, method=METHODS[name], **common, **own[name]) for name in numbers
     }

@@ -35,6 +35,10 @@ FLAGS = (
     ),
     flags.switch("subdirs", "A folder for every thousand seeds."),
     flags.switch("grid", "One sheet of all images instead of a file for each."),
+    flags.switch(
+        "decoding",
+        "Of autoregressive models: a sheet of the decoding in progress, a row for each seed.",
+    ),
     flags.choice("figure_format", ("png", "pdf"), "Of the sheet.", default="png"),
     flags.text("variant", "Which weights; by default the first average.", example="raw"),
     *sampling_flags.FLAGS,
@@ -47,8 +51,8 @@ more_help = sampling_flags.more_help
 def run(values: types.SimpleNamespace) -> None:
     """Draw and write."""
     from edm_jax import load
-    from edm_jax.generate import Sampling
-    from experiments import image_files
+    from edm_jax.generate import default_request
+    from experiments import image_files, text_files
     from experiments.config import build
     from experiments.config.flag import UsageError
     from experiments.workdir import CONFIG, read_config
@@ -57,19 +61,33 @@ def run(values: types.SimpleNamespace) -> None:
     if values.labels is not None and not image_files.are_names(values.labels):
         image_files.parse_ranges(values.labels, "labels")
     guidance_flags.check(values)
-    base, batch_size = Sampling(), 64
+    base, batch_size, model = None, 64, None
     if (values.workdir / CONFIG).exists():
         experiment = build.experiment(read_config(values.workdir))
         base, batch_size = experiment.sampling, experiment.sample_batch
+    else:  # the model says by which request it is drawn from
+        model = load(values.workdir, variant=values.variant)
+        base = default_request(model)
     sampling = sampling_flags.request(values, base)
     if values.outdir is None and values.workdir.is_file():
         raise UsageError(
             f"--workdir={values.workdir} is a file: say where images go, for example --outdir=out"
         )
     compilation_cache.enable(values.compilation_cache)
-    model = load(values.workdir, variant=values.variant)
+    model = model or load(values.workdir, variant=values.variant)
+    if values.decoding and model.kind != "ardm":
+        raise UsageError(
+            f"--decoding is for autoregressive models, and this one is of kind {model.kind!r}"
+        )
     labels = image_files.labels_of(values.labels, model, seeds)
     outdir = values.outdir or values.workdir / "generated"
+    if len(model.image_shape) == 1:
+        text_files.write(
+            model, seeds, sampling, outdir,
+            name=image_files.grid_name(values.seeds, "")[:-1].replace("grid", "texts"),
+            steps=values.decoding, batch_size=values.batch_size or batch_size,
+        )  # fmt: skip
+        return
     drawn = image_files.Drawing(
         model,
         seeds,
@@ -79,7 +97,10 @@ def run(values: types.SimpleNamespace) -> None:
         guidance_flags.asked(values),
         values.batch_size or batch_size,
     )
-    if values.grid:
+    if values.decoding:
+        name = image_files.grid_name(values.seeds, values.figure_format)
+        image_files.write_decoding(drawn, outdir, name=name.replace("grid", "decoding"))
+    elif values.grid:
         name = image_files.grid_name(values.seeds, values.figure_format)
         image_files.write_grid(drawn, outdir, name=name)
     elif outdir.suffix in (".npz", ".zip"):

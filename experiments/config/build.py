@@ -10,6 +10,8 @@ import ml_collections
 import numpy as np
 
 from edm_jax import models, samplers
+from edm_jax.ardm.registry import PROCESSES
+from edm_jax.ardm.registry import build as build_process
 from edm_jax.arguments import check_number
 from edm_jax.augment.drawing import AugmentPipe
 from edm_jax.data.sources.registry import SOURCES
@@ -17,7 +19,7 @@ from edm_jax.noise import DISTRIBUTIONS, WEIGHTS, DiscreteLevels
 from edm_jax.precond import PRECONDITIONINGS
 from edm_jax.reflected.sampling import check_sampler
 from edm_jax.train.averaging import Averaging
-from edm_jax.train.objectives import OBJECTIVES
+from edm_jax.train.objectives import KINDS, OBJECTIVES
 from edm_jax.train.optimizer import make_optimizer
 from experiments.config.experiment import SHARED, Experiment, Network
 from experiments.config.groups import ConfigError, choice, construct, named, pick, plain
@@ -57,6 +59,7 @@ def _read(values: Mapping[str, Any]) -> Experiment:
         training = Training(
             **{field.name: train[field.name] for field in dataclasses.fields(Training)}
         )
+    kind = KINDS.get(values["objective"]["name"], "denoiser")
     name, constants = choice(values["precond"])
     pick(OBJECTIVES, values["objective"]["name"], "config.objective.name")
     read = Experiment(
@@ -74,10 +77,12 @@ def _read(values: Mapping[str, Any]) -> Experiment:
         averaging=_averaging(train),
         training=training,
         intervals=_intervals(train, values["evaluation"]),
-        sampling=read_sampling(values["sampler"]),
+        sampling=read_sampling(values["sampler"], kind),
         sample_batch=values["sampler"]["batch_size"],
         evaluation=_evaluation(values["evaluation"]),
     )
+    if kind == "ardm":
+        return read
     _check_discrete(read)
     with named("config.sampler"):
         # The range of other networks is preflight's to judge, with all else that is wrong.
@@ -105,7 +110,24 @@ def _check_discrete(read: Experiment) -> None:
 
 def _chosen(group: Mapping[str, Any]) -> dict[str, Any]:
     """A choice without the groups of the names that were not chosen."""
-    return {key: value for key, value in group.items() if key in ("name", group["name"])}
+    chosen = {key: value for key, value in group.items() if key in ("name", group["name"])}
+    if group["name"] == "order_agnostic":
+        options = dict(chosen["order_agnostic"])
+        options["process"] = _process(options["process"])
+        chosen["order_agnostic"] = options
+    return chosen
+
+
+def _process(group: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"name": ..., **arguments}`` of `ardm.registry.build`, which takes them."""
+    key = "config.objective.order_agnostic.process"
+    name, constants = choice(group)
+    pick(PROCESSES, name, f"{key}.name")
+    # JSON has no placeholders: None is what the constructor does by itself.
+    constants = {option: value for option, value in constants.items() if value is not None}
+    with named(f"{key}.{name}", constants):
+        build_process(name, **constants)
+    return {"name": name, **constants}
 
 
 def _data(group: Mapping[str, Any]) -> Data:

@@ -11,6 +11,10 @@ import jax
 import optax
 
 from edm_jax import models
+from edm_jax.ardm.process import Process
+from edm_jax.ardm.registry import build as build_process
+from edm_jax.ardm.registry import network_sizes
+from edm_jax.ardm.request import Decoding
 from edm_jax.augment.drawing import AugmentPipe
 from edm_jax.augment.pipe import augment
 from edm_jax.data.sources.base import ImageSource, present_classes
@@ -46,22 +50,42 @@ class Network:
         """``{"name": ..., **arguments}`` with those of the sizes that it has as fields.
 
         Args:
-          sizes: ``image_shape`` ``(H, W, C)``, ``in_channels`` and so on.
+          sizes: ``image_shape`` ``(H, W, C)`` or ``(L,)``, ``in_channels`` and so on.
 
         Raises:
-          ConfigError: for images that are not square and a network with one resolution.
+          ConfigError: as `check_shape`.
         """
         fields = {field.name for field in dataclasses.fields(models.NETWORKS[self.name])}
         for key, value in self.shared.items():
             if key not in fields and value != SHARED[key]:
                 raise ConfigError(f"config.model.{key}={value}: {self.name} has no {key}")
-        height, width, _ = sizes["image_shape"]
-        if "img_resolution" in fields and height != width:
-            raise ConfigError(f"{self.name} takes square images, got {height}x{width}")
-        given = self.shared | sizes | {"img_resolution": height}
+        shape = tuple(sizes["image_shape"])
+        self.check_shape(shape)
+        given = self.shared | sizes | ({"img_resolution": shape[0]} if len(shape) == 3 else {})
         return {"name": self.name, **self.options} | {
             key: value for key, value in given.items() if key in fields
         }
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raise ConfigError for data of another form than the network takes.
+
+        Args:
+          shape: of one example, ``(H, W, C)`` or ``(L,)``.
+        """
+        fields = {field.name for field in dataclasses.fields(models.NETWORKS[self.name])}
+        told = "x".join(map(str, shape))
+        if len(shape) == 1 and "length" not in fields:
+            raise ConfigError(
+                f"config.model.name: {self.name} takes images, and the data are sequences of "
+                f"{told}; choose ArdmTransformer"
+            )
+        if len(shape) == 3 and "length" in fields:
+            raise ConfigError(
+                f"config.model.name: {self.name} takes sequences, and the data are images of "
+                f"{told}; choose ArdmUNet"
+            )
+        if len(shape) == 3 and "img_resolution" in fields and shape[0] != shape[1]:
+            raise ConfigError(f"{self.name} takes square images, got {shape[0]}x{shape[1]}")
 
     def build(self, arguments: Mapping[str, Any]) -> nn.Module:
         """The network of `arguments`.
@@ -115,7 +139,7 @@ class Experiment:
     averaging: Averaging
     training: Training
     intervals: Intervals
-    sampling: Sampling
+    sampling: Sampling | Decoding
     sample_batch: int
     evaluation: Evaluation
 
@@ -127,7 +151,13 @@ class Experiment:
     @property
     def draws_images(self) -> bool:
         """Whether the model that is trained is one of images, which are drawn from it."""
-        return self.kind != "classifier"
+        return self.kind != "classifier" and not self.sequences
+
+    @property
+    def sequences(self) -> bool:
+        """Whether the model that is trained is one of sequences."""
+        network = models.NETWORKS.get(self.network.name)
+        return network is not None and any(f.name == "length" for f in dataclasses.fields(network))
 
     def key(self) -> jax.Array:
         """The key that everything random in a run follows from."""
@@ -156,13 +186,17 @@ class Experiment:
     def network_arguments(self, source: ImageSource) -> dict[str, Any]:
         """``{"name": ..., **arguments}`` of the network, sizes taken from the data."""
         channels = source.image_shape[-1]
-        sizes = {
-            "image_shape": tuple(source.image_shape),
-            "in_channels": channels,
-            "out_channels": channels * self.preconditioning.channel_multiplier,
-            "label_dim": source.num_classes,
-            "augment_dim": self.augment.label_dim if self.augment else 0,
-        }
+        sizes = {"image_shape": tuple(source.image_shape), "label_dim": source.num_classes}
+        if self.kind == "ardm":
+            self.network.check_shape(tuple(source.image_shape))
+            self._check_values(source)
+            sizes |= network_sizes(self.process, tuple(source.image_shape))
+        else:
+            sizes |= {
+                "in_channels": channels,
+                "out_channels": channels * self.preconditioning.channel_multiplier,
+                "augment_dim": self.augment.label_dim if self.augment else 0,
+            }
         if self.kind == "classifier":  # what it tells apart; a classifier is told no labels
             if source.num_classes < 2:
                 raise ConfigError(
@@ -171,6 +205,29 @@ class Experiment:
                 )
             sizes["num_classes"] = source.num_classes
         return self.network.arguments(sizes)
+
+    @property
+    def process(self) -> Process:
+        """What an autoregressive model draws; of kind "ardm" alone."""
+        return build_process(**self.objective["order_agnostic"]["process"])
+
+    def _check_values(self, source: ImageSource) -> None:
+        """Raise ConfigError for data that have other values than the model."""
+        chosen = self.objective["order_agnostic"]
+        known, has = getattr(source, "num_values", None), self.process.num_values
+        if known is not None and known != has:
+            raise ConfigError(
+                f"config.objective.order_agnostic.process: num_values is {has}, and the tokens of "
+                f"the data have {known} values; make them equal"
+            )
+        sequences = len(source.image_shape) == 1
+        if sequences and self.data.mirror:
+            raise ConfigError("config.data.mirror: sequences are not mirrored; set it to False")
+        if sequences and chosen.get("levels", True):
+            raise ConfigError(
+                "config.objective.order_agnostic.levels: grey levels are made of pixels, and the "
+                "data are sequences; set it to False"
+            )
 
     def build_network(self, source: ImageSource, **changes: Any) -> nn.Module:
         """The network for a data set, with some arguments changed."""
@@ -205,16 +262,23 @@ class Experiment:
         )
 
     def description(
-        self, source: ImageSource, progress: Mapping[str, Any] | None = None
+        self,
+        source: ImageSource,
+        progress: Mapping[str, Any] | None = None,
+        more: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """What makes a checkpoint of this run self-describing."""
+        """What makes a checkpoint of this run self-describing, and what its objective tells."""
         present = present_classes(source)
         data: dict[str, Any] = {"num_images": len(source)}
         if present is not None and len(present) < source.num_classes:
             data["classes"] = list(present)
+        if getattr(source, "alphabet", None):
+            data["alphabet"] = source.alphabet
+        parts: dict[str, Any] = {"precond": self.precond}
+        if self.kind == "ardm":
+            parts = {"process": self.objective["order_agnostic"]["process"]}
         return describe(
             network=self.network_arguments(source),
-            precond=self.precond,
             kind=self.kind,
             image_shape=source.image_shape,
             num_classes=source.num_classes,
@@ -222,6 +286,8 @@ class Experiment:
             progress=progress,
             variants=[*self.averaging.names(), "raw"],
             data=data,
+            **parts,
+            **(more or {}),
         )
 
 

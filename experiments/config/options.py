@@ -73,11 +73,12 @@ class Data:
                 use_labels=self.conditional,
                 **self.options,
             )
-            height, width = source.image_shape[:2]
-            if self.resolution and (height, width) != (self.resolution, self.resolution):
+            size = source.image_shape[:2]
+            if self.resolution and size != (self.resolution, self.resolution):
+                what = "images" if len(size) == 2 else "sequences"
                 raise ValueError(
-                    f"resolution is {self.resolution}, but the images of the data set are "
-                    f"{height}x{width}"
+                    f"resolution is {self.resolution}, but the {what} of the data set are "
+                    f"{'x'.join(map(str, size))}"
                 )
         if self.max_size and split == "train":
             source = Subset(source, max_size_indices(len(source), self.max_size))

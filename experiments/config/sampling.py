@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edm_jax import samplers
+from edm_jax.ardm.request import NAME, Decoding
 from edm_jax.generate import Sampling
 from experiments.config.groups import ConfigError, named
 
@@ -38,8 +39,24 @@ def parse_options(text: str) -> dict[str, Any]:
     return options
 
 
-def read_sampling(group: Mapping[str, Any]) -> Sampling:
-    """The request of a ``config.sampler`` group.
+def read_decoding(group: Mapping[str, Any]) -> Decoding:
+    """The request of a ``config.sampler`` group for autoregressive diffusion.
+
+    Raises:
+      ConfigError: for the name of a sampler of denoisers, or a policy that is none.
+    """
+    if group["name"] != NAME:
+        raise ConfigError(
+            f"config.sampler.name: a model of kind 'ardm' is drawn from by {NAME!r}, got "
+            f"{group['name']!r}"
+        )
+    with named("config.sampler", ("num_steps", "policy")):
+        policy = group["policy"]
+        return Decoding(None if not isinstance(policy, str) else group["num_steps"], policy)
+
+
+def read_sampling(group: Mapping[str, Any], kind: str = "denoiser") -> Sampling | Decoding:
+    """The request of a ``config.sampler`` group, for a kind of model.
 
     With churn, the sampler called ``heun`` is ``edm``, its stochastic form (EDM Algorithm 2);
     without, the three other numbers of churn mean nothing.
@@ -47,6 +64,8 @@ def read_sampling(group: Mapping[str, Any]) -> Sampling:
     Raises:
       ConfigError: for an unknown sampler or option, or a grid that is none.
     """
+    if kind == "ardm":
+        return read_decoding(group)
     name, churn = group["name"], {key: group[key] for key in CHURN}
     known = ("name", "discretization", "num_steps", "sigma_min", "sigma_max", "rho", "sigmas")
     with named("config.sampler", (*known, "options", *CHURN), {"sampler": "config.sampler.name"}):

@@ -69,6 +69,12 @@ def _published_tables(config: Tree) -> None:
         config["train"] = {"weight_decay": 0.0, "lr_end_kimg": 0.0} | config["train"]
 
 
+def _policies(config: Tree) -> None:
+    """No sampler had a policy."""
+    if isinstance(config.get("sampler"), dict):
+        config["sampler"] = {"policy": "uniform"} | config["sampler"]
+
+
 # In the order in which the words changed; each leaves alone what has the newer words.
 STEPS: tuple[Callable[[Tree], None], ...] = (
     _networks_by_name,
@@ -76,6 +82,7 @@ STEPS: tuple[Callable[[Tree], None], ...] = (
     _objectives_by_name,
     _evaluations_of_features,
     _published_tables,
+    _policies,
 )
 
 

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from edm_jax.ardm.process import num_steps
 from edm_jax.data.sources.base import ImageSource
 from edm_jax.evaluation.drawing import progress_bar
 from edm_jax.metrics.registry import parse
@@ -81,8 +82,9 @@ def check_settings(findings: Findings, experiment: Experiment, devices: int) -> 
         for name in experiment.evaluation.metrics:
             with named("config.evaluation.metrics"):
                 parse(name)
-    with findings.part(), named("config.sampler"):
-        experiment.sampling.check(experiment.preconditioning)
+    if experiment.kind != "ardm":  # its request is judged with the data, see check_data
+        with findings.part(), named("config.sampler"):
+            experiment.sampling.check(experiment.preconditioning)
     findings.warnings += _doubtful_settings(experiment)
 
 
@@ -129,6 +131,8 @@ def _doubtful_settings(experiment: Experiment) -> Iterator[str]:
 
 def _sigma_data(experiment: Experiment) -> Iterator[tuple[str, float]]:
     """The standard deviation of the data as preconditioning and weight have it, by key."""
+    if experiment.kind == "ardm":
+        return
     if experiment.precond["name"] == "edm":
         yield "config.precond.edm.sigma_data", experiment.precond.get("sigma_data", 0.5)
     if isinstance(experiment.weight, EdmWeight):
@@ -189,7 +193,12 @@ def check_data(
             f"step sees each {batch_size / len(source):.3g} times, and a request to stop waits for "
             "the whole step; lower it"
         )
-    if data.conditional and not source.num_classes:
+    sequences = len(source.image_shape) == 1
+    if experiment.kind == "ardm":
+        profile = np.zeros(num_steps(experiment.process, source.image_shape))
+        with findings.part(), named("config.sampler", ("num_steps", "policy")):
+            experiment.sampling.policies(experiment.process, source.image_shape, profile)
+    if data.conditional and not source.num_classes and not sequences:
         findings.warnings.append(
             "config.data.conditional is on but the data have no labels: the network is "
             "unconditional; set config.data.conditional=False"
@@ -197,8 +206,9 @@ def check_data(
     count = min(QUICK_SAMPLE if quick else SAMPLE, len(source))
     indices = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
     threads = max(data.num_threads, 1)
-    moments = _read_all(findings, _moments_of(source), indices, threads, "images looked at")
-    if moments:
+    read = _moments_of(source, _num_values(experiment))
+    moments = _read_all(findings, read, indices, threads, "images looked at")
+    if moments and not sequences:
         mean, square = np.mean(moments, axis=0)
         std = max(square - mean**2, 0) ** 0.5
         findings.fact("", f"{len(moments):,} looked at: mean {mean:.3f}, std {std:.3f} in [-1, 1]")
@@ -211,7 +221,14 @@ def check_data(
             check_labels(findings, np.asarray(labels), source)
 
 
-def _moments_of(source: ImageSource) -> Callable[[int], tuple[float, float]]:
+def _num_values(experiment: Experiment) -> int:
+    """How many values the data may have."""
+    if experiment.kind == "ardm" and not experiment.objective["order_agnostic"]["levels"]:
+        return experiment.process.num_values
+    return 256
+
+
+def _moments_of(source: ImageSource, num_values: int) -> Callable[[int], tuple[float, float]]:
     shape = tuple(source.image_shape)
 
     def moments(index: int) -> tuple[float, float]:
@@ -220,6 +237,12 @@ def _moments_of(source: ImageSource) -> Callable[[int], tuple[float, float]]:
         if image.shape != shape or image.dtype != np.uint8:
             raise ValueError(
                 f"image {index} is {image.dtype} of shape {image.shape}, expected uint8 of {shape}"
+            )
+        if int(image.max()) >= num_values:
+            raise ValueError(
+                f"image {index} has the value {image.max()}, and "
+                f"config.objective.order_agnostic has values 0..{num_values - 1}; "
+                "raise num_values, or set levels=True to take the nearest of so many grey levels"
             )
         if source.num_classes:
             _check_label(index, item, source.num_classes)

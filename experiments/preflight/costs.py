@@ -41,12 +41,12 @@ class DataShape:
     """All that a program is made for of a data set; stands in for one.
 
     Attributes:
-      image_shape: ``(H, W, C)``.
+      image_shape: ``(H, W, C)``, or ``(L,)`` for sequences.
       num_classes: dimension of the labels, 0 for none.
       vector_labels: whether labels are vectors of that dimension, not classes.
     """
 
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     num_classes: int = 0
     vector_labels: bool = False
     label_names: None = None
@@ -119,8 +119,10 @@ def _programs(params: Mapping[str, Any]) -> Iterator[Any]:
 
 def forward_flops(net: nn.Module, shape: DataShape) -> int:
     """Operations of one call of the network on one image, as sampling calls it."""
-    x, c_noise, class_labels, _ = inputs(net, shape.image_shape)
-    return flops(jax.make_jaxpr(net.apply)(abstract_variables(net), x, c_noise, class_labels))
+    given = inputs(net, shape.image_shape)
+    if not hasattr(net, "example_inputs"):
+        given = given[:3]  # sampling says nothing of augmentation
+    return flops(jax.make_jaxpr(net.apply)(abstract_variables(net), *given))
 
 
 @dataclasses.dataclass(frozen=True)

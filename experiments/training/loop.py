@@ -173,7 +173,7 @@ class _Pace:
 
 def _save(run: Run, state: TrainState, step: int) -> None:
     paused = run.status.pause()
-    run.store.save(state, step, run.description(step))
+    run.store.save(state, step, run.description(state, step))
     run.status.resume(paused)
 
 

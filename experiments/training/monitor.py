@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -58,6 +58,7 @@ class Monitor:
         step: int,
         status: StatusLine,
         *,
+        level_edges: Sequence[float] = metrics_lib.SIGMA_BIN_EDGES,
         wandb_project: str = "",
     ):
         """Open the files and records of a run that has ``step`` steps behind it.
@@ -65,6 +66,8 @@ class Monitor:
         Only the process that leads opens any; ``log`` and the others do nothing elsewhere.
         """
         self._train, self._path, self._status = experiment.training, path, status
+        self._edges = list(level_edges)
+        self._level = "step" if experiment.kind == "ardm" else "sigma"
         self.flops_per_image = 0
         self._files: list[Any] = []
         self._pictures: writers.WeightsAndBiases | None = None
@@ -107,9 +110,11 @@ class Monitor:
             **self._arithmetic(rate),
         }
         per_level = {
-            "sigma_bin_edges": list(metrics_lib.SIGMA_BIN_EDGES),
-            "loss_per_sigma_bin": means["loss_per_level"].tolist(),
-            "images_per_sigma_bin": np.asarray(metrics["loss_per_level"]["count"]).tolist(),
+            f"{self._level}_bin_edges": self._edges,
+            f"loss_per_{self._level}_bin": means["loss_per_level"].tolist(),
+            f"images_per_{self._level}_bin": np.asarray(
+                metrics["loss_per_level"]["count"]
+            ).tolist(),
         }
         self._metrics.write(step, scalars | per_level)
         self._tensorboard.write(step, scalars)

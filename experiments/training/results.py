@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from edm_jax import generate
 from edm_jax.evaluation import drawing, protocol
 from edm_jax.evaluation.loss_levels import loss_at_levels
 from edm_jax.figures import curves, sheets, trajectories
@@ -19,9 +20,9 @@ from edm_jax.model import Model
 from edm_jax.noise import sample_sigma
 from edm_jax.train import distributed
 from edm_jax.train.state import TrainState
-from experiments import evaluations, workdir
+from experiments import bounds, evaluations, workdir
 from experiments.config.options import label_choice
-from experiments.training import accuracy, writers
+from experiments.training import accuracy, order_agnostic, writers
 from experiments.training.run import Run
 
 Poll = Callable[[], None]
@@ -47,6 +48,11 @@ def show(run: Run, state: TrainState, step: int, poll: Poll, *, missing: bool = 
     draws = run.experiment.draws_images
     if draws and wanted(intervals.grid_due(step), grid_path(run, step).exists):
         _save_grid(run, state, step, poll)
+    texts = grid_path(run, step).with_suffix(".txt")
+    if run.experiment.sequences and wanted(intervals.grid_due(step), texts.exists):
+        model = run.model(state, step)
+        if run.leads:
+            order_agnostic.save_texts(run, texts, model)
     if wanted(intervals.evaluation_due(step), lambda: _is_evaluated(run, step)):
         _evaluate_now(run, state, step, poll)
 
@@ -88,7 +94,7 @@ def _save_grid(run: Run, state: TrainState, step: int, poll: Poll) -> None:
     if classes:
         names = [model.label_names[i] if model.label_names else str(i) for i in classes]
     path, kimg = grid_path(run, step), step * run.batch_size / 1000
-    calls = protocol.describe_calls(sampling.nfe(model.preconditioning))
+    calls = protocol.describe_calls(generate.network_calls(model, sampling))
     sheets.sample_grid(
         path,
         samples,
@@ -122,8 +128,14 @@ def _evaluate_now(run: Run, state: TrainState, step: int, poll: Poll) -> None:
 
 def _evaluate(run: Run, model: Model, poll: Poll, num_images: int) -> dict[str, Any]:
     """The evaluation that the run's configuration asks for."""
-    if not run.experiment.draws_images:
+    if run.experiment.kind == "classifier":
         return accuracy.evaluate(run, model, num_images, poll)
+    bound = bounds.bound(
+        model, run.source, run.experiment.data.open_test(), batch_size=run.experiment.sample_batch
+    )
+    if run.experiment.sequences:
+        told = {"weights": model.variant, "progress": model.description.get("progress")}
+        return {"kind": model.kind, **told, **bound}
     group = run.experiment.evaluation
     result = protocol.evaluate(
         model,
@@ -143,6 +155,7 @@ def _evaluate(run: Run, model: Model, poll: Poll, num_images: int) -> dict[str, 
         report=run.status.say,
         poll=poll,
         strict=False,
+        more=bound,
     )
     # An infinite end of churn is not JSON.
     return {k: workdir.to_json(v) if k == "sampling" else v for k, v in result.items()}
@@ -150,6 +163,8 @@ def _evaluate(run: Run, model: Model, poll: Poll, num_images: int) -> dict[str, 
 
 def _table(result: dict[str, Any]) -> str:
     """The numbers of an evaluation as lines for the user."""
+    if "sampling" not in result and "bits_per_dim" in result:
+        return bounds.table(result)
     return (accuracy.table if "top_1" in result else protocol.result_table)(result)
 
 
@@ -234,11 +249,16 @@ def finish(run: Run, state: TrainState, started: float, poll: Poll) -> dict[str,
     """Figures, evaluation and the closing table; ``poll`` may cut the evaluation short."""
     step = int(state.step)
     model, draws = run.model(state, step), run.experiment.draws_images
-    initial = run.model(run.make_state(), 0) if draws else None
+    kind = run.experiment.kind
+    initial = run.model(run.make_state(), 0) if draws and kind != "ardm" else None
     run.store.wait()
     if run.leads:
         run.status.say("drawing figures ...")
-        if draws:
+        if kind == "ardm":
+            order_agnostic.draw_profile(figure_path(run, "loss_per_step"), model)
+            if draws:
+                order_agnostic.draw_decodings(run, figure_path(run, "trajectories"), model)
+        elif draws:
             _draw_losses(run, initial, model)
             _draw_trajectories(run, model)
         rows = writers.read_metrics(run.path)
@@ -252,7 +272,7 @@ def finish(run: Run, state: TrainState, started: float, poll: Poll) -> dict[str,
         return None
     result["seconds"] = round(time.perf_counter() - started, 1)
     evaluations.write(run.path, result)
-    if not draws:
+    if kind == "classifier":
         accuracy.draw(figure_path(run, "accuracy_per_noise_level"), result)
     if run.intervals.evaluation:
         _draw_evaluations(run, {"kimg": step * run.batch_size / 1000, **result})

@@ -13,7 +13,7 @@ import jax
 from edm_jax import models
 from edm_jax.data.sources.base import ImageSource
 from edm_jax.model import Model, from_description
-from edm_jax.train import distributed, sharding
+from edm_jax.train import distributed, metrics, sharding
 from edm_jax.train.checkpoint import CheckpointStore
 from edm_jax.train.state import TrainState
 from edm_jax.train.step import init_state
@@ -84,11 +84,13 @@ class Run:
         """Every array on every device; one function, so that a run compiles it once."""
         return jax.jit(lambda tree: tree, out_shardings=sharding.replicated(self.mesh))
 
-    def description(self, step: int) -> dict:
-        """What a checkpoint at ``step`` says of itself."""
+    def description(self, state: TrainState, step: int) -> dict:
+        """What a checkpoint of a state at ``step`` says of itself."""
         nimg = step * self.batch_size
         progress = {"step": step, "nimg": nimg, "kimg": nimg / 1000}
-        return self.experiment.description(self.source, progress)
+        objective = self.experiment.build_objective(self.net, self.source)
+        told = objective.told(state.objective) if hasattr(objective, "told") else {}
+        return self.experiment.description(self.source, progress, told)
 
     def model(self, state: TrainState, step: int) -> Model:
         """The first average of the weights as a Model on this process's first device.
@@ -101,7 +103,7 @@ class Run:
             variables["buffers"] = state.buffers
         if self.mesh.size > 1:
             variables = jax.tree.map(lambda a: a.addressable_data(0), self._gather(variables))
-        return from_description(self.description(step), variables, variant)
+        return from_description(self.description(state, step), variables, variant)
 
 
 def check_run(experiment: Experiment, watch: Watch) -> tuple[ImageSource, Any]:
@@ -199,7 +201,14 @@ def open_run(
         key=jax.random.fold_in(experiment.key(), 1),
         store=store,
         status=status,
-        monitor=Monitor(experiment, path, step, status, wandb_project=watch.wandb_project),
+        monitor=Monitor(
+            experiment,
+            path,
+            step,
+            status,
+            level_edges=metrics.edges(experiment.build_objective(net, source)),
+            wandb_project=watch.wandb_project,
+        ),
         profiler=Profiler(path / "profile", watch.profile_steps, report=status.say),
         figure_format=watch.figure_format,
     )

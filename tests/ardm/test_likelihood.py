@@ -1,7 +1,5 @@
 """Likelihoods: exact code lengths of enumerated models, bounds of policies, estimates."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,7 +47,7 @@ def order_lengths(archive):
 
         return jax.lax.map(one, every)
 
-    return lambda row: lengths(policy.pad_policy(np.append(row[row >= 0], 4), 4))
+    return lambda row: lengths(models.padded(np.append(row[row >= 0], 4), 4))
 
 
 def test_every_order_of_a_table(archive, order_lengths):
@@ -109,29 +107,11 @@ def test_random_steps_estimate_the_bound(archive):
 def test_random_calls_estimate_the_bound_of_a_policy(archive, index):
     predict, process = models.table_predict(archive["tabular/logits"]), models.table_process()
     row = archive["tabular/policies"][index]
-    steps = policy.pad_policy(np.append(row[row >= 0], 4), 4)
+    steps = models.padded(np.append(row[row >= 0], 4), 4)
     x = jnp.broadcast_to(archive["tabular/x"][17], (20000, 4))
     keys = jax.random.split(jax.random.key(index), 20000)
     values = likelihood.policy_bound_sample(predict, process, x, keys, steps)
     _mean_within(4 * np.log(2) * values, abs(archive["tabular/free/policy_bound"][index, 17]))
-
-
-def test_bound_of_a_data_set(archive):
-    """Passes over the 81 examples, in batches of any size."""
-    predict, process = models.table_predict(archive["tabular/logits"]), models.table_process()
-    x = archive["tabular/x"]
-    sample_fn = jax.jit(functools.partial(likelihood.bound_sample, predict, process))
-
-    def batches(size):
-        return ((np.arange(81)[i : i + size], x[i : i + size]) for i in range(0, 81, size))
-
-    whole = likelihood.bound(sample_fn, batches(81), seed=3, passes=20)
-    parts = likelihood.bound(sample_fn, batches(27), seed=3, passes=20)
-    assert whole == pytest.approx(parts)
-    assert whole.num_images == 81
-    expected = -archive["tabular/free/elbo"].mean() / (4 * np.log(2))
-    # Over examples of one set the error is smaller than over sets: an upper bound serves.
-    assert abs(whole.mean - expected) < 5 * whole.standard_error
 
 
 def test_standard_error():
@@ -149,5 +129,3 @@ def test_refusals(archive):
         likelihood.code_length(predict, process, np.array([[0, 0, 0, 3]] * 2), ranks, None)
     with pytest.raises(ValueError, match="must end in D = 4"):
         likelihood.code_length(predict, process, np.zeros((2, 4), int), ranks, [0, 3])
-    with pytest.raises(ValueError, match="at least one batch"):
-        likelihood.bound(None, [])

@@ -126,6 +126,64 @@ def test_ranks_put_given_variables_first():
     np.testing.assert_array_equal(ranks[1], free[1])
 
 
+def test_ranks_of_one_order():
+    """Row by row for every image, whatever its key; nothing can be given to such a model."""
+    keys = jax.random.split(jax.random.key(3), 2)
+    ranks = orders.drawn_ranks("raster", keys, (2, 2, 1))
+    np.testing.assert_array_equal(ranks[..., 0], [[[0, 1], [2, 3]]] * 2)
+    given = jnp.zeros((2, 2, 2, 1), bool)
+    with pytest.raises(ValueError, match="only be given to a model of random orders"):
+        orders.drawn_ranks("raster", keys, (2, 2, 1), given)
+    free = orders.drawn_ranks("random", keys, (2, 2, 1))
+    np.testing.assert_array_equal(free, orders.random_ranks(keys, (2, 2, 1)))
+    with pytest.raises(ValueError, match="order must be one of random, raster, got 'spiral'"):
+        Absorbing(Softmax(5), order="spiral")
+
+
+def test_a_model_of_one_order_knows_the_first_pixels():
+    seen = []
+
+    def apply(variables, x, time, known, stage, **kwargs):
+        seen.append((np.asarray(known), np.asarray(time)))
+        return jnp.zeros((*x.shape, 5))
+
+    made = objective.OrderAgnostic(apply, Absorbing(Softmax(5), order="raster"), (2, 2, 1), 8)
+    images = jnp.zeros((8, 2, 2, 1), jnp.int32)
+    made.per_image({}, {}, {"image": images}, jax.random.key(0), jnp.arange(8))
+    known, time = seen[0]
+    expected = np.arange(4) < np.rint(4 * time)[:, None]
+    np.testing.assert_array_equal(known.reshape(8, 4), expected)
+    assert len(np.unique(time)) > 1
+
+
+def test_labels_reach_the_network():
+    def apply(variables, x, time, known, stage, rows, **kwargs):
+        return jnp.broadcast_to(rows[:, None, None, None, :] * 9, (*x.shape, 5))
+
+    made = objective.OrderAgnostic(apply, Absorbing(Softmax(5)), (2, 2, 1), 2, num_classes=5)
+    batch = {"image": jnp.full((2, 2, 2, 1), 3), "label": jnp.array([3, 1])}
+    loss, _ = made.per_image({}, {}, batch, jax.random.key(0), jnp.arange(2))
+    assert loss[0] < 0.01 < 1 < loss[1]
+
+
+def test_bins_of_the_running_loss():
+    """22 equal shares of the steps: the first and last of 44 steps are in the end bins."""
+    edges = objective.OrderAgnostic(None, Absorbing(Softmax(5)), (4, 11), 2).level_edges
+    bins = np.searchsorted(edges, np.arange(44))
+    np.testing.assert_array_equal(np.bincount(bins), [2] * 22)
+
+
+def test_what_a_description_is_told():
+    made = _objective(levels=True)
+    profile = made.update(made.initial_state(), jnp.full(2, 2.0), jnp.array([1.0, 3.0]))
+    told = made.told(profile)
+    assert told["levels"] and len(told["loss_per_step"]) == 4
+    # Unseen steps are the uniform code over D; of the others 4 (or 1) unknown variables.
+    uniform = np.log2(5) / 4
+    np.testing.assert_allclose(np.array(told["loss_per_step"])[[0, 2]], uniform, rtol=1e-5)
+    np.testing.assert_allclose(told["loss_per_step"][3], 2 / (4 + 0.001), rtol=1e-5)
+
+
 def test_ranks_invert_an_order():
     order = np.array([2, 0, 3, 1])
     ranks = np.asarray(orders.ranks_of_order(order))

@@ -34,7 +34,7 @@ def test_recorded_draws(archive, golden_json, schedule):
         uniform_fn=lambda index: uniforms[index],
         trajectory=True,
     )
-    np.testing.assert_array_equal(states, archive[f"sampling/{schedule}/x_traj"])
+    np.testing.assert_array_equal(states.x, archive[f"sampling/{schedule}/x_traj"])
 
 
 def _policies(archive):
@@ -50,7 +50,7 @@ def test_frequencies_are_the_mixture_over_orders(archive, index):
         models.table_process(),
         jax.random.split(jax.random.key(index), count),
         (4,),
-        policy.pad_policy(_policies(archive)[index], 4),
+        models.padded(_policies(archive)[index], 4),
     )
     counts = np.bincount(np.asarray(drawn) @ np.array([27, 9, 3, 1]), minlength=81)
     expected = count * archive["tabular/free/policy_sample_prob"][index]
@@ -70,7 +70,8 @@ def test_policies_differ_in_what_they_draw(archive):
 def _linear(archive, seed_list, **options):
     process = Absorbing(Softmax(5), 2)
     keys = seeds.image_keys(seed_list)
-    return np.asarray(sample_ardm(models.linear_predict(archive), process, keys, (9,), **options))
+    drawn = sample_ardm(models.linear_predict(archive), process, keys, (9,), **options)
+    return jax.tree.map(np.asarray, drawn)
 
 
 def test_an_image_depends_on_its_key_alone(archive):
@@ -89,7 +90,7 @@ def test_progress_counts_the_calls(archive):
 
 def test_padded_calls_draw_nothing(archive):
     steps = policy.uniform_policy(4, 9)
-    padded = policy.pad_policy(steps, 7)
+    padded = models.padded(steps, 7)
     expected = _linear(archive, range(4), policy=steps)
     np.testing.assert_array_equal(_linear(archive, range(4), policy=padded), expected)
 
@@ -191,6 +192,7 @@ def test_ranks_are_not_an_order(archive):
         trajectory=True,
     )
     changed = [
-        np.flatnonzero(a != b).tolist() for a, b in zip(states[:-1, 0], states[1:, 0], strict=True)
+        np.flatnonzero(a != b).tolist()
+        for a, b in zip(states.x[:-1, 0], states.x[1:, 0], strict=True)
     ]
     assert changed[:3] == [[4], [8], [0]]

@@ -158,8 +158,11 @@ def test_draws_stay_below_their_past(parameterization, num_values, base):
         )
 
     keys = seeds.image_keys(range(200))
-    states = sample_ardm(predict, process, keys, (6,), policy.uniform_policy(3, 6), trajectory=True)
-    states = np.asarray(states).reshape(-1, 200, 6)
+    path = sample_ardm(predict, process, keys, (6,), policy.uniform_policy(3, 6), trajectory=True)
+    states = np.asarray(path.x)
+    # Two more variables in every call; a stage that begins knows nothing of its digits.
+    known = np.asarray(path.known).sum(axis=2)
+    np.testing.assert_array_equal(known[:, 0], [0] + [2, 4, 6] * process.num_stages)
     assert states[-1].min() >= 0 and states[-1].max() < num_values
     assert len(np.unique(states[-1])) > num_values / 2
     for stage in range(process.num_stages + 1):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from edm_jax.ardm.request import Decoding
 from edm_jax.generate import Sampling
 from experiments import flags, sampling_flags
 from experiments.config.flag import UsageError
@@ -12,6 +13,36 @@ CHURNED = Sampling("edm", num_steps=5, options={"s_churn": 4.0, "s_noise": 1.01}
 
 def request(*words, base=RUN):
     return sampling_flags.request(flags.parse(words, sampling_flags.FLAGS, lambda name: []), base)
+
+
+def test_autoregressive_models():
+    base = Decoding(16, "optimal")
+    assert request(base=base) == base
+    assert request("--num_steps=9", base=base) == Decoding(9, "optimal")
+    assert request("--policy=uniform", base=base) == Decoding(16)
+    assert request("--policy=0,4,64", "--sampler=ardm", base=base) == Decoding(policy=(0, 4, 64))
+
+
+@pytest.mark.parametrize(
+    "words, base, message",
+    [
+        (["--sigma_max=40"], Decoding(), "--sigma_max is about noise levels, which this model"),
+        (["--s_churn=4"], Decoding(), "--s_churn is about noise levels"),
+        (["--sampler=heun"], Decoding(), "--sampler=heun: the samplers are those of denoisers"),
+        (["--policy=0,64", "--num_steps=1"], Decoding(), "leave --num_steps out"),
+        (["--policy=optimal"], RUN, "--policy is for autoregressive models"),
+    ],
+)
+def test_flags_of_another_kind(words, base, message):
+    with pytest.raises(UsageError, match=message):
+        request(*words, base=base)
+
+
+def test_a_policy_of_no_numbers():
+    with pytest.raises(UsageError, match="must be uniform, optimal, or numbers such as 0,4,16,64"):
+        request("--policy=0,x", base=Decoding())
+    with pytest.raises(ValueError, match="policy must be one of uniform, optimal, or numbers"):
+        request("--policy=best", base=Decoding())
 
 
 def test_without_flags_it_is_that_of_the_run():

@@ -239,3 +239,25 @@ def test_refusals():
         _unet(mask_channels=3)
     with pytest.raises(ValueError, match="divisible by num_heads = 3"):
         _transformer(num_heads=3)
+
+
+@pytest.mark.parametrize(
+    "net, shape", [(_unet(label_dim=3), (R, R, C)), (_transformer(label_dim=3), (6,))]
+)
+def test_classes(net, shape):
+    """None is the all-zero row; each class has outputs of its own."""
+    x, time, known = _inputs(shape)
+    stage, rows = jnp.zeros(B, jnp.int32), jnp.eye(3)
+    variables = _init(net, x, time, known, stage, rows, noise=0.3)
+    apply = jax.jit(net.apply)
+    none = apply(variables, x, time, known, stage)
+    np.testing.assert_array_equal(apply(variables, x, time, known, stage, 0 * rows), none)
+    told = apply(variables, x, time, known, stage, rows)
+    assert np.all(np.any(np.asarray(told != none).reshape(B, -1), axis=1))
+    with pytest.raises(ValueError, match=r"class_labels must have shape \(3, 3\), got \(3, 2\)"):
+        net.apply(variables, x, time, known, stage, rows[:, :2])
+    plain = _unet() if len(shape) == 3 else _transformer()
+    with pytest.raises(ValueError, match="class_labels must be left out: there are none"):
+        plain.apply(variables, x, time, known, stage, rows)
+    with pytest.raises(ValueError, match="label_dim must be an integer >= 0"):
+        net.clone(label_dim=-1)

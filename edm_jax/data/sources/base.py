@@ -228,6 +228,9 @@ class _Wrapper:
         self.num_classes = source.num_classes
         self.label_names = source.label_names
         self.notes = tuple(getattr(source, "notes", ()))
+        for name in ("num_values", "alphabet"):  # of tokens
+            if hasattr(source, name):
+                setattr(self, name, getattr(source, name))
 
 
 class Subset(_Wrapper):

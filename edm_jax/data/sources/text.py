@@ -49,6 +49,7 @@ class TextSource:
         self.path, self.image_shape = pathlib.Path(path), (length,)
         if not self.path.is_file():
             raise ValueError(f"no such text file: {self.path}")
+        self.alphabet = alphabet
         self._table = None if alphabet is None else _numbers(alphabet)
         self.num_values = 256 if alphabet is None else len(alphabet)
         size = self.path.stat().st_size

@@ -86,7 +86,7 @@ def test_old_samplers_keep_their_levels():
     new = parse_config(json.dumps(old))["sampler"]
     assert new == dict(
         name="heun", discretization="edm", sigmas=[], options="",
-        sigma_min=None, sigma_max=40.0, rho=None, num_steps=9,
+        sigma_min=None, sigma_max=40.0, rho=None, num_steps=9, policy="uniform",
     )  # fmt: skip
 
 
