@@ -27,6 +27,8 @@ DIFFRAX = ["diffrax>=0.7"]
 CODEC = ["constriction>=0.5"]
 # The compiler for TPUs, which needs none (--mode=preflight --topology=v5e:4x4).
 TPU = ["jax[tpu]>=0.10.0"]
+# The search of --mode=tune.
+TUNE = ["optuna>=4.2"]
 TEST = ["hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.7", "ruff>=0.9", "safetensors>=0.5"]
 
 setup(
@@ -44,6 +46,7 @@ setup(
         "diffrax": DIFFRAX,
         "codec": CODEC,
         "tpu": TPU,
-        "dev": TRAIN + DATA + TENSORBOARD + DIFFRAX + CODEC + TEST,
+        "tune": TUNE,
+        "dev": TRAIN + DATA + TENSORBOARD + DIFFRAX + CODEC + TUNE + TEST,
     },
 )
