@@ -213,8 +213,11 @@ def remarks(found: Diagnosis) -> list[str]:
             f"sigma_data is {measured:.3g} in the training images, and the configuration says "
             f"{config:.3g}: set config.precond.edm.sigma_data and config.weight.edm.sigma_data"
         )
-    count = copies(found)
-    if count > 0.05 * len(found.samples):
+    count, usual = copies(found), 0.0
+    if found.unseen_neighbours is not None:
+        honest = found.unseen_neighbours.distance[:, 0]
+        usual = float(np.mean(honest < COPY * np.median(honest)))
+    if count > (0.05 + 2 * usual) * len(found.samples):
         lines.append(
             f"{count} of {len(found.samples)} samples are nearly training images: the model has "
             "learnt them by heart; train for less time, or on more images"

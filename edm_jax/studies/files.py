@@ -5,27 +5,18 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Mapping
 from typing import Any
+
+from edm_jax.store.atomic import to_json, write_atomically
 
 FOLDER = "cells"
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Write a file so that it is either the old one or the whole new one."""
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Write JSON values, whole or not at all, with the folder if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomically(path, json.dumps(to_json(value), indent=2) + "\n")
 
 
 class CellFiles:
@@ -51,4 +42,4 @@ class CellFiles:
     def write(self, digest: str, row: Mapping[str, Any]) -> None:
         """Keep a result."""
         if self.folder is not None:
-            write_text(self.folder / f"{digest}.json", json.dumps(row, indent=2) + "\n")
+            write_json(self.folder / f"{digest}.json", row)

@@ -32,8 +32,9 @@ def build(
 
     Args:
       told: ``name`` (of `guidance.GUIDANCES`, or cfg), ``scale``, ``interval`` (two noise
-        levels), ``form`` (of a classifier's), ``model`` (path of the second network), and ``threshold`` (static or dynamic)
-        with its ``percentile``; all optional, but a name needs a scale.
+        levels), ``form`` (of a classifier's), ``model`` (path of the second network), and
+        ``threshold`` (static or dynamic) with its ``percentile``; all optional, but a name
+        needs a scale.
       model, sampling: for which it is checked.
 
     Raises:

@@ -10,9 +10,10 @@ import os
 import pathlib
 from typing import Any
 
+from edm_jax.store.atomic import write_atomically
 from edm_jax.studies import quality
 from edm_jax.studies.declaration import TRUNCATION, Study
-from edm_jax.studies.files import write_text
+from edm_jax.studies.files import write_json
 from edm_jax.studies.grid import label
 
 CSV, JSON, TABLE = "results.csv", "results.json", "table.txt"
@@ -141,11 +142,11 @@ class Results:
           Their paths.
         """
         directory = pathlib.Path(directory).expanduser()
-        texts = {CSV: self.csv(), TABLE: self.table() + "\n"}
-        texts[JSON] = json.dumps(self.rows, indent=2) + "\n"
-        for name, text in texts.items():
-            write_text(directory / name, text)
-        return [*(directory / name for name in texts), *self.draw(directory, figure_format)]
+        write_json(directory / JSON, self.rows)
+        for name, text in {CSV: self.csv(), TABLE: self.table() + "\n"}.items():
+            write_atomically(directory / name, text)
+        written = [directory / name for name in (CSV, JSON, TABLE)]
+        return [*written, *self.draw(directory, figure_format)]
 
     def draw(
         self, directory: str | os.PathLike[str], figure_format: str = "png"

@@ -55,7 +55,7 @@ def _is_one_step(asked: Request) -> bool:
     x = jnp.array([0.3, -1.7]).reshape(1, 2, 1, 1)
 
     def denoise(x: Array, sigma: Array) -> Array:
-        return jnp.tanh(x / (1 + jnp.asarray(sigma) ** 2))
+        return jnp.tanh(x / (1 + jnp.reshape(sigma, (-1, 1, 1, 1)) ** 2))
 
     def states(x: Array, sigmas: Sequence[float]) -> Array:
         visited = asked(denoise, x, jnp.asarray(sigmas), keys, trajectory=True)

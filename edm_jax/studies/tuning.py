@@ -18,11 +18,12 @@ import numpy as np
 
 from edm_jax.arguments import check_number
 from edm_jax.model import Model
+from edm_jax.store.atomic import to_json
 from edm_jax.studies import blocks, planning, quality, running
 from edm_jax.studies import grid as grids
 from edm_jax.studies import space as spaces
 from edm_jax.studies.declaration import Study
-from edm_jax.studies.files import write_text
+from edm_jax.studies.files import write_json
 
 JOURNAL, REQUEST, RESULT = "trials.log", "tuning.json", "tuned.json"
 CANDIDATES = 3  # of the search, compared again on fresh seeds
@@ -166,8 +167,7 @@ def tune(
         history=tuple(_history(found, measure)),
     )
     if directory is not None:
-        told = json.dumps(dataclasses.asdict(tuned), indent=2, default=float)
-        write_text(pathlib.Path(directory).expanduser() / RESULT, told + "\n")
+        write_json(pathlib.Path(directory).expanduser() / RESULT, dataclasses.asdict(tuned))
     return tuned
 
 
@@ -397,15 +397,14 @@ class _Search:
 
 def _check_same(path: pathlib.Path, identity: Mapping[str, Any]) -> None:
     """Write what a tuning is about, or raise ValueError if another one is there."""
-    text = json.dumps(identity, indent=2, sort_keys=True, default=str) + "\n"
+    new = json.loads(json.dumps(to_json(identity), default=str))
     try:
-        there = path.read_text()
-    except OSError:
-        write_text(path, text)
+        old = json.loads(path.read_text())
+    except (OSError, ValueError):
+        write_json(path, new)
         return
-    if there != text:
-        old, new = json.loads(there), json.loads(text)
-        differing = [key for key in new if old.get(key) != new[key]]
+    differing = [key for key in new if old.get(key) != new[key]]
+    if differing:
         raise ValueError(
             f"{path.parent} holds a tuning of something else ({', '.join(differing)} differ); "
             "use another directory"

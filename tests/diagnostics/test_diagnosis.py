@@ -13,7 +13,7 @@ from edm_jax.generate import Sampling
 from tests.support import exact_model as toy
 
 RNG = np.random.default_rng(0)
-FEW = dict(num_levels=4, num_images=8, num_samples=12, sampling=Sampling(num_steps=4),
+FEW = dict(num_levels=4, num_images=40, num_samples=40, sampling=Sampling(num_steps=12),
            report=lambda line: None)  # fmt: skip
 
 
@@ -27,7 +27,7 @@ def test_what_is_measured(found):
     pixels = toy.images(200) / 127.5 - 1
     assert found.sigma_data == pytest.approx(pixels.std(), rel=1e-5)
     assert found.sigma_data_config == 0.5
-    assert found.samples.shape == (12, *toy.SHAPE) and found.nearest_images.shape[:2] == (12, 3)
+    assert found.samples.shape == (40, *toy.SHAPE) and found.nearest_images.shape[:2] == (40, 3)
     assert found.unseen.error.shape == (4,)
     # ln sigma of EDM's distribution: mean -1.2, deviation 1.2, of 20,000 draws
     logs = np.log(found.sigma_draws)
@@ -60,7 +60,7 @@ def test_each_warning_has_its_cause(found):
     assert "config.precond.edm.sigma_data" in line
     near = found.sample_neighbours._replace(distance=found.sample_neighbours.distance * 0)
     (line,) = replaced(found, sample_neighbours=near)
-    assert line.startswith("12 of 12 samples are nearly training images")
+    assert line.startswith("40 of 40 samples are nearly training images")
     (line,) = replaced(found, spread=0.5 * found.training_spread)
     assert "lack variety" in line
     worse = found.unseen._replace(error=found.levels.error * 2)

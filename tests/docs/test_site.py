@@ -15,18 +15,15 @@ DOCS = ROOT / "docs"
 
 def pages():
     """The files that the navigation names."""
-    text = (ROOT / "mkdocs.yml").read_text()
-    found = []
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
 
     def walk(node):
         if isinstance(node, str):
-            found.append(node)
-        for child in node.values() if isinstance(node, dict) else node if node is not None else ():
-            if not isinstance(node, str):
-                walk(child)
+            return [node]
+        children = node.values() if isinstance(node, dict) else node
+        return [page for child in children for page in walk(child)]
 
-    walk(yaml.safe_load(text)["nav"])
-    return found
+    return walk(nav)
 
 
 def test_every_page_is_in_the_navigation():

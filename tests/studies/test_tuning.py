@@ -79,9 +79,9 @@ def test_what_falls_behind_is_given_up_early():
 
 def test_settings_that_cannot_work_are_trials_without_a_value():
     lines = []
-    found = tuned({"sampler": ["euler", "edm"]}, 6, lines=lines,
-                  base={"num_steps": 4, "s_noise": None})  # fmt: skip
-    assert found.trials == 6
+    found = tuned({"sampler": ["euler", "dpmpp_2m_sde"]}, 8, lines=lines)
+    assert found.trials == 8 and found.is_default and found.pruned > 0
+    assert any("draws noise of its own" in line for line in lines)
 
 
 @pytest.mark.parametrize(
