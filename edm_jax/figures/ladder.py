@@ -43,7 +43,7 @@ def ladder(
             for at, (_, values) in zip(x, there, strict=True):
                 axes.plot(np.full(len(values), at), values, ".", color=files.colour(i), ms=2.5,
                           alpha=0.5)  # fmt: skip
-        axes.set_xticks(range(len(steps)), steps)
+        axes.set_xticks(range(len(steps)), list(steps))
         axes.set(ylabel=ylabel, title=title, xlabel="training configuration")
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3, lw=0.4)

@@ -18,6 +18,9 @@ from edm_jax.studies import lanes, quality, steps
 from edm_jax.studies.declaration import DISTANCE, TRUNCATION, Study
 from edm_jax.studies.planning import Planned
 
+# Blocks of accurate solutions in memory.
+KEPT = 32
+
 
 class Block(NamedTuple):
     """What a cell gave on one block of seeds.
@@ -60,6 +63,8 @@ class Accurate:
                 parts.append(images)
                 if self.poll is not None:
                     self.poll()
+            if len(self.kept) >= KEPT:
+                del self.kept[next(iter(self.kept))]
             self.kept[key] = np.concatenate(parts)
         return self.kept[key]
 

@@ -137,7 +137,7 @@ def verdicts(found: Found, key: str = "frechet_distance") -> list[str]:
                 continue
             gain = float(np.mean(old) - np.mean(new))
             error = float(np.hypot(*(np.std(v, ddof=1) / np.sqrt(len(v)) for v in (old, new))))
-            told = "does not show" if abs(gain) < 2 * error else ("helps" if gain > 0 else "hurts")
+            told = "does not show" if abs(gain) <= 2 * error else ("helps" if gain > 0 else "hurts")
             lines.append(f"{step}: {told} ({gain:+.3g} +- {error:.2g})")
     return lines
 
