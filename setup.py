@@ -27,6 +27,11 @@ DIFFRAX = ["diffrax>=0.7"]
 CODEC = ["constriction>=0.5"]
 # The compiler for TPUs, which needs none (--mode=preflight --topology=v5e:4x4).
 TPU = ["jax[tpu]>=0.10.0"]
+# The search of --mode=tune.
+TUNE = ["optuna>=4.2"]
+NOTEBOOKS = ["ipykernel>=6.29", "jupytext>=1.16", "nbclient>=0.10"]
+# The documentation site.
+DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"]
 TEST = ["hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.7", "ruff>=0.9", "safetensors>=0.5"]
 
 setup(
@@ -44,6 +49,8 @@ setup(
         "diffrax": DIFFRAX,
         "codec": CODEC,
         "tpu": TPU,
-        "dev": TRAIN + DATA + TENSORBOARD + DIFFRAX + CODEC + TEST,
+        "tune": TUNE,
+        "docs": DOCS,
+        "dev": TRAIN + DATA + TENSORBOARD + DIFFRAX + CODEC + TUNE + NOTEBOOKS + DOCS + TEST,
     },
 )

@@ -151,11 +151,11 @@ def batches(
         program = functools.partial(
             draw_batch, policies=asked, guidance=None, trajectory=trajectory
         )
-        rows_of = _row_source(model, seeds, labels, model.num_classes)
+        rows_of = row_source(model, seeds, labels, model.num_classes)
         return _draw(model, seeds, rows_of, program, size, sharding)
-    rows_of = _row_source(model, seeds, labels, label_dim(model, guidance))
+    rows_of = row_source(model, seeds, labels, label_dim(model, guidance))
     program = functools.partial(
-        _sample_batch,
+        sample_batch,
         sigmas=sampling.grid(model.preconditioning).astype(np.float32),
         asked=asked,
         guidance=guidance,
@@ -243,7 +243,7 @@ def lower_batch(
         shape = (batch_size, model.num_classes)
         rows = jax.ShapeDtypeStruct(shape, np.float32, sharding=sharding)
     seeds = seeds_lib.seed_bits(np.arange(batch_size))
-    return _sample_batch.lower(
+    return sample_batch.lower(
         model,
         jax.ShapeDtypeStruct(seeds.shape, seeds.dtype, sharding=sharding),
         rows,
@@ -255,7 +255,7 @@ def lower_batch(
 
 
 @functools.partial(jax.jit, static_argnames="trajectory")
-def _sample_batch(
+def sample_batch(
     model: Model,
     seeds: Array,
     rows: Array | None,
@@ -312,7 +312,7 @@ def learns_variance(asked: samplers.Request) -> bool:
     return ("variance", "learned") in asked.static
 
 
-def _row_source(
+def row_source(
     model: Model, seeds: np.ndarray, labels: Labels | None, num_classes: int
 ) -> Callable[[np.ndarray], np.ndarray | None]:
     """Gives the label rows of some of the images: ``(b,)`` positions -> ``(b, num_classes)``.

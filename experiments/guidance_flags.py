@@ -115,45 +115,11 @@ def build(values: types.SimpleNamespace, model: Model, sampling: Sampling) -> Gu
     Raises:
       ValueError: it cannot guide the model, or not under this sampler.
     """
-    from edm_jax import guidance
-    from edm_jax.generate import check_request
+    from edm_jax.studies import guidances
 
     for name in ("guidance", "threshold"):
         if getattr(values, name) is not None and model.kind == "ardm":
             raise UsageError(
                 f"--{name} changes a denoiser, and a model of kind 'ardm' has none; leave it out"
             )
-    parts = []
-    if values.guidance is not None:
-        kind = KINDS[values.guidance]
-        arguments: dict[str, Any] = {
-            "scale": values.guidance_scale,
-            "interval": values.guidance_interval,
-        }
-        if values.guidance_form is not None:
-            arguments["form"] = values.guidance_form
-        if values.guidance_model is not None:
-            second, name = _second(kind, values.guidance_model)
-            arguments[name] = second
-        parts.append(guidance.GUIDANCES[kind](**arguments))
-    if values.threshold is not None:
-        arguments = {}
-        if values.threshold_percentile is not None:
-            arguments["percentile"] = values.threshold_percentile
-        parts.append(guidance.GUIDANCES[f"{values.threshold}_threshold"](**arguments))
-    if not parts:
-        return None
-    made = parts[0] if len(parts) == 1 else guidance.chain(*parts)
-    check_request(model, sampling, made)
-    return made
-
-
-def _second(kind: str, path: Any) -> tuple[Any, str]:
-    """The second network of a guidance, and the argument that takes it."""
-    if kind == "classifier":
-        from edm_jax.classifier import load_classifier
-
-        return load_classifier(path), "classifier"
-    from edm_jax import load
-
-    return load(path), "weaker" if kind == "autoguidance" else "unconditional"
+    return guidances.build(asked(values), model, sampling)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import math
 import os
 import pathlib
 import tempfile
@@ -13,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from edm_jax.data.sources.base import ImageSource
+from edm_jax.store.atomic import to_json, write_atomically
 from edm_jax.store.checkpoints import checkpoint_steps, read_description, verify_checksums
 from edm_jax.store.errors import WeightsError
 from experiments.config.experiment import data_difference
@@ -53,21 +53,6 @@ NOTED_OPTIONS = {
 
 class WorkdirError(RuntimeError):
     """A run directory that cannot be used, said in one line."""
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Write a file so that it is either the old one or the whole new one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def prepare(path: pathlib.Path, flag: str = "workdir") -> None:
@@ -116,17 +101,6 @@ def _chosen(tree: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in tree.items()
         if name is None or key == name or not isinstance(value, Mapping)
     }
-
-
-def to_json(value: Any) -> Any:
-    """JSON values only: infinities and NaN, which JSON lacks, become texts."""
-    if isinstance(value, Mapping):
-        return {key: to_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_json(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
-    return value
 
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from edm_jax.figures import files
 from edm_jax.generate import to_uint8
 from edm_jax.likelihood.code_errors import CodeErrors
 
 LEVEL = 1 / 127.5  # one 8-bit level of images in [-1, 1]
 LEAST_SIDE = 64  # pixels of a tile on a strip, so that small images can be seen
-COLOURS = ("#1b6ca8", "#e08214", "#2a9d5c", "#6a2c93")
+COLOURS = files.COLOURS
 STYLES = {"latent": "-", "image": "--", "round_trip": ":"}
 WORDS = {"latent": "code", "image": "image from an exact code", "round_trip": "round trip"}
 
@@ -72,15 +73,9 @@ def draw_code_errors(measured: Sequence[CodeErrors], path: str | pathlib.Path) -
       measured: of `code_errors`, one for each solver.
       path: PNG, PDF or SVG file.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     if not measured:
         raise ValueError("nothing to draw: pass what code_errors returns, in a list")
-    figure, axis = plt.subplots(figsize=(6.4, 4.4))
-    plot_code_errors(axis, measured)
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    with files.style():
+        figure, axis = files.subplots(size=(1.4 * files.COLUMN, 3.2))
+        plot_code_errors(axis, measured)
+        files.save(figure, pathlib.Path(path))

@@ -10,6 +10,10 @@ from typing import Any
 # A column of a two-column page, in inches.  Text of 7 to 8 points stays legible there.
 COLUMN = 3.35
 FORMATS = ("png", "pdf", "svg")
+# Okabe & Ito (2008): told apart with every kind of colour vision, and in grey by their order;
+# yellow, too light on white, is left out.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#222222")
+_DASHES = ("-", "--", ":", "-.")
 STYLE = {
     "font.size": 8,
     "axes.labelsize": 8,
@@ -39,6 +43,16 @@ def subplots(rows: int = 1, columns: int = 1, *, size: tuple[float, float], **op
 
     fig = Figure(figsize=size, layout="constrained")
     return fig, fig.subplots(rows, columns, **options)
+
+
+def colour(index: int) -> str:
+    """Of the line with a number."""
+    return COLOURS[index % len(COLOURS)]
+
+
+def dashes(index: int) -> str:
+    """Of the line with a number: lines of one colour differ."""
+    return _DASHES[index // len(COLOURS) % len(_DASHES)]
 
 
 @contextlib.contextmanager

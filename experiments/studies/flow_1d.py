@@ -20,72 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from edm_jax import exact, grids, samplers, schedules
-from edm_jax.samplers import general, stochastic
+from edm_jax.figures import files
+from edm_jax.figures.flow import PANELS, draw_flow
+from edm_jax.samplers import stochastic
 
-LINE, ARROW, PATHS = "#1b3a57", "#222222", ("#b5482f", "#e09f1f", "#6a2c93")
-
-
-PANELS = (
-    (
-        r"VP: $\sigma(t)=\sqrt{e^{\beta_d t^2/2+\beta_{min}t}-1}$",
-        schedules.VPSchedule(),
-        schedules.VPScaling(),
-    ),
-    (r"VE: $\sigma(t)=\sqrt{t}$", schedules.VESchedule(), schedules.NoScaling()),
-    (r"EDM, DDIM: $\sigma(t)=t$", schedules.LinearSchedule(), schedules.NoScaling()),
-)
-
-
-def _draw_flow(
-    axis: Any,
-    data: exact.GaussianMixture,
-    schedule: schedules.Schedule,
-    scaling: schedules.Scaling,
-    sigma_max: float,
-    height: float,
-    *,
-    num_lines: int,
-    arrows: tuple[int, int],
-) -> None:
-    """Density, flow lines and slopes for sigma in (0, sigma_max] on one axis."""
-    t_max = float(schedule.inverse(sigma_max))
-    times = np.linspace(t_max * 1e-4, t_max, 240)
-    sigmas = np.asarray(schedule.sigma(times))
-    scale = np.asarray(scaling.scale(sigmas))
-
-    x = np.linspace(-height, height, 401)
-    unscaled = x[None] / scale[:, None]
-    density = np.exp(np.asarray(data.log_density(unscaled, sigmas)))
-    density /= density.max(axis=1, keepdims=True)  # each moment on its own scale
-    axis.pcolormesh(
-        times, x, density.T**0.6, cmap="GnBu", shading="gouraud", vmin=0, vmax=1.25, rasterized=True
-    )
-
-    start = np.linspace(-1, 1, num_lines) * height / scale[-1]
-    lines = np.asarray(
-        data.flow(np.broadcast_to(start, (len(times), num_lines)), sigma_max, sigmas)
-    )
-    axis.plot(times, lines * scale[:, None], color=LINE, lw=0.7, alpha=0.85)
-
-    columns = np.linspace(0, t_max, arrows[0] + 2)[1:-1]
-    rows = np.linspace(-height, height, arrows[1] + 2)[1:-1]
-    slopes = np.array(
-        [
-            general.ode_slope(
-                data.denoise, jnp.asarray(rows), t, schedule.sigma(t), schedule, scaling
-            )[0]
-            for t in columns
-        ]
-    )
-    # Against time, as a sampler goes, and of equal length on the page.
-    step = np.stack([-np.ones_like(slopes) / t_max, -slopes / (2 * height)])
-    step /= np.hypot(*step)
-    axis.quiver(
-        *np.meshgrid(columns, rows, indexing="ij"), *step, color=ARROW, width=0.004,
-        scale=22, pivot="mid", headwidth=4,
-    )  # fmt: skip
-    axis.set_xlim(0, t_max)
-    axis.set_ylim(-height, height)
+PATHS = ("#D55E00", "#E69F00", "#CC79A7")
 
 
 def churn_paths(
@@ -138,30 +77,41 @@ def draw_flow_picture(
       num_steps: N of the stochastic paths.
       seed: of their noise.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     if not points or not width > 0 or not 0 < sigma_zoom < sigma_max:
         raise ValueError(
             "need at least one point, width > 0 and 0 < sigma_zoom < sigma_max, got "
             f"points={points}, width={width}, sigma_zoom={sigma_zoom}, sigma_max={sigma_max}"
         )
     data = exact.GaussianMixture(np.asarray(points, float), width)
-    figure, axes = plt.subplots(2, 4, figsize=(15, 6.6))
-    for row, (limit, reach) in enumerate([(sigma_max, 2.4 * sigma_max), (sigma_zoom, 2.6)]):
+    with files.style():
+        figure = _panels(
+            data, limits=(sigma_max, sigma_zoom), churn=churn, num_steps=num_steps, seed=seed
+        )
+        files.save(figure, pathlib.Path(path))
+
+
+def _panels(
+    data: exact.GaussianMixture,
+    *,
+    limits: tuple[float, float],
+    churn: samplers.Churn,
+    num_steps: int,
+    seed: int,
+) -> Any:
+    """Both rows of panels, as a figure."""
+    figure, axes = files.subplots(2, 4, size=(4 * files.COLUMN, 5.6))
+    for row, (limit, reach) in enumerate([(limits[0], 2.4 * limits[0]), (limits[1], 2.6)]):
         for axis, (title, schedule, scaling) in zip(axes[row], PANELS, strict=False):
             # In the scaled variable of VP, data and noise together have the size of 1.
             scaled = isinstance(scaling, schedules.VPScaling)
             height = min(reach, 2.6) if scaled else reach
-            _draw_flow(axis, data, schedule, scaling, limit, height, num_lines=18, arrows=(7, 9))
+            draw_flow(axis, data, schedule, scaling, limit, height, num_lines=18, arrows=(7, 9))
             axis.set_title(title if row == 0 else rf"near the data: $\sigma \leq {limit:g}$")
             axis.set_xlabel("$t$")
         axes[row, 0].set_ylabel("$x$ (scaled for VP)")
 
         axis = axes[row, 3]
-        _draw_flow(
+        draw_flow(
             axis, data, schedules.LinearSchedule(), schedules.NoScaling(), 1.12 * limit, reach,
             num_lines=0, arrows=(0, 0),
         )  # fmt: skip
@@ -181,9 +131,7 @@ def draw_flow_picture(
             rf"EDM with churn: $\gamma={float(churn.gamma(jnp.ones(()), num_steps)):.2g}$"
         )
         axis.set_xlabel(r"$t=\sigma$")
-    figure.tight_layout()
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+    return figure
 
 
 def run(workdir: pathlib.Path) -> None:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edm_jax import exact
+from edm_jax.figures import files
 from edm_jax.likelihood import flow_levels, flow_log_likelihood, solvers
 from edm_jax.likelihood.code_errors import CodeErrors, code_errors
 
@@ -27,7 +28,7 @@ LINES = {
     "heun": ("heun", None),
     "heun_sigma, rho 7": ("heun_sigma", 7.0),
 }
-COLOURS = ("#1b6ca8", "#2a9d5c", "#e08214", "#c0392b")
+COLOURS = files.COLOURS[:4]
 
 
 def mixture(size: int) -> exact.GaussianMixture:

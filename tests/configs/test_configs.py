@@ -19,7 +19,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from configs import base, table2
+from configs import base, table2, table2_digits
 from edm_jax import ema, models
 from edm_jax.augment.drawing import EDM_AUGMENT
 from edm_jax.schedules import karras_sigmas
@@ -466,3 +466,26 @@ def test_bad_variants(name, message):
 def test_variants_in_any_order_and_case():
     assert load("table2.py:FFHQ,d,VE").to_dict() == load("table2.py:ve,D,ffhq").to_dict()
     assert base.choose(" b , ", ("a", "b"), ("c",)) == ("b", "c")
+
+
+def test_each_step_of_the_digits_table_changes_what_it_changes_in_the_paper():
+    def groups(column, row):
+        config = table2_digits.get_config(f"{column},{row}")
+        build.experiment(config)
+        return config
+
+    for column, network in (("vp", "standard"), ("ve", "residual")):
+        a, b, c, d, e, f = (groups(column, row) for row in "ABCDEF")
+        assert {one.model.SongUNet.encoder_type for one in (a, b, c, d, e, f)} == {network}
+        assert [one.precond.name for one in (a, b, c, d, e, f)] == [column] * 3 + ["edm"] * 3
+        noise = {"vp": "uniform_time", "ve": "loguniform"}[column]
+        assert [one.noise.name for one in (a, b, c, d, e, f)] == [noise] * 4 + ["lognormal"] * 2
+        assert [one.weight.name for one in (d, e)] == ["inverse_square", "edm"]
+        assert [bool(one.augment.probability) for one in (d, e, f)] == [False, False, True]
+        assert not any(one.data.mirror for one in (a, b, c, d, e, f))
+        assert (a.train.grad_clip_norm, b.train.grad_clip_norm) == (1.0, 0.0)
+        assert a.train.batch_size < b.train.batch_size and a.train.lr < b.train.lr
+        levels = [one.model.SongUNet.channel_mult for one in (a, b, c, d)]
+        assert levels == [(1, 2, 2), (1, 2, 2), (2, 2), (2, 2)]
+        assert {one.train.total_kimg for one in (a, b, c, d, e, f)} == {16.384}
+        assert len({one.sampler.num_steps for one in (a, b, c, d, e, f)}) == 1

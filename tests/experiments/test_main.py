@@ -287,7 +287,7 @@ BAD = {
     ),
     "option for a mode without": (
         ["--mode=sample", "--workdir=w", "--config.train.lr=1"],
-        "--config.train.lr belongs to --mode=train or --mode=evaluate or "
+        "--config.train.lr belongs to --mode=train or --mode=diagnose or --mode=evaluate or "
         "--mode=likelihood or --mode=preflight",
     ),
     "flagfile": ([TINY, "--flagfile=nowhere.txt"], "--flagfile: "),

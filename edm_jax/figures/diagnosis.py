@@ -1,0 +1,114 @@
+"""Pictures of a model at every noise level, and of samples beside their nearest images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from edm_jax.figures import files
+from edm_jax.figures.sheets import image_sheet, to_pil
+
+SIZE = (files.COLUMN, 2.4)
+
+
+def _level_axes(title: str, ylabel: str, sigmas: np.ndarray) -> tuple[Any, Any]:
+    fig, axes = files.subplots(size=SIZE)
+    axes.set(xscale="log", xlabel=r"noise level $\sigma$ (data units)", ylabel=ylabel, title=title)
+    axes.set_xlim(sigmas[0], sigmas[-1])
+    axes.grid(alpha=0.3, lw=0.4)
+    return fig, axes
+
+
+def error_curves(sigmas: np.ndarray, curves: Mapping[str, np.ndarray], title: str = "") -> Any:
+    """RMS errors against the noise level, a figure of matplotlib.
+
+    Args:
+      sigmas: ``(S,)``.
+      curves: label -> ``(S,)``, in data units.
+      title: above the axes.
+    """
+    with files.style():
+        fig, axes = _level_axes(title, "RMS error (data units)", sigmas)
+        for i, (name, values) in enumerate(curves.items()):
+            axes.plot(sigmas, np.maximum(values, 1e-6), color=files.colour(i),
+                      ls="-" if i % 2 == 0 else "--", label=name)  # fmt: skip
+        axes.set_yscale("log")
+        axes.legend(framealpha=0.7)
+        return fig
+
+
+def loss_curves(sigmas: np.ndarray, losses: Mapping[str, np.ndarray], title: str = "") -> Any:
+    """Weighted loss per element against the noise level: mean, and one deviation of images.
+
+    Args:
+      sigmas: ``(S,)``.
+      losses: label -> ``(S, n)``.
+      title: above the axes.
+    """
+    with files.style():
+        fig, axes = _level_axes(title, "weighted loss per element", sigmas)
+        top = 0.0
+        for i, (name, values) in enumerate(losses.items()):
+            mean, std = values.mean(1), values.std(1)
+            axes.plot(sigmas, mean, color=files.colour(i), label=name)
+            axes.fill_between(sigmas, mean - std, mean + std, color=files.colour(i), alpha=0.2,
+                              lw=0)  # fmt: skip
+            top = max(top, float(np.percentile(mean, 95)))
+        axes.set_ylim(0, max(1.2, 1.3 * top))
+        axes.legend(framealpha=0.7)
+        return fig
+
+
+def gradient_curve(sigmas: np.ndarray, norms: np.ndarray, title: str = "") -> Any:
+    """Norm of the gradient of the weighted loss against the noise level, ``(S,)``."""
+    with files.style():
+        fig, axes = _level_axes(title, "gradient norm", sigmas)
+        axes.plot(sigmas, np.maximum(norms, 1e-12), color=files.colour(0), marker="o", ms=2)
+        axes.set_yscale("log")
+        return fig
+
+
+def sigma_histogram(draws: np.ndarray, sigmas: np.ndarray, title: str = "") -> Any:
+    """Density of the levels that training draws, per unit of ln sigma."""
+    with files.style():
+        fig, axes = _level_axes(title, r"density per unit of $\ln\sigma$", sigmas)
+        edges = np.linspace(np.log(sigmas[0]), np.log(sigmas[-1]), 61)
+        counts = np.histogram(np.log(draws), edges)[0]
+        height = counts / (len(draws) * (edges[1] - edges[0]))
+        axes.stairs(height, np.exp(edges), fill=True, color=files.colour(4), alpha=0.8)
+        return fig
+
+
+def distance_histogram(groups: Mapping[str, np.ndarray], title: str = "", bins: int = 30) -> Any:
+    """How far images are from the nearest training image: label -> ``(n,)`` distances."""
+    with files.style():
+        fig, axes = files.subplots(size=SIZE)
+        top = max(float(values.max()) for values in groups.values())
+        edges = np.linspace(0, 1.05 * top + 1e-9, bins + 1)
+        for i, (name, values) in enumerate(groups.items()):
+            height = np.histogram(values, edges)[0] / len(values)
+            axes.stairs(height, edges, color=files.colour(i), fill=i == 0,
+                        alpha=0.5 if i == 0 else 1, label=name)  # fmt: skip
+        axes.set(xlabel="RMS distance to the nearest training image (data units)",
+                 ylabel="share of images", title=title)  # fmt: skip
+        axes.legend(framealpha=0.7)
+        return fig
+
+
+def neighbour_sheet(
+    samples: np.ndarray, nearest: np.ndarray, order: Sequence[int], *, scale: int | None = None
+) -> Any:
+    """Samples in a row, beneath each its nearest training images; a Pillow image.
+
+    Args:
+      samples: ``(n, H, W, C)`` in [-1, 1].
+      nearest: ``(n, k, H, W, C)``.
+      order: which samples, from left to right.
+      scale: enlargement; by default small images become 40 pixels high.
+    """
+    scale = scale or max(1, 40 // samples.shape[1])
+    rows = [samples[list(order)], *(nearest[list(order), i] for i in range(nearest.shape[1]))]
+    sheet = image_sheet(np.concatenate(rows), len(order), pad=1)
+    return to_pil(sheet.repeat(scale, axis=0).repeat(scale, axis=1)).convert("RGB")

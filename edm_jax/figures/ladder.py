@@ -1,0 +1,53 @@
+"""A measure at every step of a sequence of changes, as the rows of EDM Table 2."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from edm_jax.figures import files
+from edm_jax.figures.nfe import MARKERS
+
+
+def ladder(
+    path: pathlib.Path,
+    steps: Sequence[str],
+    lines: Mapping[str, Sequence[Sequence[float]]],
+    ylabel: str,
+    *,
+    title: str = "",
+) -> None:
+    """A line for each label over named steps: mean, standard error, and every value.
+
+    Args:
+      path: file to write, .png, .pdf or .svg.
+      steps: names, in order.
+      lines: label -> values of every repetition at each step; a step without any is left out.
+      ylabel: the measure, with its unit.
+      title: above the axes.
+    """
+    with files.style():
+        fig, axes = files.subplots(size=(files.COLUMN, 2.5))
+        for i, (name, points) in enumerate(lines.items()):
+            shift = 0.08 * (i - (len(lines) - 1) / 2)
+            there = [(k, np.asarray(v, float)) for k, v in enumerate(points) if len(v)]
+            if not there:
+                continue
+            x = np.array([k + shift for k, _ in there])
+            mean = [v.mean() for _, v in there]
+            error = [v.std(ddof=1) / np.sqrt(len(v)) if len(v) > 1 else 0.0 for _, v in there]
+            axes.errorbar(x, mean, error, color=files.colour(i), marker=MARKERS[i], ms=4,
+                          capsize=2, label=name)  # fmt: skip
+            for at, (_, values) in zip(x, there, strict=True):
+                axes.plot(np.full(len(values), at), values, ".", color=files.colour(i), ms=2.5,
+                          alpha=0.5)  # fmt: skip
+        axes.set_xticks(range(len(steps)), list(steps))
+        axes.set(ylabel=ylabel, title=title, xlabel="training configuration")
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3, lw=0.4)
+        axes.legend(framealpha=0.7)
+        axes.annotate("bars: standard error; dots: single runs", (0.98, 0.02), ha="right",
+                      xycoords="axes fraction", fontsize=6, color="#555555")  # fmt: skip
+        files.save(fig, path)

@@ -1,0 +1,85 @@
+"""A grid of settings from the command line and from a file."""
+
+import json
+
+import pytest
+
+from tests.support.small_model import write_small_model
+
+SMALL = ("--num_images=4", "--blocks=2", "--batch_size=16")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    return [write_small_model(folder / f"{i}.safetensors", i) for i in range(2)]
+
+
+def test_a_grid_of_flags_and_the_same_again(models, call, tmp_path):
+    words = ("--mode=study", f"--models={','.join(models)}", f"--workdir={tmp_path / 'out'}",
+             "--grid=sampler=euler,heun;num_steps=2,3", *SMALL)  # fmt: skip
+    said = call(*words).stdout
+    assert said.count("[8/8]") == 1 and "means over 2 blocks of 4 images" in said
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [row["nfe"] for row in rows] == [2, 3, 3, 5] * 2
+    assert {row["model"] for row in rows} == set(models)
+    assert (tmp_path / "out" / "distance.png").stat().st_size > 1000
+    before = (tmp_path / "out" / "results.csv").read_text()
+    again = call(*words, "--figure_format=pdf").stdout
+    assert again.count("4 cells are there already") == 2 and "[1/8]" not in again
+    assert (tmp_path / "out" / "results.csv").read_text() == before
+
+
+def test_a_file_and_metrics_of_a_configuration(models, call, tmp_path):
+    told = {
+        "models": {"a": models[0]}, "grid": {"num_steps": 2, "rho": [5, 7]},
+        "quality": ["frechet_pixels"], "num_images": 80, "blocks": 1,
+    }  # fmt: skip
+    (tmp_path / "study.json").write_text(json.dumps(told))
+    (tmp_path / "study.py").write_text(f"def get_config():\n    return {told!r}\n")
+    out = [tmp_path / "json", tmp_path / "py"]
+    for folder, file in zip(out, ("study.json", "study.py"), strict=True):
+        call("--mode=study", f"--study={tmp_path / file}", f"--workdir={folder}",
+             "--config=configs/digits.py")  # fmt: skip
+    texts = [(folder / "results.csv").read_text() for folder in out]
+    assert texts[0] == texts[1] and "frechet_distance_mean" in texts[0]
+
+
+def write(path, told):
+    path.write_text(json.dumps(told))
+    return f"--study={path}"
+
+
+BAD = {
+    "nothing": ([], None, "--study is missing, a file or a name; or --grid"),
+    "no models": (["--grid=rho=7"], None, "the study names no models: give --models"),
+    "no grid": (["--models=m"], {"models": ["m"]}, "the grid is empty"),
+    "empty grid": ([], {"models": ["m"], "grid": {"rho": []}}, "rho has no values"),
+    "setting": ([], {"models": ["m"], "grid": {"rhoo": 7}}, "unknown setting 'rhoo'; did you"),
+    "flag": (["--grid=rho"], None, "'rho' is not setting=value,value"),
+    "vanished": (["--models=gone", "--grid=rho=7"], None, "model gone: no such file"),
+    "file": (["--study=gone.json"], None, "--study=gone.json: no such file"),
+    "no study": ([], [1, 2], "a study is a dictionary by name"),
+    "flags of a grid": (
+        ["--study=flow_1d", "--blocks=3"], None, "--blocks is about a grid, and --study=flow_1d",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_studies_are_one_line(case, call, tmp_path):
+    words, told, message = BAD[case]
+    if told is not None:
+        words = [write(tmp_path / "study.json", told)]
+    done = call("--mode=study", f"--workdir={tmp_path / 'w'}", *words, code=2)
+    assert message in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_model_that_is_gone_and_a_file_that_raises(models, call, tmp_path):
+    (tmp_path / "a.py").write_text("def get_config():\n    return 1 / 0\n")
+    done = call("--mode=study", f"--study={tmp_path / 'a.py'}", "--workdir=w", code=2)
+    assert "ZeroDivisionError: division by zero" in done.stderr
+    done = call("--mode=study", f"--models={models[0]}:raw", "--grid=rho=7",
+                f"--workdir={tmp_path / 'w'}", *SMALL, code=2)  # fmt: skip
+    assert "no weights 'raw'" in done.stderr

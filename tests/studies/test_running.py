@@ -1,0 +1,268 @@
+"""Studies of a model whose flow is known, and what stops a cell or a study."""
+
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from edm_jax import generate, grids, seeds
+from edm_jax.generate import Sampling
+from edm_jax.studies import Study, lanes, run
+from edm_jax.studies import grid as grid_lib
+from tests.support import exact_model as toy
+
+MODEL = toy.exact_model()
+SEED, COUNT = 5, 6
+
+
+def study_of(grid, **more):
+    told = {"grid": grid, "num_images": COUNT, "blocks": 2, "first_seed": SEED, **more}
+    return Study.from_json(told, models=("toy",))
+
+
+def results_of(grid, directory=None, model=MODEL, **more):
+    lines = []
+    found = run(study_of(grid, **more), {"toy": model}, directory, report=lines.append)
+    return found, lines
+
+
+def start(block, sigma):
+    """The latents of a block, times sigma, in float64."""
+    mine = SEED + block * COUNT + np.arange(COUNT)
+    noise = seeds.latents(seeds.image_keys(mine), (COUNT, *toy.SHAPE))
+    return np.asarray(noise, np.float64) * sigma
+
+
+def euler_factor(sigma, after):
+    """x -> x' of an Euler step on Gaussian data of mean 0, slope x s / (s^2 + d^2)."""
+    return 1 + (after - sigma) * sigma / (sigma**2 + toy.STD**2)
+
+
+def flow_factor(sigma, after):
+    """The same of the exact flow."""
+    return np.sqrt((toy.STD**2 + after**2) / (toy.STD**2 + sigma**2))
+
+
+def rms(x):
+    return float(np.sqrt(np.mean(np.square(x))))
+
+
+def test_distance_is_that_of_the_closed_form():
+    found, _ = results_of({"sampler": "euler", "num_steps": [4, 8]})
+    for row, num_steps in zip(found.rows, (4, 8), strict=True):
+        sigmas = grids.make_sigmas("edm", num_steps)
+        pairs = list(itertools.pairwise(sigmas))
+        euler = np.prod([euler_factor(*pair) for pair in pairs])
+        # The accurate solution ends with D at its last level, as every sampler here does.
+        flow = flow_factor(sigmas[0], sigmas[-2]) * euler_factor(sigmas[-2], 0.0)
+        expected = [rms(start(block, sigmas[0]) * (euler - flow)) for block in range(2)]
+        # float32 of states that begin at 80, and Heun's own error after 256 steps
+        np.testing.assert_allclose(row["values"]["distance"]["blocks"], expected, atol=2e-4)
+        assert row["values"]["distance"]["mean"] == pytest.approx(np.mean(expected), abs=2e-4)
+        spread = np.std(expected, ddof=1) / np.sqrt(2)
+        assert row["values"]["distance"]["standard_error"] == pytest.approx(spread, abs=2e-4)
+        assert row["nfe"] == num_steps and row["status"] == "done"
+
+
+def test_truncation_is_that_of_the_closed_form():
+    found, _ = results_of({"sampler": "euler", "num_steps": 5}, quality="truncation", blocks=1)
+    sigmas = grids.make_sigmas("edm", 5)
+    expected = []
+    for sigma, after in itertools.pairwise(sigmas[:-1]):
+        here = start(0, sigmas[0]) * flow_factor(sigmas[0], sigma)
+        expected.append(rms(here * (euler_factor(sigma, after) - flow_factor(sigma, after))))
+    steps = found.rows[0]["steps"]
+    np.testing.assert_allclose(steps["sigmas"], sigmas[:-2], rtol=1e-6)
+    # 32 Heun steps in between leave less than a thousandth of the error of one Euler step
+    np.testing.assert_allclose(steps["errors"], expected, rtol=2e-3, atol=1e-5)
+    assert found.rows[0]["values"]["truncation"]["mean"] == pytest.approx(sum(expected), rel=2e-3)
+
+
+def test_scaled_states_are_compared_unscaled():
+    """Euler in any variable of the same flow is consistent: its step error falls with the step."""
+    grid = {"sampler": "general", "solver": "euler", "schedule": "vp", "scaling": "vp",
+            "num_steps": [8, 32]}  # fmt: skip
+    found, _ = results_of(grid, quality="truncation", blocks=1)
+    coarse, fine = (row["values"]["truncation"]["mean"] for row in found.rows)
+    assert fine < coarse < 20 and fine < 0.5 * coarse
+
+
+def test_a_cell_is_what_sample_draws_whatever_runs_beside_it():
+    rows = []
+    for rho in ([5.0, 7.0, 9.0], [7.0]):
+        grid = {"sampler": "heun", "num_steps": 3, "rho": rho}
+        rows.append(results_of(grid)[0].rows)
+    alone = rows[1][0]["values"]["distance"]["blocks"]
+    # rounding of float32 at sigma = 80 in programs of other batch sizes
+    np.testing.assert_allclose(rows[0][1]["values"]["distance"]["blocks"], alone, atol=1e-4)
+    accurate = generate.sample(MODEL, SEED + np.arange(COUNT), sampling=Sampling(num_steps=256))
+    coarse = generate.sample(MODEL, SEED + np.arange(COUNT), num_steps=3)
+    assert alone[0] == pytest.approx(rms(coarse - accurate), abs=1e-4)
+
+
+def test_one_compilation_for_a_number_of_steps(tmp_path):
+    grid = {"num_steps": [2, 3], "rho": [3.0, 5.0, 7.0, 9.0, 11.0], "sigma_max": [60.0, 80.0]}
+    lanes._sample.clear_cache()
+    results_of(grid, tmp_path / "a", batch_size=4 * COUNT)
+    assert lanes.compiled_programs() == 2
+    # Cells that are left after a stop run in the same programs, and so do other weights.
+    cells = sorted((tmp_path / "a" / "cells").iterdir())
+    for path in cells[::2]:
+        path.unlink()
+    _, lines = results_of(grid, tmp_path / "a", batch_size=4 * COUNT)
+    assert f"{len(cells[1::2])} cells are there already" in lines
+    other = MODEL.replace({"params": {"means": np.array([0.5, -0.5], np.float32)}})
+    results_of(grid, model=other, batch_size=4 * COUNT)
+    assert lanes.compiled_programs() == 2
+
+
+def test_churn_is_a_number_and_needs_no_features(tmp_path):
+    grid = [{"num_steps": 3, "s_churn": [0, 2, 4]}, {"sampler": "edm", "num_steps": 3}]
+    found, lines = results_of(grid)
+    assert [row["status"] for row in found.rows] == ["done", "impossible", "impossible", "done"]
+    assert found.rows[0]["sampling"]["sampler"] == "heun"
+    (first, _) = [line for line in lines if line.startswith("cannot work: ")]
+    assert "draws noise of its own" in first
+
+
+def test_metrics_of_the_evaluation(tmp_path):
+    from edm_jax.data.sources.base import ArraySource
+
+    source = ArraySource(toy.images(200))
+    found = run(
+        study_of({"num_steps": [1, 12]}, quality=["frechet_pixels"], num_images=150),
+        {"toy": MODEL}, reference=source, report=lambda line: None,
+    )  # fmt: skip
+    one, many = (row["values"]["frechet_distance"]["mean"] for row in found.rows)
+    assert many < 0.2 * one  # one step of Euler gives the mean of the data, without deviation
+    assert found.best()["settings"]["num_steps"] == 12
+    from edm_jax.evaluation import evaluate
+
+    again = evaluate(
+        MODEL, source, metrics=["frechet_pixels"], num_images=150, first_seed=SEED,
+        sampling=Sampling(num_steps=12), report=lambda line: None,
+    )  # fmt: skip
+    expected = found.rows[1]["values"]["frechet_distance"]["blocks"][0]
+    assert again["frechet_distance"] == pytest.approx(expected, rel=1e-3)  # a byte may round
+
+
+def test_a_failed_cell_is_marked_and_the_rest_goes_on(tmp_path, monkeypatch):
+    draw = lanes.batches
+
+    def faulty(model, seeds, rows_of, side_by_side, **more):
+        if len(side_by_side[0][0]) == 4:  # levels: the cell of three steps
+            raise RuntimeError("the device is on fire")
+        yield from draw(model, seeds, rows_of, side_by_side, **more)
+
+    monkeypatch.setattr(lanes, "batches", faulty)
+    grid = {"num_steps": [2, 3, 4]}
+    found, lines = results_of(grid, tmp_path)
+    assert [row["status"] for row in found.rows] == ["done", "failed", "done"]
+    assert found.rows[1]["reason"] == "the device is on fire"
+    assert any("num_steps 3: failed: the device is on fire" in line for line in lines)
+    assert len(list((tmp_path / "cells").iterdir())) == 2
+    monkeypatch.setattr(lanes, "batches", draw)
+    again, lines = results_of(grid, tmp_path)
+    assert again.count("done") == 3 and "2 cells are there already" in lines
+
+
+def test_what_does_not_fit_side_by_side_runs_alone(monkeypatch):
+    draw, widths = lanes.batches, []
+
+    def small(model, seeds, rows_of, side_by_side, **more):
+        widths.append(len(side_by_side))
+        if len(side_by_side) > 1:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        yield from draw(model, seeds, rows_of, side_by_side, **more)
+
+    monkeypatch.setattr(lanes, "batches", small)
+    found, _ = results_of({"num_steps": 2, "rho": [5.0, 7.0, 9.0]}, blocks=1)
+    assert found.count("done") == 3 and widths == [3, 1, 1, 1]
+
+
+def test_images_that_are_not_finite_fail_one_cell():
+    variables = {"params": {"means": np.array([np.nan, 0.0], np.float32)}}
+    bad = toy.exact_model(num_classes=2).replace(variables)
+    found, _ = results_of({"num_steps": [2]}, model=bad)
+    assert found.rows[0]["status"] == "failed"
+    assert "not finite, the first of seed 5" in found.rows[0]["reason"]
+
+
+def test_cells_that_cannot_work_are_named_first():
+    grid = [{"sampler": ["heun", "ddim", "dpmpp_3m"], "eta": 0.0, "num_steps": 2}]
+    found, lines = results_of(grid)
+    assert [row["status"] for row in found.rows] == ["impossible", "done", "impossible"]
+    assert lines[0].startswith("cannot work: heun: sampler 'heun' has no option 'eta'")
+    with pytest.raises(ValueError, match=r"no cell of the study can work; the first, .*'eta'"):
+        results_of({"sampler": "heun", "eta": 0.5})
+    with pytest.raises(ValueError, match=r"no cell .* dpmpp_2m remembers earlier ones"):
+        results_of({"sampler": "dpmpp_2m"}, quality="truncation")
+
+
+BAD = {
+    "setting": ({"grid": {"smapler": "heun"}}, "unknown setting 'smapler'; did you mean 'sampler'"),
+    "entry": ({"grid": {"rho": 7}, "bloks": 3}, "unknown entry of a study 'bloks'; did you mean"),
+    "no grid": ({}, "the grid is empty"),
+    "empty": ({"grid": {"rho": []}}, "the grid is empty: rho has no values"),
+    "quality": ({"grid": {"rho": 7}, "quality": "fidd"}, "unknown metric 'fidd'"),
+    "no quality": ({"grid": {"rho": 7}, "quality": []}, "quality is empty"),
+    "blocks": ({"grid": {"rho": 7}, "blocks": 0}, "blocks must be at least 1"),
+    "images": ({"grid": {"rho": 7}, "num_images": "many"}, "num_images must be a whole number"),
+    "model": ({"grid": {"model": "b"}}, "unknown model 'b'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_declarations_are_one_line(case):
+    told, message = BAD[case]
+    with pytest.raises(ValueError) as caught:
+        Study.from_json(told, models=("a",))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_budgets_are_steps():
+    told = [{"sampler": ["heun", "euler"], "nfe": 10}]
+    cells = study_of(told).cells
+    assert [cell.sampling.num_steps for cell in cells] == [5, 10]  # 2N - 1 and N calls
+    assert [cell.sampling.nfe() for cell in cells] == [9, 10]
+
+
+def test_lists_are_one_value_where_a_value_is_a_list():
+    points = grid_lib.expand({"sigmas": [80, 1, 0], "guidance_interval": [[0.1, 1], None]})
+    assert [p["sigmas"] for p in points] == [[80, 1, 0]] * 2
+    assert [p["guidance_interval"] for p in points] == [[0.1, 1], None]
+
+
+def test_results_as_files(tmp_path):
+    grid = {"sampler": ["euler", "heun"], "num_steps": [2, 4], "eta": [None]}
+    found, _ = results_of(grid)
+    for path in found.write(tmp_path, figure_format="svg"):
+        assert path.stat().st_size > 100
+    table = (tmp_path / "table.txt").read_text()
+    assert "euler, num_steps 4" in table and "+-" in table
+    assert "means over 2 blocks of 6 images +- standard error" in table
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert [row["nfe"] for row in rows] == [2, 4, 3, 7]
+    head, *lines = (tmp_path / "results.csv").read_text().splitlines()
+    assert head.startswith("cell,model,sampler,num_steps,eta,nfe,network_calls,distance_mean")
+    assert lines[0].startswith('"euler, num_steps 2",toy,euler,2,,2,2,')
+    assert "NFE" in (tmp_path / "distance.svg").read_text()
+    axis, curves = found.lines("distance")
+    assert axis == "" and [x for x, _, _ in curves["heun"]] == [3, 7]
+    axis, curves = results_of({"num_steps": 2, "rho": [9.0, 5.0, 7.0]})[0].lines("distance")
+    assert axis == "rho" and [x for x, _, _ in curves["default"]] == [5.0, 7.0, 9.0]
+
+
+def test_guided_cells_count_every_network_call():
+    model = toy.exact_model(num_classes=2)
+    # A model that was trained with label dropout says so.
+    description = {**model.description, "network": {"name": "exact", "label_dropout": 0.1}}
+    model = type(model)(model.net, model.preconditioning, model.variables, description, "ema")
+    grid = {"guidance": "cfg", "guidance_scale": [1.5, 2.0], "num_steps": 3,
+            "guidance_interval": [None, [0.1, 10.0]]}  # fmt: skip
+    found, _ = results_of(grid, model=model)
+    assert [row["status"] for row in found.rows] == ["done"] * 4
+    assert found.rows[0]["network_calls"] == 10 and found.rows[0]["nfe"] == 5
+    assert found.rows[1]["network_calls"] < 10  # the interval leaves levels out

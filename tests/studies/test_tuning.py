@@ -1,0 +1,118 @@
+"""Tuning where the best answer is known, and what it promises of the default."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+
+from edm_jax.studies import Study, space, tuning
+from tests.support import exact_model as toy
+
+MODEL = toy.exact_model()
+
+
+def study_of(**more):
+    told = {"grid": {"num_steps": 4}, "num_images": 8, "blocks": 3, "first_seed": 1, **more}
+    return Study.from_json(told, models=("toy",))
+
+
+def tuned(told, budget, directory=None, base=None, lines=None, **more):
+    study = study_of(**more)
+    base = {"sampler": "euler", "num_steps": 4, "rho": 1.5} if base is None else base
+    report = (lambda line: None) if lines is None else lines.append
+    return tuning.tune(study, base, space.read(told), budget, {"toy": MODEL}, directory,
+                       report=report)  # fmt: skip
+
+
+def test_the_best_rho_is_found_and_proved(tmp_path):
+    """The exact best of Euler's four steps on Gaussian data, from NumPy, is found to a part."""
+    lines = []
+    found = tuned({"rho": [1.5, 20.0]}, 14, tmp_path, lines=lines)
+    assert not found.is_default and found.trials == 14
+    assert found.value < found.default_value and found.gain > 0
+    from edm_jax import grids
+
+    def error(rho):
+        sigmas = grids.make_sigmas("edm", 4, rho=rho)
+        ratio, flow = 1.0, math.hypot(toy.STD, sigmas[-2]) / math.hypot(toy.STD, sigmas[0])
+        for sigma, after in itertools.pairwise(sigmas[:-1]):
+            ratio *= 1 + (after - sigma) * sigma / (sigma**2 + toy.STD**2)
+        return abs(ratio - flow) * sigmas[0]
+
+    best = min(error(rho) for rho in np.linspace(1.5, 20, 400))
+    # a search of fourteen points in one dimension comes within a third of the way
+    assert error(found.settings["rho"]) < best + (error(1.5) - best) / 3
+    assert "[1/14] the default: distance" in lines[0]
+    told = json.loads((tmp_path / tuning.RESULT).read_text())
+    assert told["settings"] == dict(found.settings)
+    # Done: the same call tries nothing more and says the same.
+    lines.clear()
+    again = tuned({"rho": [1.5, 20.0]}, 14, tmp_path, lines=lines)
+    assert lines == ["going on after 14 of 14 trials"]
+    assert again.settings == found.settings and again.value == pytest.approx(found.value)
+    with pytest.raises(ValueError, match=r"holds a tuning of something else .space differ"):
+        tuned({"rho": [2.0, 20.0]}, 14, tmp_path)
+
+
+def test_the_default_stays_where_nothing_is_better():
+    base = {"sampler": "heun", "num_steps": 12, "rho": 7.0}
+    found = tuned({"rho": [0.9, 1.1]}, 5, base=base)
+    assert found.is_default and found.settings == base and found.gain == 0
+    assert found.value == found.default_value
+    assert "the default stays" in found.report()
+
+
+def test_a_budget_of_one_is_the_default_alone():
+    found = tuned({"rho": [1.0, 9.0]}, 1)
+    assert found.is_default and found.trials == 1
+
+
+def test_what_falls_behind_is_given_up_early():
+    found = tuned({"rho": [1.5, 20.0]}, 14)
+    assert found.pruned > 0
+    # Every trial that is given up saves a block or two of the three.
+    full = 14 * 3 * 8 + (4 + 1) * 4 * 8
+    assert found.images < full
+
+
+def test_settings_that_cannot_work_are_trials_without_a_value():
+    lines = []
+    found = tuned({"sampler": ["euler", "dpmpp_2m_sde"]}, 8, lines=lines)
+    assert found.trials == 8 and found.is_default and found.pruned > 0
+    assert any("draws noise of its own" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({}, "there is nothing to search"),
+        ({"s_chrn": None}, "unknown setting 's_chrn'; did you mean 's_churn'"),
+        ({"eta": None}, "eta: has no usual range"),
+        ({"rho": [7, 7]}, "rho: a range needs low < high, got 7 and 7"),
+        ({"rho": {"low": 0, "high": 1, "log": True}}, "rho: a range of factors"),
+        ({"solver": {"choices": ["heun"]}}, "solver: a choice needs two values"),
+        ({"guidance_interval": None}, "searched by its ends: guidance_low, guidance_high"),
+    ],
+)
+def test_spaces_that_are_none(told, message):
+    with pytest.raises(ValueError, match=r".") as caught:
+        space.read(told)
+    assert message in str(caught.value)
+
+
+def test_a_budget_and_a_measure():
+    with pytest.raises(ValueError, match="budget must be at least 1 trial, got 0"):
+        tuned({"rho": None}, 0)
+    with pytest.raises(ValueError, match="one number better, and the study measures pr_pre"):
+        tuned({"rho": None}, 3, quality="pr")
+
+
+def test_ends_are_one_interval_and_a_range_has_its_order():
+    settings = space.settings_of({"guidance_scale": 2.0}, {"guidance_low": 0.3})
+    assert settings["guidance_interval"] == [0.3, math.inf]
+    settings = space.settings_of({}, {"guidance_low": 2.0, "guidance_high": 0.5})
+    assert settings["guidance_interval"] == [0.5, 2.0]
+    settings = space.settings_of({"s_tmin": 0.1}, {"s_tmax": 0.05})
+    assert (settings["s_tmin"], settings["s_tmax"]) == (0.05, 0.1)
