@@ -115,16 +115,6 @@ def reflected_weight(weighting: str, distribution: NoiseDistribution) -> WeightF
     return LikelihoodWeight(float(distribution.sigma_min), float(distribution.sigma_max))
 
 
-def published_levels(
-    sigma_min: float = 0.02, sigma_max: float = 10.0, eps: float = 1e-5
-) -> noise.LogUniform:
-    """t ~ U(eps, 1), sigma(t) = sigma_min (sigma_max/sigma_min)^t: ln sigma is uniform.
-
-    The defaults are the published 0.01 and 5 of [0, 1] in units of [-1, 1].
-    """
-    return noise.LogUniform(sigma_min * (sigma_max / sigma_min) ** eps, sigma_max)
-
-
 @dataclasses.dataclass(frozen=True)
 class ReflectedObjective:
     """What makes up the training loss of a reflected model.
@@ -133,7 +123,7 @@ class ReflectedObjective:
       apply: ``apply(variables, x, c_noise, class_labels, augment_labels, train=...,
         image_ids=..., rngs=...)``, the network.
       preconditioning: turns it into a denoiser; `precond.reflected_preconditioning`.
-      distribution: p(sigma); `published_levels`.
+      distribution: p(sigma); published: `noise.LogUniform` from 0.02 to 10 in units of [-1, 1].
       weight: on the squared error of sigma s; `image_weight` or a `LikelihoodWeight`.
       box: the domain; images arrive in [-1, 1].
       num_classes: dimension of the labels, 0 for none.

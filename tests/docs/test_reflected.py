@@ -11,10 +11,14 @@ from tests.support.reflected import random_model
 DOCUMENT = ROOT / "docs/reflected.md"
 
 
-def test_example_of_the_document():
-    (code,) = re.findall(r"^```python\n(.*?)^```", DOCUMENT.read_text(), flags=re.M | re.S)
+def test_examples_of_the_document():
+    codes = re.findall(r"^```python\n(.*?)^```", DOCUMENT.read_text(), flags=re.M | re.S)
     names = {"model": random_model()}
-    exec(code, names)
+    for code in codes:
+        exec(code, names)
+    assert len(codes) == 2
+    in_a_cell = np.asarray(names["samples"]) % 0.5 <= 0.25 + 3 * 0.01  # noise at the last level
+    assert np.all(in_a_cell) and np.all((0 <= names["state"]) & (names["state"] <= 1))
     assert names["images"].shape == (4, 8, 8, 1) and np.all(np.abs(names["images"]) <= 1)
     assert np.all(np.isfinite(names["nats"].log_likelihood))
 

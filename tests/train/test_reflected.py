@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from edm_jax import grids, precond, samplers
+from edm_jax import noise as noise_lib
 from edm_jax.data.sources.digits import digits
 from edm_jax.domains.box import Box
 from edm_jax.noise import LogUniform
@@ -24,7 +25,7 @@ def _stand_in(x, sigma):
 
 def _loss(arrays, weight, dtype):
     images, noise = (arrays[f"loss/{k}"].astype(dtype) for k in ("images", "noise"))
-    levels = reflected.published_levels(0.01, 5.0)
+    levels = noise_lib.LogUniform(0.01 * 500**1e-5, 5.0)  # t from 1e-5 to 1
     sigma = levels.sigma(arrays["loss/u"].astype(dtype))
     return sigma, reflected.score_matching_loss(_stand_in, UNIT, images, sigma, noise, weight)
 
@@ -117,7 +118,7 @@ def _objective(**options):
         return f_x if labels is None else f_x + jnp.sum(labels, axis=1).reshape(-1, 1, 1, 1)
 
     return reflected.ReflectedObjective(
-        apply, precond.reflected_preconditioning(), reflected.published_levels(), **options
+        apply, precond.reflected_preconditioning(), noise_lib.LogUniform(0.02, 10.0), **options
     )
 
 
