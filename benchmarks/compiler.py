@@ -12,10 +12,17 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from typing import Any
 
+# Without these the library looks for chips of this machine; any type of accelerator will do.
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 NETS = {
     "level": ("ddpmpp", dict(img_resolution=32, channel_mult=(2,), num_blocks=2,
                              attn_resolutions=(), dropout=0.13)),
@@ -86,8 +93,10 @@ def main() -> None:
     parser.add_argument("--topology", default="v5e:1x1", help="one of its devices is compiled for")
     parser.add_argument("--batch", type=int, default=32, help="images")
     args = parser.parse_args()
-    sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))
-    from experiments.preflight import topologies
+    os.environ.update(ENVIRONMENT)  # before JAX is imported
+    import common
+
+    from experiments.preflight import program, topologies
 
     try:
         topology = topologies.parse(args.topology)
@@ -97,11 +106,6 @@ def main() -> None:
     for name in args.nets.split(","):
         if name not in NETS:
             parser.error(f"--nets: {name!r} is not one of {', '.join(NETS)}")
-    os.environ.update(topology.environment())  # before JAX is imported
-    import common
-
-    from experiments.preflight import program
-
     rows = [
         measure(name, part, topology, args.batch)
         for name in args.nets.split(",")
