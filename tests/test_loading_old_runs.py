@@ -32,8 +32,13 @@ def test_goes_on_to_the_weights_it_would_have_reached(old_run, command, environm
     wanted = expected("params/")
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = "/".join(key.key for key in path)
+        kept = wanted.pop(name)
+        if name.endswith("qkv/bias"):
+            # That of the keys moves all logits of a softmax alike.  Its gradient is rounding
+            # alone, of which the optimizer makes whole steps; the network does not see them.
+            leaf, kept = (np.delete(np.asarray(a), np.s_[1::3]) for a in (leaf, kept))
         # The optimizer divides by gradients near 0: rounding shows more than in the sums.
-        np.testing.assert_allclose(leaf, wanted.pop(name), atol=2e-4, err_msg=name)
+        np.testing.assert_allclose(leaf, kept, atol=2e-4, err_msg=name)
     assert not wanted
 
 

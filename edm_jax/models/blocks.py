@@ -142,11 +142,13 @@ class UNetBlock(nn.Module):
         return self.out_channels // self.channels_per_head
 
     @nn.compact
-    def __call__(self, x: Array, emb: Array, seeds: Array | None = None) -> Array:
+    def __call__(
+        self, x: Array | tuple[Array, ...], emb: Array, seeds: Array | None = None
+    ) -> Array:
         """Apply the block.
 
         Args:
-          x: ``(B, H, W, in)``.
+          x: ``(B, H, W, in)``, or arrays to be joined along their channels.
           emb: ``(B or 1, emb_channels)`` float32.
           seeds: ``(B, 2)`` uint32 seeds of the dropout; None: no dropout.
 
@@ -156,9 +158,12 @@ class UNetBlock(nn.Module):
         out = self.out_channels
         sampling = {"up": self.up, "down": self.down, "resample_filter": self.resample_filter}
         conv = {"features": out, "initial": self.initial}
+        parts = x if isinstance(x, tuple) else (x,)
+        x = jnp.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
         residual = x
 
-        h = GroupNorm(self.eps, silu=True, groups=self.norm_groups, name="norm0")(x)
+        norm0 = GroupNorm(self.eps, silu=True, groups=self.norm_groups, name="norm0")
+        h = norm0(x, parts=parts)
         h = Conv2d(kernel_size=3, **conv, **sampling, name="conv0")(h)
         width = 2 * out if self.adaptive_scale else out
         affine = Linear(width, initial=self.initial, axes=("embed", "channels_out"), name="affine")

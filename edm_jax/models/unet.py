@@ -117,9 +117,9 @@ class UNet(nn.Module):
         for entry in self.plan:
             if entry.kind == "block":
                 block_number += 1
-                x = jnp.concatenate([x, skips.pop()], axis=-1) if entry.concat else x
+                given = (x, skips.pop()) if entry.concat else x
                 block_seeds = None if seeds is None else seeds[block_number]
-                x = self._block(entry)(x, emb, block_seeds)
+                x = self._block(entry)(given, emb, block_seeds)
             elif entry.kind == "conv":
                 x = self._conv(entry, 3)(x)
             elif entry.kind == "norm":

@@ -130,6 +130,54 @@ def test_group_norm_with_its_surroundings():
     np.testing.assert_allclose(fused, modulated, atol=2e-6)
 
 
+def test_group_norm_of_joined_parts():
+    rng = np.random.default_rng(2)
+    parts = tuple(rng.standard_normal((2, 4, 4, c)).astype(np.float32) for c in (4, 20, 8))
+    x = np.concatenate(parts, -1)  # groups of four channels, and more that cross a seam
+    variables = {"params": {"scale": jnp.ones(32), "bias": jnp.zeros(32)}}
+    norm = layers.GroupNorm(1e-5, groups=2)
+    together = norm.apply(variables, x)
+    # The same sums of each channel, in one order or another.
+    np.testing.assert_allclose(norm.apply(variables, x, parts=parts), together, atol=2e-6)
+    grouped = x.astype(np.float64).reshape(2, 16, 2, 16)
+    expected = grouped - grouped.mean((1, 3), keepdims=True)
+    expected /= np.sqrt(grouped.var((1, 3), keepdims=True) + 1e-5)
+    np.testing.assert_allclose(together, expected.reshape(x.shape), atol=5e-6)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("ratio", [0, 3, 30, 300])
+def test_moments_of_half_precision_in_one_pass(dtype, ratio):
+    """They are as good as the numbers: rounding of these moves the variance by as much."""
+    exact = ratio + np.random.default_rng(3).standard_normal((4, 16, 16, 32))
+    x = jnp.asarray(exact, dtype).astype(jnp.float32)
+    mean, var = layers.channel_moments(x, once=True)
+    wide = np.asarray(x, np.float64)
+    square = 1 + ratio**2
+    # Sums of 256 numbers, in float32: two units of rounding of the mean square.
+    np.testing.assert_allclose(mean, wide.mean((1, 2)), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(var, wide.var((1, 2)), atol=4 * 2**-24 * square)
+    assert (np.asarray(var) >= 0).all()
+    # The variance that rounding adds: a twelfth of the square of the spacing of the numbers.
+    spacing = float(jnp.finfo(dtype).eps) * 2.0 ** math.floor(math.log2(max(ratio, 1)))
+    if dtype == "bfloat16" and ratio >= 3:
+        assert 4 * 2**-24 * square < spacing**2 / 12
+    # None of it is negative, or not a number, of a constant channel.
+    constant = layers.channel_moments(jnp.full((1, 8, 8, 2), ratio + 0.1), once=True)[1]
+    assert (np.asarray(constant) >= 0).all()
+
+
+def test_the_gradient_of_moments_is_that_of_two_passes():
+    x = jnp.asarray(np.random.default_rng(4).standard_normal((2, 4, 4, 3)) + 2, jnp.float32)
+
+    def total(x, once):
+        mean, var = layers.channel_moments(x, once)
+        return jnp.sum(jnp.sin(mean) + var**1.5)
+
+    first, second = (jax.grad(total)(x, once) for once in (True, False))
+    np.testing.assert_allclose(first, second, atol=1e-6)
+
+
 def test_gradient_of_group_norm():
     rng = np.random.default_rng(1)
     x, shift, weight = (rng.standard_normal(s) for s in [(2, 3, 3, 8), (2, 8), (2, 3, 3, 8)])
