@@ -13,7 +13,10 @@ images; the paper's run took 8 V100 GPUs about 4 days.  There is no published FI
 What to look at, in this order (every value can be set on the command line):
 
 data.path, data.conditional
-    A folder, a .zip file in the EDM format, or a TFDS data set (data.source=tfds).
+    A folder, a .zip file in the EDM format, or a TFDS data set (data.source=tfds).  Folders and
+    archives are read as they are if all images have one size: grey ones become colour where
+    there is colour.  For all others there is --mode=dataset; with --background=white it takes
+    transparent images, with --unlabelled it leaves class folders and dataset.json aside.
 
 precond.edm.sigma_data, weight.edm.sigma_data
     The standard deviation of the pixels in [-1, 1]; --mode=preflight measures it.  Photographs

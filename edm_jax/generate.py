@@ -23,10 +23,19 @@ from edm_jax import seeds as seeds_lib
 from edm_jax.ardm.drawing import draw_batch
 from edm_jax.ardm.request import Decoding
 from edm_jax.ardm.sample import Path
-from edm_jax.arguments import check_protocol
+from edm_jax.arguments import (
+    check_by_name,
+    check_count,
+    check_function,
+    check_kind,
+    check_protocol,
+    check_sharding,
+    check_switch,
+)
 from edm_jax.guidance.base import Evaluated
 from edm_jax.guidance.compose import label_dim, mean_shift, shifts_mean
 from edm_jax.model import Labels, Model, check_labels
+from edm_jax.names import brief
 from edm_jax.reflected import sampling as reflected
 from edm_jax.samplers import Churn, Trajectory
 from edm_jax.sampling import Sampling
@@ -141,11 +150,14 @@ def batches(
     Raises:
       ValueError: for bad seeds, labels or requests, before anything is drawn.
     """
+    check_kind("model", model, Model, "edm_jax.load returns one")
     seeds = seeds_lib.check_seeds(seeds)
-    sampling = default_request(model) if sampling is None else sampling
+    sampling = checked(model, sampling)
+    batch_size = check_count("batch_size", batch_size)
+    trajectory = check_switch("trajectory", trajectory)
+    if sharding is not None:
+        check_sharding(sharding)
     asked = check_request(model, sampling, guidance)
-    if batch_size != int(batch_size) or batch_size < 1:
-        raise ValueError(f"batch_size must be an integer >= 1, got {batch_size}")
     size = min(batch_size, len(seeds))
     if isinstance(sampling, Decoding):
         program = functools.partial(
@@ -162,6 +174,15 @@ def batches(
         trajectory=trajectory,
     )
     return _draw(model, seeds, rows_of, program, size, sharding)
+
+
+def checked(model: Model, sampling: Sampling | Decoding | None) -> Sampling | Decoding:
+    """The request; the default one of the model for None."""
+    if sampling is None:
+        return default_request(model)
+    if not isinstance(sampling, Decoding):
+        check_kind("sampling", sampling, Sampling, 'use edm_jax.Sampling("heun", num_steps=18)')
+    return sampling
 
 
 def _draw(
@@ -299,6 +320,7 @@ def sample_batch(
 
 def check_guidance(guidance: PyTree, model: Model, asked: samplers.Request) -> None:
     """Raise ValueError for a guidance that cannot act on a model, or under a sampler."""
+    check_protocol("guidance", guidance, ("guide", "check"), "see edm_jax.guidance")
     guidance.check(model)
     if shifts_mean(guidance) and "shift" not in asked.info.options:
         raise ValueError(
@@ -359,20 +381,21 @@ def sample(
       churn: constants of the stochastic sampler, short for ``sampler="edm"`` with them.
       trajectory: return all states.
       on_batch: called with the number of images done after each batch.
-      **settings: short for a `Sampling` (or changes of the one given): its fields, and
-        options of the sampler, such as ``sampler="ddim", num_steps=20, eta=0.5``; of a model of
-        kind "ardm" ``num_steps`` and ``policy``.
+      **settings: short for a `Sampling`: its fields, and options of the sampler, such as
+        ``sampler="ddim", num_steps=20, eta=0.5``; of a model of kind "ardm" ``num_steps`` and
+        ``policy``.  Beside ``sampling``, what that leaves at its default.
 
     Returns:
       ``(len(seeds), H, W, C)`` float32, nominally in [-1, 1] (see to_uint8), of sequences
       ``(len(seeds), L)`` int32, or a Trajectory or `Path` with axis 1 running over images.
 
     Raises:
-      ValueError: for bad seeds, labels, ranges or step counts, before any work.
+      ValueError: for bad seeds, labels, ranges or step counts, or a setting that is given
+        twice with different values, before any work.
     """
-    sampling = _with_settings(
-        default_request(model) if sampling is None else sampling, churn, settings
-    )
+    check_kind("model", model, Model, "edm_jax.load returns one")
+    sampling = _with_settings(checked(model, sampling), churn, settings)
+    check_function("on_batch", on_batch)
     done, results = 0, []
     for some, images in batches(
         model, seeds, labels, sampling, guidance,
@@ -389,8 +412,8 @@ def sample(
 def _with_settings(
     sampling: Sampling | Decoding, churn: Churn | None, settings: Mapping[str, Any]
 ) -> Sampling | Decoding:
-    """A request with some of its fields and options replaced."""
-    fields = {field.name for field in dataclasses.fields(sampling)}
+    """A request completed by fields and options given by their names."""
+    fields = {field.name: field.default for field in dataclasses.fields(sampling)}
     if isinstance(sampling, Decoding):
         if idle := [*settings.keys() - fields, *(["churn"] if churn is not None else [])]:
             raise ValueError(
@@ -403,14 +426,37 @@ def _with_settings(
                 sampling = dataclasses.replace(sampling, num_steps=None)
         return dataclasses.replace(sampling, **settings)
     idle = [name for name in ("discretization", *GRID) if name in settings]
-    if settings.get("sigmas") is not None and idle:
+    if idle and (sampling.sigmas is not None or settings.get("sigmas") is not None):
         raise ValueError(f"sigmas are the noise levels themselves: leave {idle[0]} out")
     changes = {key: value for key, value in settings.items() if key in fields}
-    options = {**sampling.options, **changes.pop("options", {})}
-    options |= {key: value for key, value in settings.items() if key not in fields}
+    given = changes.pop("options", None)
+    check_by_name("options", given)
+    options = dict(sampling.options)
+    _put(options, given or {})
+    _put(options, {key: value for key, value in settings.items() if key not in fields})
     if churn is not None:
-        check_protocol("churn", churn, ("gamma",), "use Churn(s_churn)")
+        check_kind("churn", churn, Churn, "use Churn(s_churn)")
         if changes.get("sampler", sampling.sampler) == "heun":
             changes["sampler"] = "edm"
-        options |= {name: float(getattr(churn, name)) for name in CHURN}
-    return dataclasses.replace(sampling, **changes, options=options)
+        _put(options, {name: float(getattr(churn, name)) for name in CHURN})
+    made = dataclasses.replace(sampling, **changes, options=options)
+    for name, default in fields.items():
+        before, after = getattr(sampling, name), getattr(made, name)
+        if name in changes and before != default and before != after:
+            raise _twice(name, before, after)
+    return made
+
+
+def _put(options: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Add options; ValueError for another value of one that is there."""
+    for name, value in more.items():
+        if name in options and not np.array_equal(options[name], value):
+            raise _twice(name, options[name], value)
+        options[name] = value
+
+
+def _twice(name: str, first: Any, second: Any) -> ValueError:
+    return ValueError(
+        f"{name} is given twice, as {brief(first)} and {brief(second)}; leave one out, or change "
+        f"a request with dataclasses.replace(sampling, {name}=...)"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import warnings
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import numpy as np
 
 from edm_jax.foreign import importer
 from edm_jax.model import Model, build, from_description
+from edm_jax.names import brief
 from edm_jax.store import checkpoints
 from edm_jax.store.checkpoints import CheckpointError
 from edm_jax.store.description import check_description
@@ -21,7 +23,7 @@ from edm_jax.store.variables import check_variables
 from edm_jax.typing import PyTree
 
 
-def load(path: str | pathlib.Path, *, variant: str | None = None) -> Model:
+def load(path: str | os.PathLike[str], *, variant: str | None = None) -> Model:
     """Load a model from a run directory, a step of it, or a single file.
 
     Nothing but the path is needed: checkpoints describe themselves.  A damaged newest step
@@ -43,8 +45,8 @@ def load(path: str | pathlib.Path, *, variant: str | None = None) -> Model:
         (`NewerFormatError`); older steps beside it are to be named then.
       ValueError: if there are no such weights.
     """
-    if not isinstance(path, str | pathlib.Path):
-        raise ValueError(f"path must be the name of a run directory or a file, got {path!r}")
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"path must be the name of a run directory or a file, got {brief(path)}")
     path = pathlib.Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"no such file or directory: {path}")
@@ -80,9 +82,11 @@ def load(path: str | pathlib.Path, *, variant: str | None = None) -> Model:
 
 def choose_variant(variant: str | None, names: list[str], where: pathlib.Path) -> str:
     """``variant``, or the first of ``names``; ValueError if it is not among them."""
-    if variant is not None and variant not in names:
-        raise ValueError(f"no weights {variant!r} in {where}; there are: {', '.join(names)}")
-    return variant or names[0]
+    if variant is None:
+        return names[0]
+    if not isinstance(variant, str) or variant not in names:
+        raise ValueError(f"no weights {brief(variant)} in {where}; there are: {', '.join(names)}")
+    return variant
 
 
 def read_variables(step_dir: pathlib.Path, description: Mapping[str, Any], variant: str) -> PyTree:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edm_jax import models
+from edm_jax.arguments import is_known
 from edm_jax.domains.box import Box
 from edm_jax.names import unknown
 from edm_jax.precond import (
@@ -301,6 +302,8 @@ class Model:
                     f"label rows must have shape ({batch_size}, {self.num_classes}), "
                     f"got {labels.shape}"
                 )
+            if is_known(labels) and not np.all(np.isfinite(np.asarray(labels))):
+                raise ValueError("label rows must be finite numbers, got some that are not")
             return labels.astype(jnp.float32)
         check_labels(labels, self.num_classes, batch_size)
         return jax.nn.one_hot(jnp.broadcast_to(labels, (batch_size,)), self.num_classes)

@@ -26,4 +26,10 @@ def unknown(kind: str, name: Any, known: Sequence[str]) -> ValueError:
     """The error for a name that is not among the known ones, with the nearest of them."""
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? Known" if near else "known"
-    return ValueError(f"unknown {kind} {name!r}; {hint}: {', '.join(known)}")
+    return ValueError(f"unknown {kind} {brief(name)}; {hint}: {', '.join(known)}")
+
+
+def brief(value: Any) -> str:
+    """A value in a message: on one line, and no longer than one."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else f"{text[:97]}..."

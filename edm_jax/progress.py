@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from edm_jax.names import brief
 from edm_jax.typing import PyTree
 
 ReportFn = Callable[[int, int], None]
@@ -74,7 +75,9 @@ def reporter(progress: bool | ReportFn) -> ReportFn | None:
     if progress is False or progress is None:
         return None
     if not callable(progress):
-        raise ValueError(f"progress must be a bool or a function (done, total), got {progress!r}")
+        raise ValueError(
+            f"progress must be a bool or a function (done, total), got {brief(progress)}"
+        )
     return progress
 
 

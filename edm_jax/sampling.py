@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import jax
 import numpy as np
 
 from edm_jax import grids, samplers
+from edm_jax.names import brief
 from edm_jax.precond import Preconditioning
 
 
 def _plain(value: Any) -> Any:
-    """NumPy numbers and tuples as JSON has them."""
-    if isinstance(value, np.generic):
-        return value.item()
+    """Arrays, numbers of NumPy and tuples as JSON has them."""
+    known = isinstance(value, np.generic | np.ndarray | jax.Array)
+    if known and not isinstance(value, jax.core.Tracer):
+        return np.asarray(value).tolist()
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
@@ -58,16 +60,18 @@ class Sampling:
         for name in ("num_steps", "sigma_min", "sigma_max", "rho"):
             put(name, _plain(getattr(self, name)))
             if isinstance(getattr(self, name), str | list | dict):
-                raise ValueError(f"{name} must be a number, got {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be a number, got {brief(getattr(self, name))}")
         if not isinstance(self.options, Mapping):
-            raise ValueError(f"options must be a dictionary by name, got {self.options!r}")
+            raise ValueError(f"options must be a dictionary by name, got {brief(self.options)}")
         put("options", {str(key): _plain(value) for key, value in self.options.items()})
         if self.sigmas is not None:
             try:
+                if isinstance(self.sigmas, str | bytes | Set | Mapping):
+                    raise TypeError("no list")
                 put("sigmas", tuple(float(s) for s in self.sigmas))
             except (TypeError, ValueError):
                 raise ValueError(
-                    f"sigmas must be a list of noise levels, got {self.sigmas!r}"
+                    f"sigmas must be a list of noise levels, got {brief(self.sigmas)}"
                 ) from None
             # What the levels make idle, so that equal requests are equal.
             put("num_steps", len(self.sigmas) - 1)
@@ -104,6 +108,8 @@ class Sampling:
         Raises:
           ValueError: naming an entry that a request does not have.
         """
+        if not isinstance(values, Mapping):
+            raise ValueError(f"a sampling request is a dictionary by name, got {brief(values)}")
         known = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in known:

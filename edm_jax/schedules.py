@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edm_jax import names
-from edm_jax.arguments import check_range, is_known
+from edm_jax.arguments import check_range, check_scalar, is_known
 from edm_jax.pytree import pytree_dataclass
 from edm_jax.typing import Array, ArrayLike
 
@@ -257,8 +257,7 @@ def karras_sigmas(
         coincide in float64 (rho beyond about 1e13).
     """
     check_range(num_steps, sigma_min, sigma_max)
-    if not 0 < rho < np.inf:
-        raise ValueError(f"rho must be positive and finite, got {rho}")
+    check_scalar("rho", rho, above=0)
     with np.errstate(over="ignore", invalid="ignore"):  # finish_grid refuses what overflows
         top, bottom = (np.float64(end) ** (1 / rho) for end in (sigma_max, sigma_min))
         sigmas = (top + ramp(num_steps) * (bottom - top)) ** rho

@@ -9,12 +9,14 @@ no noise.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from edm_jax.names import brief
 from edm_jax.typing import Array, ArrayLike, Key
 
 _LATENT, _LABEL, _CHURN, _PATH, _PROBE, _DEQUANTISATION, _BOUND = range(7)
@@ -27,16 +29,25 @@ def seed_bits(seeds: Iterable[int] | ArrayLike) -> np.ndarray:
       ValueError: for anything that is not a list or one-dimensional array of integers.
     """
     try:
-        values = np.asarray(seeds if hasattr(seeds, "dtype") else list(seeds))
+        values = np.asarray(_in_order(seeds))
         if values.dtype == object:  # integers beyond 64 bits
             values = np.asarray([operator.index(seed) % 2**32 for seed in values], np.int64)
     except (TypeError, ValueError):
         values = np.empty((0, 0))
     if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
-        raise ValueError(f"seeds must be a list of integers, got {seeds!r}")
+        raise ValueError(f"seeds must be a list of integers, got {brief(seeds)}")
     # Two's complement: the lower bits are the value mod 2^32, of negative numbers too.
     wide = np.uint64 if values.dtype.kind == "u" else np.int64
     return values.astype(wide).astype(np.uint32)
+
+
+def _in_order(seeds: Iterable[int] | ArrayLike) -> Any:
+    """A list, or an array as it is; TypeError for what has no numbers in an order."""
+    if hasattr(seeds, "dtype"):
+        return seeds
+    if isinstance(seeds, str | bytes | bytearray | Set | Mapping):
+        raise TypeError("no list")
+    return list(seeds)
 
 
 def check_seeds(seeds: Iterable[int] | ArrayLike) -> np.ndarray:
@@ -45,18 +56,23 @@ def check_seeds(seeds: Iterable[int] | ArrayLike) -> np.ndarray:
     Raises:
       ValueError: if they are no integers, there are none, or one is negative.
     """
-    if not hasattr(seeds, "dtype"):
+    if isinstance(seeds, bool):
+        values = np.empty(0)
+    elif not hasattr(seeds, "dtype"):
         try:
-            seeds = list(seeds) if isinstance(seeds, Iterable) else [operator.index(seeds)]
-        except TypeError:
-            seeds = []
-    values = np.atleast_1d(np.asarray(seeds))
+            several = isinstance(seeds, Iterable)
+            found = _in_order(seeds) if several else [operator.index(seeds)]
+            values = np.asarray(found)
+        except (TypeError, ValueError):  # of rows of different lengths
+            values = np.empty(0)
+    else:
+        values = np.atleast_1d(np.asarray(seeds))
     if values.dtype == object and all(isinstance(seed, int) for seed in values.ravel()):
         pass  # integers beyond 64 bits
     elif values.dtype.kind not in "iu":
         values = values[:0]
     if values.ndim != 1 or not values.size:
-        raise ValueError(f"seeds must be a non-empty list of integers, got {seeds!r}")
+        raise ValueError(f"seeds must be a non-empty list of integers, got {brief(seeds)}")
     if values.min() < 0:
         raise ValueError(f"seeds must not be negative, got {values.min()}")
     return values

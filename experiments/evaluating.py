@@ -32,6 +32,11 @@ NETWORKS = ("inception", "dinov2")
 # Of a model without a run.
 USUAL = Evaluation(0, protocol.FIRST_SEED, ("fid",), 0)
 SAMPLES = "evaluation_samples.png"
+# Flags that say nothing about pictures that are there.
+OF_A_MODEL = (
+    "variant", "checkpoints", "figure_format", "first_seed", "blocks", "labels",
+    *(flag.name for flag in (*sampling_flags.FLAGS, *guidance_flags.FLAGS)),
+)  # fmt: skip
 
 
 def _say(line: str) -> None:
@@ -62,7 +67,18 @@ def _files(values: types.SimpleNamespace, own: str = "") -> list[pathlib.Path]:
 
 
 def _weights(values: types.SimpleNamespace, own: Mapping[str, str]) -> dict[str, Any]:
-    """Arguments of an evaluation about feature networks and references."""
+    """Arguments of an evaluation about feature networks and references.
+
+    Raises:
+      FileNotFoundError: a file that is given is not there, whether a metric needs it or not.
+      WorkdirError: the folder of references cannot be written.
+    """
+    for name in NETWORKS:
+        given = getattr(values, name)
+        if given is not None and not given.exists():
+            raise FileNotFoundError(f"--{name}={given}: there is no such file or folder")
+    if values.reference_cache is not None and jax.process_index() == 0:
+        prepare(values.reference_cache, "reference_cache")
     return {
         "weights": {name: getattr(values, name) or own.get(name) for name in NETWORKS},
         "options": {name: f"--{name}" for name in NETWORKS},
@@ -93,20 +109,11 @@ def _show(result: Mapping[str, Any], file: pathlib.Path) -> None:
 
 def pictures(values: types.SimpleNamespace) -> None:
     """Measure pictures that are there."""
-    for flag in (
-        "variant",
-        "checkpoints",
-        "first_seed",
-        "blocks",
-        "labels",
-        "sampler",
-        "policy",
-        "guidance",
-    ):
+    for flag in OF_A_MODEL:
         if flag in values.given:
             raise UsageError(f"--{flag} is about the images of a model, and --images are there")
     metrics = _metrics(values, ("fid",))
-    files = _files(values)
+    files, features = _files(values), _weights(values, {})
     images = picture_files.open_pictures(values.images)
     source = None
     if values.config is not None:
@@ -141,7 +148,7 @@ def pictures(values: types.SimpleNamespace) -> None:
         report=_say,
         on_samples=_picture(directory),
         finished=lambda result: written.append(_write(directory, request, result)),
-        **_weights(values, {}),
+        **features,
     )
     if written:
         _show(result, written[0])
@@ -201,7 +208,7 @@ def models(values: types.SimpleNamespace) -> None:
     if jax.process_index():
         return
     if several:
-        _curve(folder, results)
+        _curve(folder / f"curve.{values.figure_format}", results)
     others = evaluations.found(values.workdir, folder)
     if len(others) > 1:
         _say(f"\nevaluations of {values.workdir}:\n{reporting.comparison_table(others)}")
@@ -271,7 +278,7 @@ def _request(values: types.SimpleNamespace, model: Model | None) -> dict[str, An
         "labels": label_choice(own.labels) if values.labels is None else values.labels,
         "metrics": _metrics(values, own.metrics),
         "files": _files(values, own.reference),
-        "weights": own.weights,
+        "features": _weights(values, own.weights),
         "batch_size": values.batch_size or (experiment.sample_batch if experiment else 64),
     }
 
@@ -357,7 +364,7 @@ def _plan(values: types.SimpleNamespace, asked: Mapping[str, Any], model: Model)
         classes=model.num_classes,
         report=_say,
         extractors_given={},
-        **_weights(values, asked["weights"]),
+        **asked["features"],
     )
 
 
@@ -414,7 +421,7 @@ def _is_headline(values: types.SimpleNamespace, request: dict[str, Any]) -> bool
     return evaluations.asked(own) == evaluations.asked(request)
 
 
-def _curve(folder: pathlib.Path, results: Mapping[str, Mapping[str, Any]]) -> None:
+def _curve(path: pathlib.Path, results: Mapping[str, Mapping[str, Any]]) -> None:
     """The numbers of several models over the images they have seen, a line for each average."""
     lines: dict[str, dict[str, list[tuple[float, float]]]] = {}
     texts = [text for result in results.values() for text in result["metrics"]]
@@ -425,6 +432,5 @@ def _curve(folder: pathlib.Path, results: Mapping[str, Mapping[str, Any]]) -> No
                 panel = lines.setdefault(column.label, {})
                 panel.setdefault(result["weights"], []).append((kimg, result[column.key]))
     if lines:
-        path = folder / "curve.png"
         curves.lines_of_models(path, lines)
         _say(f"\n  {path}")

@@ -22,6 +22,7 @@ from experiments.config.flag import UsageError, read_config
 
 # A number may follow its flag as a word of its own, although it begins with a dash.
 _WORD = re.compile(r"(?!-)|-[\d.]")
+FORMATS = ("png", "pdf", "svg")  # those of `edm_jax.figures.files`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +51,8 @@ class Flag:
 
 
 def text(name: str, help: str, default: str | None = None, **options: Any) -> Flag:
-    """A flag whose value is any text."""
-    return Flag(name, help, default, **options)
+    """A flag whose value is any text but none."""
+    return Flag(name, help, default, **{"convert": _to_text, **options})
 
 
 def switch(name: str, help: str) -> Flag:
@@ -80,6 +81,11 @@ def choice(name: str, names: Sequence[str], help: str, **options: Any) -> Flag:
     return Flag(name, help, convert=lambda value: _to_choice(value, names), **options)
 
 
+def figure_format(help: str = "Of the figures.", formats: Sequence[str] = FORMATS) -> Flag:
+    """``--figure_format``: vectors where a page is to be printed."""
+    return choice("figure_format", formats, help, default=formats[0])
+
+
 def config(help: str = "", *, required: bool = True) -> Flag:
     """``--config=FILE``, whose options are set with ``--config.a.b=value``."""
     help = help or "Configuration; --config.a.b=value sets one option of it."
@@ -89,6 +95,12 @@ def config(help: str = "", *, required: bool = True) -> Flag:
 def refusal(name: str, why: str) -> Flag:
     """A flag that a command does not take, and the reason."""
     return Flag(name, "", refused=why)
+
+
+def _to_text(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be empty")
+    return value
 
 
 def _to_path(value: str) -> pathlib.Path:
@@ -124,8 +136,10 @@ def expand(argv: Sequence[str]) -> list[str]:
     """The words of a command line, those of any ``--flagfile`` in its place."""
     try:
         return absl_flags.FlagValues().read_flags_from_files(list(argv), force_gnu=False)
+    except UnicodeDecodeError:
+        raise UsageError("--flagfile: the file is no text; it holds one flag a line") from None
     except (absl_flags.Error, OSError) as error:
-        raise UsageError(f"--flagfile: {error}") from None
+        raise UsageError(f"--flagfile: {str(error).removeprefix('ERROR:: ')}") from None
 
 
 def split(word: str) -> tuple[str, str | None]:

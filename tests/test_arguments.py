@@ -40,6 +40,36 @@ BAD = {
     "churn noise": ("s_noise must be", lambda: Churn(1.0, s_noise=np.inf)),
     "churn kind": ("churn must be .*Churn", lambda: _general(churn=10.0)),
     "alpha nan": ("alpha must be positive", lambda: _general(alpha=np.nan)),
+    "alpha of euler": (
+        "alpha must be positive",
+        lambda: _general(alpha=np.nan, solver="euler"),
+    ),
+    "noise of ddim": (
+        "unknown noise 'tre'; did you mean 'tree'",
+        lambda: samplers.sample_ddim(_never, X, SIGMAS, KEYS, noise="tre"),
+    ),
+    "noise of an ODE": (
+        "unknown noise",
+        lambda: samplers.sample_vp(
+            _never, X, grids.vp_sigmas(32), KEYS, noise="zz", ode=True, method="reverse_diffusion"
+        ),
+    ),
+    "noise of ve": (
+        "unknown noise",
+        lambda: samplers.sample_ve(_never, X, SIGMAS, KEYS, noise="zz", ode=True),
+    ),
+    "noise of silent seeds": (
+        "unknown noise",
+        lambda: samplers.get("seeds_3")(_never, X, SIGMAS, KEYS, noise="zz", eta=0.0),
+    ),
+    "a long value": (
+        r"^beta_d must be a number, got \[.{90,99}\.\.\.$",
+        lambda: samplers.sample_vp(_never, X, SIGMAS, KEYS, beta_d=[["a"]] * 99),
+    ),
+    "levels that are not finite": (
+        r"^sigmas must be finite, got array\(.*\.\.\.; build it with karras_sigmas$",
+        lambda: GENERAL(_never, X, np.append(np.full(40, np.nan), 0.0)),
+    ),
     "alpha infinite": ("alpha must be positive and finite", lambda: _general(alpha=np.inf)),
     "schedule": ("schedule must be .*VPSchedule", lambda: _general(schedule="vp")),
     "schedule class": ("schedule must be", lambda: _general(schedule=schedules.VPSchedule)),
@@ -61,6 +91,10 @@ BAD = {
     "snr": (
         "snr must be",
         lambda: samplers.sample_predictor_corrector(_never, X, SIGMAS, KEYS, snr=-0.1),
+    ),
+    "corrector steps": (
+        "corrector_steps must be an integer >= 0, got None",
+        lambda: samplers.sample_predictor_corrector(_never, X, SIGMAS, KEYS, corrector_steps=None),
     ),
     "variance": (
         "variance must be .*got -5",
@@ -100,6 +134,19 @@ BAD = {
     "seeds": ("seeds must be a list of integers", lambda: seeds.image_keys([1.5])),
     "one seed": ("seeds must be a list of integers", lambda: seeds.image_keys(5)),
     "sigma_max": ("sigma_max must be a number", lambda: grids.karras_sigmas(5, sigma_max="a")),
+    "sigma_max list": ("sigma_max must be a number", lambda: grids.karras_sigmas(5, sigma_max=[1])),
+    "sigma_min bytes": (
+        "sigma_min must be a number, got b'1'",
+        lambda: grids.karras_sigmas(5, sigma_min=b"1"),
+    ),
+    "rho of another kind": (
+        "rho must be a number, got <object",
+        lambda: grids.karras_sigmas(5, rho=object()),
+    ),
+    "sampler array": (
+        r"^unknown sampler array\(\[\[0",
+        lambda: samplers.get(np.zeros((2, 2))),
+    ),
     "respacing": ("whole numbers, got 'ddim7x'", lambda: respacing.respaced_indices(99, "ddim7x")),
     "table1 eps_s": ("eps_s must lie", lambda: samplers.table1(8, schedule="vp", eps_s=0.0)),
     "table1 sigma_min": ("sigma_min must be a number", lambda: samplers.table1(8, sigma_min="a")),

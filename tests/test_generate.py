@@ -12,6 +12,7 @@ from edm_jax import grids, models, seeds
 from edm_jax.generate import lower_batch
 from edm_jax.model import describe, from_description
 from edm_jax.samplers import Churn, sample_heun
+from edm_jax.sampling import Sampling
 from edm_jax.train import sharding
 from tests.support.exact_model import exact_model
 
@@ -196,11 +197,50 @@ def test_sampling_is_pure_under_jit_vmap_and_grad():
         (dict(sigma_min=80.0), "got sigma_min=80.0, sigma_max=80.0"),
         (dict(rho=0.0), "rho must be positive"),
         (dict(batch_size=0), "batch_size must be an integer >= 1"),
+        (dict(batch_size=None), "batch_size must be an integer >= 1, got None"),
+        (dict(batch_size="2"), "batch_size must be an integer >= 1, got '2'"),
+        (dict(batch_size=True), "batch_size must be an integer >= 1, got True"),
+        (dict(guidance=3), "guidance must be a value with guide, check, got 3; see"),
+        (dict(model="runs/digits"), "model must be a Model, got 'runs/digits'; edm_jax.load"),
+        (dict(sampling={"num_steps": 2}), r"sampling must be a Sampling, got .*; use edm_jax"),
+        (dict(trajectory="x"), "trajectory must be True or False, got 'x'"),
+        (dict(sharding=4), "sharding must be a NamedSharding, got 4"),
+        (dict(on_batch=1), "on_batch must be a function"),
+        (dict(options=3), "options must be a dictionary by name, got 3"),
+        (dict(labels=np.full((2, 3), np.nan)), "label rows must be finite"),
     ],
 )
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
-        edm_jax.sample(tiny_model(), **({"seeds": [0, 1], "num_steps": 2} | call))
+        edm_jax.sample(**({"model": tiny_model(), "seeds": [0, 1], "num_steps": 2} | call))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (dict(sampling=Sampling(num_steps=3), num_steps=2), "num_steps is given twice, as 3 and 2"),
+        (dict(sampling=Sampling("ddim"), sampler="heun"), "sampler is given twice, as 'ddim'"),
+        (dict(sampler="ddim", options={"eta": 0.5}, eta=1.0), "eta is given twice, as 0.5 and 1.0"),
+        (
+            dict(sampling=Sampling("ddim", options={"eta": 0.5}), eta=1.0),
+            r"leave one out, or change a request with dataclasses.replace\(sampling, eta=",
+        ),
+        (dict(churn=Churn(2.0), s_churn=3.0), "s_churn is given twice, as 3.0 and 2.0"),
+        (
+            dict(sampling=Sampling(sigmas=(80.0, 1.0, 0.0)), num_steps=5),
+            "sigmas are the noise levels themselves: leave num_steps out",
+        ),
+    ],
+)
+def test_a_setting_that_is_given_twice(call, message):
+    with pytest.raises(ValueError, match=message):
+        edm_jax.sample(tiny_model(), [0], **call)
+
+
+def test_settings_complete_a_request():
+    request = Sampling(num_steps=3, options={})
+    whole = draw([1], 0, sampling=request, rho=5.0, num_steps=3)
+    np.testing.assert_array_equal(whole, draw([1], 0, num_steps=3, rho=5.0))
 
 
 def test_labels_for_an_unconditional_model_are_refused():

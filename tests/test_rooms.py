@@ -100,6 +100,7 @@ TESTS_OF_MORE = {
     "evaluation/test_end_to_end": "from a model to every number of the paper",
     "experiments/training/test_kinds": "the program, with the objectives that are not EDM's",
     "experiments/training/test_processes": "the program, on other numbers of processes",
+    "experiments/training/test_small_sets": "the program, on one image and on one class",
     "experiments/training/test_overheads": "a whole run: what it waits for and compiles",
     "experiments/training/test_survival": "the program, killed and damaged",
     "figures/test_paper": "the paper's figures, of many files",

@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -29,6 +30,36 @@ def test_json_and_back():
     assert Sampling(num_steps=4) != Sampling(num_steps=5)
     with pytest.raises(ValueError, match="a sampling request has no 'steps'"):
         Sampling.from_json({"steps": 3})
+
+
+def test_numbers_of_any_array_library_are_json():
+    for number in (np.float32, np.array, jnp.float32):
+        sampling = Sampling(
+            "ddim", num_steps=np.array(4), sigma_max=number(40.0), options={"eta": number(0.5)}
+        )
+        plain = Sampling("ddim", num_steps=4, sigma_max=40.0, options={"eta": 0.5})
+        assert sampling == plain and hash(sampling) == hash(plain)
+        assert json.loads(json.dumps(sampling.to_json())) == plain.to_json()
+    levels = Sampling(sigmas=jnp.array([80.0, 1.0, 0.0]))
+    assert levels == Sampling(sigmas=(80.0, 1.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Sampling(sigma_min=np.ones((9, 9))), r"^sigma_min must be a number, got \[\["),
+        (lambda: Sampling(rho="7"), "^rho must be a number, got '7'"),
+        (lambda: Sampling(sigmas="210"), "^sigmas must be a list of noise levels, got '210'"),
+        (lambda: Sampling(sigmas={3: 1, 0: 2}), "^sigmas must be a list of noise levels"),
+        (lambda: Sampling(sigmas=4.0), "^sigmas must be a list of noise levels, got 4.0"),
+        (lambda: Sampling(options="eta=1"), "^options must be a dictionary by name"),
+        (lambda: Sampling.from_json(None), "^a sampling request is a dictionary by name, got None"),
+    ],
+)
+def test_what_is_no_request(make, message):
+    with pytest.raises(ValueError, match=message) as error:
+        make()
+    assert "\n" not in str(error.value)
 
 
 def test_its_grid():

@@ -103,7 +103,22 @@ def test_seeds_modulo_two_to_the_32(given, bits):
     np.testing.assert_array_equal(found, bits)
 
 
-@pytest.mark.parametrize("given", [[0.5], [[1, 2]], "ab", None])
+@pytest.mark.parametrize(
+    "given",
+    [
+        [0.5],
+        [[1, 2]],
+        "ab",
+        None,
+        True,
+        b"12",
+        bytearray(b"1"),
+        {1: 2},
+        {1, 2},
+        [True],
+        [[1], [2, 3]],
+    ],
+)
 def test_what_are_no_seeds(given):
     with pytest.raises(ValueError, match="must be a list of integers"):
         seeds.seed_bits(given)

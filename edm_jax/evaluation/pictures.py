@@ -14,6 +14,9 @@ from edm_jax.data.sources.image_files import ImageFiles
 from edm_jax.data.sources.labels import read_metadata
 from edm_jax.data.sources.stores import find_images, open_store
 
+# Headers that are read before the pictures are: about a second.
+LOOKED_AT = 10_000
+
 
 def open_pictures(path: str | os.PathLike[str]) -> ImageSource:
     """The pictures of a folder, ``.zip`` or ``.npz``, with their labels where they have any.
@@ -24,7 +27,7 @@ def open_pictures(path: str | os.PathLike[str]) -> ImageSource:
 
     Raises:
       FileNotFoundError: there is nothing.
-      ValueError: it cannot be read, or has no images.
+      ValueError: it cannot be read, has no images, or some of another size.
     """
     path = pathlib.Path(path).expanduser()
     if not path.exists():
@@ -35,7 +38,10 @@ def open_pictures(path: str | os.PathLike[str]) -> ImageSource:
         raise ValueError(f"{path}: pictures are a folder, a .zip or a .npz of uint8 images")
     store = open_store(path)
     told = read_metadata(store, find_images(store).names)
-    return ImageFiles(path, use_labels=told is not None and told.labels is not None)
+    images = ImageFiles(path, use_labels=told is not None and told.labels is not None)
+    if odd := images.first_odd(LOOKED_AT):
+        raise ValueError(odd)
+    return images
 
 
 def _from_arrays(path: pathlib.Path) -> ImageSource:

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from edm_jax.arguments import check_by_name, check_path
 from edm_jax.data.sources.base import ImageSource, class_indices
 from edm_jax.evaluation import measuring, references
 from edm_jax.metrics import classifier, extractors, registry
 from edm_jax.metrics.extractors import Extractor
 from edm_jax.metrics.reference import Reference
 from edm_jax.metrics.registry import Asked
+from edm_jax.names import brief
 
 Weights = Mapping[str, str | os.PathLike[str] | None]
 
@@ -104,6 +106,7 @@ def possible(
     Raises:
       ValueError: an unknown metric.
     """
+    real = None if real is None else references.unmirrored(real)
     if real is None:
         no_classes = "the labelled real images are not at hand"
     elif not classes:
@@ -160,7 +163,9 @@ def make_plan(
     Raises:
       ValueError: nothing is left to measure, weights are missing, or no reference fits.
     """
+    check_path("cache", cache)
     real = real_images(reference)
+    _check_kinds(real, test, weights=weights, extractors=extractors_given, options=options)
     kept, left_out = possible(
         metrics, num_images=num_images, image_shape=image_shape, real=real, classes=classes
     )
@@ -174,12 +179,26 @@ def make_plan(
     if not kept and strict:
         reasons = "; ".join(f"{text} {reason}" for text, reason in left_out.items())
         raise ValueError(f"there is nothing to measure: {reasons or 'no metric is named'}")
+    if test is not None and (problem := no_floor(test, image_shape)):
+        report(f"warning: {problem}")
     left_out = {text: f"it {reason}" for text, reason in left_out.items()}
     plan = Plan(
         kept, left_out, {one.extractor: found[one.extractor] for one in kept}, compared,
         tuple(image_shape), num_images, {}, real,
     )  # fmt: skip
     return dataclasses.replace(plan, unseen=_unseen(plan, test, poll))
+
+
+def _check_kinds(real: Any, test: Any, **tables: Any) -> None:
+    """Raise ValueError for what are no images, or no dictionaries."""
+    for name, table in tables.items():
+        check_by_name(name, table)
+    for name, source in (("reference", real), ("test", test)):
+        if source is not None and not isinstance(source, ImageSource):
+            raise ValueError(
+                f"{name} must be images, such as `data.sources.registry.open_source` gives, or a "
+                f"Reference, or the path of one, got {brief(source)}"
+            )
 
 
 def _compared(
@@ -263,18 +282,30 @@ def _extractors(
     return found
 
 
+def no_floor(test: ImageSource | None, image_shape: Sequence[int]) -> str:
+    """Why real images that were not trained on cannot be measured too; "" if they can."""
+    if test is None:
+        return "the data set has no test images: the evaluation is without its floor"
+    test, shape = references.unmirrored(test), tuple(test.image_shape)
+    if shape != tuple(image_shape):
+        return f"the test images are {shape}, not {tuple(image_shape)}: no floor of them"
+    if len(test) < 2:
+        return f"a floor takes 2 test images, and there is {len(test)}: the evaluation is without"
+    return ""
+
+
 def _unseen(
     plan: Plan, test: ImageSource | None, poll: Callable[[], None] | None
 ) -> dict[str, float]:
     """The metrics of pixels of real images that were not trained on: where a model would be."""
     asked = [one for one in plan.asked if one.metric.unseen and "@" not in one.text]
-    if test is None or not asked:
+    if not asked or no_floor(test, plan.image_shape):
         return {}
     test = references.unmirrored(test)
     labels = classes_of(test)
     if labels is None:
         asked = [one for one in asked if "labels" not in one.metric.needs]
-    if not asked or len(test) < 2 or tuple(test.image_shape) != plan.image_shape:
+    if not asked:
         return {}
     measurement = measuring.Measurement(asked, plan.extractors, tuple(plan.image_shape[:2]))
     measuring.measure(

@@ -20,6 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from edm_jax import generate
+from edm_jax.arguments import (
+    check_by_name,
+    check_count,
+    check_function,
+    check_kind,
+    check_path,
+    check_scalar,
+    check_switch,
+)
 from edm_jax.data.sources.base import ImageSource, Subset, class_indices, max_size_indices
 from edm_jax.evaluation import drawing, measuring, planning, references, reporting
 from edm_jax.evaluation.planning import Plan, Weights, make_plan
@@ -35,6 +44,8 @@ from edm_jax.typing import Array, ArrayLike, DenoiseFn, PyTree
 
 # Far from the seeds of the sample grids.
 FIRST_SEED = 100_000_000
+# Far more than are worth drawing, and far fewer than there are seeds.
+MAX_IMAGES = 100_000_000
 # How classes are asked for: every one equally often, or as each seed draws.
 BALANCED, RANDOM = "balanced", "random"
 
@@ -129,6 +140,13 @@ class Kept:
         return pathlib.Path(self.folder) / hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
+def _check_functions(report: Any, **others: Any) -> None:
+    if report is None:
+        raise ValueError("report must be a function of a line, got None; to be quiet: str")
+    for name, function in {"report": report, **others}.items():
+        check_function(name, function)
+
+
 def evaluate(
     model: Model,
     reference: Any,
@@ -195,11 +213,21 @@ def evaluate(
     Raises:
       ValueError: before any work, for an unknown metric or a bad request.
     """
-    if num_images < 2:
-        raise ValueError(f"num_images must be at least 2, got {num_images}")
-    if blocks < 1:
-        raise ValueError(f"blocks must be at least 1, got {blocks}")
-    sampling = generate.default_request(model) if sampling is None else sampling
+    check_kind("model", model, Model, "edm_jax.load returns one")
+    check_count("num_images", num_images, least=2)
+    check_count("blocks", blocks)
+    if num_images * blocks > MAX_IMAGES:
+        raise ValueError(
+            f"num_images times blocks must be at most {MAX_IMAGES:,}, got {num_images * blocks:,}"
+        )
+    check_count("first_seed", first_seed, least=0)
+    check_count("batch_size", batch_size)
+    check_by_name("guidance_json", guidance_json)
+    check_path("resume", resume)
+    check_switch("strict", strict)
+    check_scalar("save_seconds", save_seconds, least=0, finite=False)
+    _check_functions(report, poll=poll, on_samples=on_samples, finished=finished)
+    sampling = generate.checked(model, sampling)
     generate.check_request(model, sampling, guidance)
     seeds = first_seed + np.arange(blocks * num_images).reshape(blocks, num_images)
     labels_of(model, seeds[0, :1], labels)  # checked before long work

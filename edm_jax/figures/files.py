@@ -64,12 +64,12 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     temporary.replace(path)
 
 
-def save(fig: Any, path: pathlib.Path) -> None:
-    """Write a figure of matplotlib in the format of the file's ending."""
+def save(fig: Any, path: pathlib.Path, *, dpi: float = 300) -> None:
+    """Write a figure of matplotlib in the format of the file's ending; dpi is of a PNG."""
     kind = path.suffix.removeprefix(".")
     if kind not in FORMATS:
         raise ValueError(f"a figure must end in one of {', '.join(FORMATS)}, got {path.name!r}")
     # Without a date the same figure is the same file.
     stamp = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
     with replacing(path) as temporary:
-        fig.savefig(temporary, dpi=300, format=kind, metadata=stamp)
+        fig.savefig(temporary, dpi=dpi, format=kind, metadata=stamp)

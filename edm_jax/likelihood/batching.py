@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from edm_jax.arguments import check_count, check_sharding
 from edm_jax.model import Model
+from edm_jax.names import brief
 from edm_jax.progress import ReportFn, reporter
 from edm_jax.typing import Array, ArrayLike, PyTree
 
@@ -22,8 +24,8 @@ def refuse_guidance(guidance: Any) -> None:
     """Raise ValueError if guidance is asked for."""
     if guidance is not None:
         raise ValueError(
-            f"likelihood and codes take no guidance, got {guidance!r}: a guided, thresholded or "
-            "clipped denoiser is not the flow of a density; leave it out"
+            f"likelihood and codes take no guidance, got {brief(guidance)}: a guided, "
+            "thresholded or clipped denoiser is not the flow of a density; leave it out"
         )
 
 
@@ -91,16 +93,16 @@ def check_label_rows(labels: ArrayLike | None, model: Model, count: int) -> np.n
 
 def check_batch_size(batch_size: int, count: int) -> int:
     """A batch size no larger than the number of images."""
-    if batch_size != int(batch_size) or batch_size < 1:
-        raise ValueError(f"batch_size must be an integer >= 1, got {batch_size}")
-    return min(int(batch_size), count)
+    return min(check_count("batch_size", batch_size), count)
 
 
 def image_ids(ids: ArrayLike | None, count: int) -> np.ndarray:
     """One non-negative integer per image, from which its random draws come."""
     values = np.arange(count) if ids is None else np.asarray(ids)
     if values.shape != (count,) or values.dtype.kind not in "iu" or values.min() < 0:
-        raise ValueError(f"image_ids must be {count} integers >= 0, one per image, got {values!r}")
+        raise ValueError(
+            f"image_ids must be {count} integers >= 0, one per image, got {brief(values)}"
+        )
     return (values % 2**32).astype(np.uint32)
 
 
@@ -121,6 +123,7 @@ def batches(
       progress: shows images done.
     """
     if sharding is not None:
+        check_sharding(sharding)
         batch_size = -(-batch_size // sharding.mesh.size) * sharding.mesh.size
     report_fn = reporter(progress)
     if report_fn is not None:
@@ -142,5 +145,6 @@ def everywhere(model: Model, sharding: jax.sharding.NamedSharding | None) -> Mod
     """The model on every device of the sharding's mesh."""
     if sharding is None:
         return model
+    check_sharding(sharding)
     spec = jax.sharding.PartitionSpec()
     return jax.device_put(model, jax.sharding.NamedSharding(sharding.mesh, spec))

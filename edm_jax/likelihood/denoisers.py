@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edm_jax import names, seeds
-from edm_jax.arguments import check_number
+from edm_jax.arguments import check_count, check_scalar
 from edm_jax.likelihood import batching, quantisation, solvers
 from edm_jax.likelihood.adaptive import adaptive_log_likelihood
 from edm_jax.likelihood.bound import elbo
@@ -33,7 +33,8 @@ def solver_for(model: Model, solver: str | None, *, adaptive: bool = True) -> st
         its table.
     """
     rounds = model.preconditioning.rounds
-    solver = solver or ("adams" if rounds else "rk4")
+    if solver is None:
+        solver = "adams" if rounds else "rk4"
     at_levels = not (adaptive and solver == "adaptive") and solvers.get(solver).at_levels
     if rounds and not at_levels:
         at = [name for name, info in solvers.SOLVERS.items() if info.at_levels]
@@ -64,17 +65,14 @@ def settings(
     """
     names.lookup(dict.fromkeys(NUM_STEPS), method, "method of likelihood")
     names.lookup(dict.fromkeys(quantisation.METHODS), dequantisation, "dequantisation")
-    check_number("tolerance", tolerance, above=0)
+    check_scalar("tolerance", tolerance, above=0)
     for name, value, least in (("passes", passes, 1), ("num_probes", num_probes, 0)):
-        if value is not None and (value != int(value) or value < least):
-            raise ValueError(f"{name} must be an integer >= {least}, got {value}")
+        if value is not None or name == "passes":
+            check_count(name, value, least=least)
     low, high = noise_range(sigma_min, sigma_max, model.preconditioning)
     num_steps = NUM_STEPS[method] if num_steps is None else num_steps
-    if num_steps != int(num_steps) or num_steps < 2:
-        raise ValueError(
-            f"num_steps must be an integer >= 2, got {num_steps}: the difference to half as many "
-            "steps belongs to the number"
-        )
+    why = "the difference to half as many steps belongs to the number"
+    num_steps = check_count("num_steps", num_steps, least=2, cure=why)
     if method == "bound":
         if dequantisation == "uniform":
             raise ValueError(

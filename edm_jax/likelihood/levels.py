@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edm_jax.arguments import check_number, check_range
+from edm_jax.arguments import check_number, check_range, check_scalar
 from edm_jax.grids import clamp_range, karras_sigmas
 from edm_jax.precond import Preconditioning
 from edm_jax.typing import ArrayLike
@@ -36,7 +36,7 @@ def noise_range(
     for name, value in (("sigma_min", sigma_min), ("sigma_max", sigma_max)):
         if value is None:
             continue
-        check_number(name, value, above=0)
+        check_scalar(name, value, above=0)
         # A float32 ulp of slack: ranges are stored in float32 tables.
         if preconditioning is not None and not (
             preconditioning.sigma_min * (1 - 1e-6)

@@ -11,10 +11,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from edm_jax.arguments import check_count, check_switch
 from edm_jax.likelihood import batching, codes, kinds
 from edm_jax.likelihood.denoisers import solver_for
 from edm_jax.likelihood.levels import flow_levels
 from edm_jax.model import Model
+from edm_jax.names import brief
 from edm_jax.progress import ReportFn
 from edm_jax.typing import Array, ArrayLike
 
@@ -207,6 +209,7 @@ def decode(
     """
     batching.refuse_guidance(guidance)
     kinds.check_codes(model)
+    check_switch("final_denoise", final_denoise)
     rows = None
     if isinstance(z, Codes):
         codes.check_codes(z.values, model.image_shape)
@@ -218,7 +221,10 @@ def decode(
         sigma_min = z.sigma_min if sigma_min is None else sigma_min
         sigma_max = z.sigma_max if sigma_max is None else sigma_max
         rows = z.rows
-    values = np.asarray(z, np.float32)
+    values = np.asarray(z)
+    if values.dtype.kind not in "fiu" and values.dtype.name != "bfloat16":
+        raise ValueError(f"codes are numbers, got {brief(z)}; encode makes them")
+    values = values.astype(np.float32)
     codes.check_codes(values, model.image_shape)
     if labels is not None or rows is None:
         rows = batching.check_label_rows(labels, model, len(values))
@@ -268,8 +274,8 @@ def interpolate(
     """
     batching.refuse_guidance(guidance)
     kinds.check_codes(model)
-    if num_frames != int(num_frames) or num_frames < 2:
-        raise ValueError(f"num_frames must be an integer >= 2, got {num_frames}")
+    check_count("num_frames", num_frames, least=2)
+    check_switch("final_denoise", final_denoise)
     a, b = (batching.check_images(images, model) for images in (images_a, images_b))
     if a.shape != b.shape:
         raise ValueError(f"images_a and images_b must be as many, got {len(a)} and {len(b)}")

@@ -136,8 +136,8 @@ def parse(text: str) -> Asked:
 
 def parse_all(texts: Iterable[str]) -> tuple[Asked, ...]:
     """Several, each once, in their order; see `parse`."""
-    if isinstance(texts, str):
-        raise ValueError(f"metrics must be a list of names, got the text {texts!r}")
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise ValueError(f"metrics must be a list of names, got {texts!r}")
     return tuple({asked.text: asked for asked in map(parse, texts)}.values())
 
 

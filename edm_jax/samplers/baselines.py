@@ -147,9 +147,8 @@ def sample_vp(
     loop.check_sigmas(sigmas, min_steps=min_steps)
     _check_even_times(sigmas, beta_d, beta_min)
     x = jnp.asarray(x, loop.state_dtype(x))
-    draw = (
-        None if ode else path.noise_source(key, noise_fn, x, noise, lambda: path.step_spans(sigmas))
-    )
+    spans = lambda: path.step_spans(sigmas)  # noqa: E731
+    draw = path.noise_source(key, noise_fn, x, noise, spans, needed=not ode)
     rows, scales = vp_rows(sigmas, method, ode=ode, beta_d=beta_d, beta_min=beta_min)
     result = rows_lib.sample_rows(denoise, x, sigmas, rows, draw=draw, **options)
     return result.scaled(scales) if isinstance(result, loop.Trajectory) else result
@@ -202,9 +201,8 @@ def sample_ve(
     names.lookup(path.NOISES, noise, "noise")
     loop.check_sigmas(sigmas)
     x = jnp.asarray(x, loop.state_dtype(x))
-    draw = (
-        None if ode else path.noise_source(key, noise_fn, x, noise, lambda: path.step_spans(sigmas))
-    )
+    spans = lambda: path.step_spans(sigmas)  # noqa: E731
+    draw = path.noise_source(key, noise_fn, x, noise, spans, needed=not ode)
     rows = ve_rows(sigmas, ode=ode)
     return rows_lib.sample_rows(denoise, x, sigmas, rows, draw=draw, **options)
 
@@ -260,11 +258,11 @@ def sample_ddim(
     names.lookup(path.NOISES, noise, "noise")
     loop.check_sigmas(sigmas)
     x = jnp.asarray(x, loop.state_dtype(x))
-    rows, draw = ddim_rows(sigmas, eta=eta, s_noise=s_noise), None
-    if is_known(eta) and np.all(np.asarray(eta) == 0):
-        rows = rows._replace(c=None)
-    else:
-        draw = path.noise_source(key, noise_fn, x, noise, lambda: path.step_spans(sigmas, eta**2))
+    rows = ddim_rows(sigmas, eta=eta, s_noise=s_noise)
+    noisy = not is_known(eta) or bool(np.any(np.asarray(eta) != 0))
+    spans = lambda: path.step_spans(sigmas, eta**2)  # noqa: E731
+    draw = path.noise_source(key, noise_fn, x, noise, spans, needed=noisy)
+    rows = rows if noisy else rows._replace(c=None)
     return rows_lib.sample_rows(denoise, x, sigmas, rows, draw=draw, **options)
 
 

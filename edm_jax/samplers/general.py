@@ -314,6 +314,7 @@ def sample_general(
         kind, a bad grid, churn without key, or an alpha that reaches beyond t = 0.
     """
     names.lookup({name: name for name in SOLVERS}, solver, "solver")
+    check_number("alpha", alpha, above=0, cure="1 is Heun, 0.5 the midpoint rule")
     check_protocol(
         "schedule", schedule, ("sigma", "sigma_dot", "inverse"), "use schedules.VPSchedule(), ..."
     )

@@ -124,15 +124,27 @@ def noise_source(key: Key | None, noise_fn: NoiseFn | None, x: Array) -> NoiseFn
 
     Raises:
       ValueError: without key and noise_fn, or if the key is not typed or their number
-        is not that of the images.
+        is not that of the images.  Of noise_fn, when it is called: if what it returns has
+        another shape, which could be broadcast to all images alike.
     """
     if noise_fn is not None:
-        return lambda index: jnp.asarray(noise_fn(index), x.dtype)
+        return lambda index: _replayed(noise_fn, index, x)
     if key is None:
         raise ValueError("a stochastic sampler needs a key (or a noise_fn); sample_heun needs none")
     shape, dtype = x.shape, x.dtype
     seeds.check_keys(key, shape)
     return lambda index: seeds.churn_noise(key, index, shape, dtype)
+
+
+def _replayed(noise_fn: NoiseFn, index: Array, x: Array) -> Array:
+    """Noise of the user's own, after checking its shape."""
+    noise = jnp.asarray(noise_fn(index), x.dtype)
+    if noise.shape != x.shape:
+        raise ValueError(
+            f"noise_fn must return noise of the shape of x, {x.shape}, got {noise.shape}; every "
+            "image needs its own"
+        )
+    return noise
 
 
 def starts_of(ends: np.ndarray) -> np.ndarray:

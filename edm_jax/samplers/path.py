@@ -138,15 +138,21 @@ def noise_source(
     x: Array,
     noise: str,
     spans: Callable[[], Spans],
-) -> loop.NoiseFn:
+    *,
+    needed: bool = True,
+) -> loop.NoiseFn | None:
     """`loop.noise_source` with a choice: a draw for each step, or all of them from one path.
 
     Args:
       key, noise_fn, x: as there; noise_fn replays either kind.
       noise: "step" or "tree".
       spans: makes the spans of all draws, if they are asked for.
+      needed: whether noise is drawn at all; if not there is no source, but a wrong name is
+        refused all the same.
     """
     names.lookup(NOISES, noise, "noise")
+    if not needed:
+        return None
     draw = loop.noise_source(key, noise_fn, x)
     if noise == "step" or noise_fn is not None:
         return draw

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edm_jax.arguments import check_number
+from edm_jax.arguments import check_count, check_number
 from edm_jax.samplers import loop
 from edm_jax.samplers.info import SamplerInfo
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, Key
@@ -93,8 +93,7 @@ def sample_predictor_corrector(
       The sample, of the shape of x, or a Trajectory whose denoised images are those
       of the predictor.
     """
-    if int(corrector_steps) != corrector_steps or corrector_steps < 0:
-        raise ValueError(f"corrector_steps must be an integer >= 0, got {corrector_steps}")
+    check_count("corrector_steps", corrector_steps, least=0)
     check_number("snr", snr, least=0)
     loop.check_sigmas(sigmas)
     x = jnp.asarray(x, loop.state_dtype(x))

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edm_jax import names
-from edm_jax.arguments import check_number, is_known
+from edm_jax.arguments import check_count, check_number, is_known
 from edm_jax.domains.box import Box
 from edm_jax.samplers import loop, path
 from edm_jax.samplers import reflected_steps as steps
@@ -155,9 +155,7 @@ def _check_options(
     check_number("kappa", kappa, least=0)
     check_number("snr", snr, least=0)
     check_number("max_correction", max_correction, least=0, finite=False)
-    whole = isinstance(corrector_steps, int | np.integer) and not isinstance(corrector_steps, bool)
-    if not whole or corrector_steps < 0:
-        raise ValueError(f"corrector_steps must be an integer >= 0, got {corrector_steps!r}")
+    check_count("corrector_steps", corrector_steps, least=0)
     expected = (np.shape(sigmas)[0] - 2,)
     if variances is None:
         return

@@ -143,7 +143,7 @@ def sample_seeds_2(
         return path.stage_spans(sigmas, [middle], eta)
 
     noisy = not _silent(eta)
-    draw = path.noise_source(key, noise_fn, x, noise, spans) if noisy else None
+    draw = path.noise_source(key, noise_fn, x, noise, spans, needed=noisy)
     rows = seeds_2_rows(sigmas, r=r, eta=eta, s_noise=s_noise, variant=variant, noisy=noisy)
     return rows_lib.sample_rows(denoise, x, sigmas, rows, draw=draw, **options)
 
@@ -188,7 +188,7 @@ def sample_seeds_3(
         return path.stage_spans(sigmas, inner, eta)
 
     noisy = not _silent(eta)
-    draw = path.noise_source(key, noise_fn, x, noise, spans) if noisy else None
+    draw = path.noise_source(key, noise_fn, x, noise, spans, needed=noisy)
     rows = seeds_3_rows(sigmas, eta=eta, s_noise=s_noise, noisy=noisy)
     return rows_lib.sample_rows(denoise, x, sigmas, rows, draw=draw, **options)
 

@@ -6,6 +6,10 @@ r"""Convert images of any kind to the EDM zip format.
 The source is a folder (also an LSUN one ending in _lmdb), a .zip, cifar-10-python.tar.gz or
 train-images-idx3-ubyte.gz.  Interrupted, it goes on where it stopped when the same command
 is repeated.
+
+Labels are those of a dataset.json, else the class folders (--unlabelled leaves them out).  Grey
+images become colour where there is colour; transparent ones need a --background=white; hidden
+files and folders of other programs are left out.
 """
 
 from __future__ import annotations

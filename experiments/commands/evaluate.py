@@ -42,6 +42,7 @@ FLAGS = (
     flags.text(
         "checkpoints", "Several checkpoints of the run, and a curve.", example="last:5"
     ),
+    flags.figure_format("Of that curve."),
     flags.text("name", "Of this evaluation, by default made of what was asked.", example="dpmpp"),
     flags.path(
         "outdir",

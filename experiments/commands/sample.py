@@ -14,6 +14,7 @@ from __future__ import annotations
 import types
 
 from experiments import compilation_cache, flags, guidance_flags, sampling_flags
+from experiments.config.flag import UsageError
 
 FLAGS = (
     flags.path(
@@ -39,33 +40,48 @@ FLAGS = (
         "decoding",
         "Of autoregressive models: a sheet of the decoding in progress, a row for each seed.",
     ),
-    flags.choice("figure_format", ("png", "pdf"), "Of the sheet.", default="png"),
+    flags.figure_format("Of the sheet.", ("png", "pdf")),
     flags.text("variant", "Which weights; by default the first average.", example="raw"),
     *sampling_flags.FLAGS,
     *guidance_flags.FLAGS,
     compilation_cache.FLAG,
 )
 more_help = sampling_flags.more_help
+ARCHIVES = (".npz", ".zip")
+
+
+def _check_form(values: types.SimpleNamespace) -> None:
+    """Raise UsageError for flags that say nothing about the files that are asked for."""
+    archive = values.outdir is not None and values.outdir.suffix in ARCHIVES
+    sheet = "grid" if values.grid else "decoding" if values.decoding else ""
+    if sheet and archive:
+        raise UsageError(f"--outdir={values.outdir} must be a folder: --{sheet} is one sheet")
+    if sheet and values.subdirs:
+        raise UsageError(f"--subdirs says nothing with --{sheet}, which is one sheet; leave it out")
+    if "figure_format" in values.given and not sheet:
+        raise UsageError("--figure_format is of the sheet of --grid; give --grid, or leave it out")
 
 
 def run(values: types.SimpleNamespace) -> None:
     """Draw and write."""
     from edm_jax import load
-    from edm_jax.generate import default_request
+    from edm_jax.generate import Sampling, default_request
     from experiments import image_files, text_files
     from experiments.config import build
-    from experiments.config.flag import UsageError
     from experiments.workdir import CONFIG, read_config
 
     seeds = image_files.parse_seeds(values.seeds)  # before the model is loaded
     if values.labels is not None and not image_files.are_names(values.labels):
         image_files.parse_ranges(values.labels, "labels")
+    _check_form(values)
     guidance_flags.check(values)
     base, batch_size, model = None, 64, None
     if (values.workdir / CONFIG).exists():
         experiment = build.experiment(read_config(values.workdir))
         base, batch_size = experiment.sampling, experiment.sample_batch
     else:  # the model says by which request it is drawn from
+        if not values.workdir.exists():  # what is wrong with the flags is said first
+            sampling_flags.request(values, Sampling())
         model = load(values.workdir, variant=values.variant)
         base = default_request(model)
     sampling = sampling_flags.request(values, base)
@@ -103,7 +119,7 @@ def run(values: types.SimpleNamespace) -> None:
     elif values.grid:
         name = image_files.grid_name(values.seeds, values.figure_format)
         image_files.write_grid(drawn, outdir, name=name)
-    elif outdir.suffix in (".npz", ".zip"):
+    elif outdir.suffix in ARCHIVES:
         image_files.write_archive(drawn, outdir, subdirs=values.subdirs)
     else:
         image_files.write_images(drawn, outdir, subdirs=values.subdirs)

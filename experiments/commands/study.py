@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import pathlib
 import types
 from typing import Any
@@ -66,7 +67,7 @@ FLAGS = (
     flags.path("inception", "Weights of Inception-v3, or their folder.", example="FILE"),
     flags.path("dinov2", "Weights of DINOv2, or their folder.", example="FILE"),
     flags.path("reference_cache", "Where references of data sets are kept.", example="DIR"),
-    flags.choice("figure_format", ("png", "pdf", "svg"), "Of the figures.", default="png"),
+    flags.figure_format(),
     compilation_cache.FLAG,
 )  # fmt: skip
 # What a study of this repository, which has no grid, does not read.
@@ -112,9 +113,14 @@ def run(values: types.SimpleNamespace) -> int | None:
         for name in _OF_GRIDS:
             if name in values.given:
                 raise UsageError(f"--{name} is about a grid, and --study={values.study} has none")
+        study, options = load(values.study), {}
+        if "figure_format" in inspect.signature(study.run).parameters:
+            options["figure_format"] = values.figure_format
+        elif "figure_format" in values.given:
+            raise UsageError(f"--figure_format: the study {values.study} draws nothing")
         prepare(values.workdir)
         compilation_cache.enable(values.compilation_cache)
-        load(values.study).run(values.workdir)
+        study.run(values.workdir, **options)
         return None
     file = _file(values)
     from experiments import studying

@@ -29,7 +29,7 @@ FLAGS = (
         "",
         example="PROJECT",
     ),
-    flags.choice("figure_format", ("png", "pdf", "svg"), "Of the figures.", default="png"),
+    flags.figure_format(),
     *processes.FLAGS,
     compilation_cache.FLAG,
 )

@@ -9,7 +9,7 @@ The last lines are those of reflected diffusion on a box.  Expected: every line 
 in about three minutes on two cores.  Network calls are counted while the samplers run
 (those on a box are stated).  Exit codes: 0 every promise was kept, 1 one was
 broken, 2 the command was wrong.  With --workdir the results are also written to
-validate.json and validate.png.
+validate.json and validate.png (``--figure_format=pdf`` or ``svg``: those).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from experiments import compilation_cache, flags
+from experiments.config.flag import UsageError
 
 if TYPE_CHECKING:
     from edm_jax.exact import promises
@@ -31,14 +32,17 @@ FLAGS = (
         "sampler", "A sampler of the library or module:function; by default all.", example="heun"
     ),
     flags.path("workdir", "Directory for validate.json and validate.png.", example="runs/validate"),
+    flags.figure_format("Of validate.png."),
     compilation_cache.FLAG,
 )
 
 
 def run(values: types.SimpleNamespace) -> int:
     """Validate and report."""
+    if "figure_format" in values.given and values.workdir is None:
+        raise UsageError("--figure_format is of the figure in --workdir; give --workdir too")
     compilation_cache.enable(values.compilation_cache)
-    return validate(values.workdir, values.sampler)
+    return validate(values.workdir, values.sampler, values.figure_format)
 
 
 def _reports(user_sampler: str | None) -> Iterator[promises.Report]:
@@ -64,13 +68,10 @@ def _reports(user_sampler: str | None) -> Iterator[promises.Report]:
 
 
 def plot(reports: list[promises.Report], path: pathlib.Path) -> None:
-    """Error against NFE of every sampler, as a PNG file."""
-    import matplotlib
+    """Error against NFE of every sampler, as a figure of the format of the file's ending."""
+    from edm_jax.figures import files
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), sharex=True)
+    figure, axes = files.subplots(1, 2, size=(11, 4.8), sharex=True)
     styles = ["-", "--", ":"]
     for axis, stochastic in zip(axes, (False, True), strict=True):
         kind = [r for r in reports if r.stochastic == stochastic]
@@ -83,17 +84,20 @@ def plot(reports: list[promises.Report], path: pathlib.Path) -> None:
         axis.grid(alpha=0.3)
         if kind:
             axis.legend(fontsize=7, ncols=2)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    files.save(figure, path, dpi=120)
 
 
-def validate(workdir: pathlib.Path | None = None, user_sampler: str | None = None) -> int:
+def validate(
+    workdir: pathlib.Path | None = None,
+    user_sampler: str | None = None,
+    figure_format: str = "png",
+) -> int:
     """Validate, print the table, write the files; the exit code of the program.
 
     Args:
       workdir: where validate.json and validate.png go; None writes nothing.
       user_sampler: "module:function", or a name of the registry; None for all.
+      figure_format: png, pdf or svg.
 
     Returns:
       0 if every promise was kept, 1 otherwise.
@@ -117,5 +121,5 @@ def validate(workdir: pathlib.Path | None = None, user_sampler: str | None = Non
         (workdir / "validate.json").write_text(json.dumps(results, indent=1))
         # Rows of the likelihood have errors in nats, which belong on no axis of distances.
         samplers_only = [r for r in reports if not r.name.startswith("likelihood")]
-        plot(samplers_only, workdir / "validate.png")
+        plot(samplers_only, workdir / f"validate.{figure_format}")
     return 1 if failed else 0

@@ -245,6 +245,7 @@ class Evaluation:
             value = getattr(self, name)
             if value < 0 or value == 1:
                 raise ValueError(f"{name} must be 0, or at least 2, got {value}")
+            check_number(name, value * self.blocks, most=1e8, cure="blocks count too")
         check_number("blocks", self.blocks, least=1)
         label_choice(self.labels)
         check_number("first_seed", self.first_seed, least=0)

@@ -22,8 +22,8 @@ def parse_options(text: str) -> dict[str, Any]:
     """
     if text.lstrip().startswith("{"):
         try:
-            return dict(json.loads(text))
-        except ValueError as error:
+            return dict(json.loads(text, object_pairs_hook=_once))
+        except json.JSONDecodeError as error:
             raise ValueError(f"options {text!r} is no JSON object: {error}") from None
     options = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -32,11 +32,23 @@ def parse_options(text: str) -> dict[str, Any]:
             raise ValueError(
                 f"options {text!r}: {part!r} is not name=value; write them like eta=0.5,order=3"
             )
+        if name in options:
+            raise ValueError(f"options {text!r}: {name!r} stands there twice")
         try:
             options[name] = json.loads(value.lower() if value in ("True", "False") else value)
         except ValueError:
             options[name] = value
     return options
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose names differ."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"options name {name!r} twice")
+        found[name] = value
+    return found
 
 
 def read_decoding(group: Mapping[str, Any]) -> Decoding:

@@ -13,10 +13,19 @@ from configs import base
 from experiments.config.groups import plain
 from experiments.config.upgrade import parse_config
 
+GROUPS = ("data", "model", "train")  # every run has had them
+
 
 def get_config(path: str) -> ml_collections.ConfigDict:
-    """The configuration in a config.json."""
+    """The configuration in a config.json.
+
+    Raises:
+      ValueError: a file of something else, of which nothing would be left but the defaults.
+    """
     values = plain(parse_config(pathlib.Path(path).read_text()))
+    absent = [name for name in GROUPS if not isinstance(values.get(name), dict)]
+    if absent:
+        raise ValueError(f"it is no configuration of a run: it has no {', '.join(absent)}")
     config = base.get_config()
     with config.unlocked():  # groups of the run's own
         config.update(values)

@@ -200,9 +200,10 @@ def _check_evaluation(findings: Findings, experiment: Experiment, source: ImageS
     """The evaluation that training ends with can be made of this data set."""
     with findings.part():
         test = experiment.data.open_test()
-        if test is None:
-            what = "is without its floor" if experiment.draws_images else "is of training images"
-            findings.warnings.append(f"the data set has no test images: the evaluation {what}")
+        problem = planning.no_floor(test, source.image_shape)
+        if test is None and not experiment.draws_images:
+            problem = "the data set has no test images: the evaluation is of training images"
+        findings.warnings += [problem] if problem else []
     if not experiment.draws_images:
         return
     group = experiment.evaluation

@@ -276,12 +276,15 @@ def _completions(model: Model, label: int, count: int) -> np.ndarray:
     return np.concatenate([first, decoding_frames(drawn, np.ones_like(given), NUM_VALUES)])
 
 
-def run(workdir: pathlib.Path, size: Size | None = None) -> list[dict[str, Any]]:
+def run(
+    workdir: pathlib.Path, size: Size | None = None, *, figure_format: str = "png"
+) -> list[dict[str, Any]]:
     """Train, measure, and write tables and figures.
 
     Args:
       workdir: a directory, which must exist.
       size: how much; None for what docs/ardm.md shows.
+      figure_format: png, pdf or svg, of the curves; the strips are a PNG.
     """
     size = Size() if size is None else size
     models = trained(workdir, size)
@@ -291,7 +294,7 @@ def run(workdir: pathlib.Path, size: Size | None = None) -> list[dict[str, Any]]
     told_ = {"independent": independent, "rows": table}
     write_atomically(workdir / "ardm.json", json.dumps(told_, indent=1) + "\n")
     write_atomically(workdir / "ardm.md", text)
-    draw(workdir / "ardm.png", table, independent)
+    draw(workdir / f"ardm.{figure_format}", table, independent)
     draw_strips(workdir / "ardm_decoding.png", models, size)
     print("\n" + text)
     return table

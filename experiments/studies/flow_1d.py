@@ -134,8 +134,9 @@ def _panels(
     return figure
 
 
-def run(workdir: pathlib.Path) -> None:
+def run(workdir: pathlib.Path, *, figure_format: str = "png") -> None:
     """Draw ``flow_1d.png`` in a directory."""
+    path = workdir / f"flow_1d.{figure_format}"
     with jax.enable_x64(True):  # flow lines between the points are delicate
-        draw_flow_picture(workdir / "flow_1d.png")
-    print(workdir / "flow_1d.png")
+        draw_flow_picture(path)
+    print(path)

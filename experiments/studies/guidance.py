@@ -299,17 +299,20 @@ def draw(path: pathlib.Path, table: Sequence[Mapping[str, Any]]) -> None:
         files.save(figure, path)
 
 
-def run(workdir: pathlib.Path, size: Size | None = None) -> list[dict[str, Any]]:
+def run(
+    workdir: pathlib.Path, size: Size | None = None, *, figure_format: str = "png"
+) -> list[dict[str, Any]]:
     """Train, measure, and write the table and the figure.
 
     Args:
       workdir: a directory, which must exist.
       size: how much; None for what docs/guidance.md shows.
+      figure_format: png, pdf or svg.
     """
     size = Size() if size is None else size
     table = measure(workdir, trained(workdir, size), size)
     write_atomically(workdir / "guidance_digits.csv", to_csv(table))
     write_atomically(workdir / "guidance_digits.md", to_markdown(table))
-    draw(workdir / "guidance_digits.png", table)
+    draw(workdir / f"guidance_digits.{figure_format}", table)
     print("\n" + to_markdown(table))
     return table

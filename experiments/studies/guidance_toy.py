@@ -15,6 +15,6 @@ from edm_jax.figures.guided_toy import guided_toy
 from edm_jax.guidance.toy import branching_toy
 
 
-def run(workdir: pathlib.Path) -> None:
+def run(workdir: pathlib.Path, *, figure_format: str = "png") -> None:
     """Draw the picture into a directory."""
-    guided_toy(workdir / "guidance_toy.png", branching_toy())
+    guided_toy(workdir / f"guidance_toy.{figure_format}", branching_toy())

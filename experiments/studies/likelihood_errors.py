@@ -68,16 +68,12 @@ def measured_codes(size: int) -> list[CodeErrors]:
     return [code_errors(bed.denoise, x, solver=name) for name in ("rk4", "heun_sigma")]
 
 
-def draw(errors: dict[int, dict], codes: list[CodeErrors], path: str) -> None:
+def draw(errors: dict[int, dict], codes: list[CodeErrors], path: pathlib.Path) -> None:
     """Both panels."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    from edm_jax.figures import files
     from edm_jax.figures.codes import plot_code_errors
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4))
+    figure, (left, right) = files.subplots(1, 2, size=(11, 4.4))
     for style, (size, table) in zip(("-", "--"), errors.items(), strict=True):
         for colour, (name, rows) in zip(COLOURS, table.items(), strict=True):
             left.loglog(*zip(*rows, strict=True), style, color=colour, marker="o", ms=3,
@@ -90,12 +86,10 @@ def draw(errors: dict[int, dict], codes: list[CodeErrors], path: str) -> None:
     left.set_ylim(bottom=1e-7)  # room for the legend
     left.legend(fontsize=7, ncols=2, handlelength=3, loc="lower left")
     plot_code_errors(right, codes)
-    figure.tight_layout()
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    files.save(figure, path, dpi=100)
 
 
-def run(workdir: pathlib.Path) -> None:
+def run(workdir: pathlib.Path, *, figure_format: str = "png") -> None:
     """Measure, print the numbers, and draw ``likelihood_errors.png`` in a directory."""
     with jax.enable_x64(True):
         errors = {size: density_errors(size) for size in (8, 64)}
@@ -110,5 +104,6 @@ def run(workdir: pathlib.Path) -> None:
                 f"{n}: {e:.1e}" for n, e in zip(each.num_steps, getattr(each, name), strict=True)
             )
             print(f"{each.solver:10s} {name:10s} {values}")
-    draw(errors, codes, workdir / "likelihood_errors.png")
-    print(workdir / "likelihood_errors.png")
+    path = workdir / f"likelihood_errors.{figure_format}"
+    draw(errors, codes, path)
+    print(path)

@@ -289,6 +289,8 @@ def run(
     num_images: int = NUM_IMAGES,
     all_ways: Sequence[Way] | None = None,
     models: Mapping[str, Model] | None = None,
+    *,
+    figure_format: str = "png",
 ) -> list[dict[str, Any]]:
     """Train, draw, measure, and write the table and the pictures.
 
@@ -298,6 +300,7 @@ def run(
       num_images: of each cell.
       all_ways: how they are drawn; by default `ways`.
       models: by the keys of CONFIGS; by default they are trained.
+      figure_format: png, pdf or svg, of the curves; the sheet of samples is a PNG.
 
     Returns:
       The rows of the table.
@@ -323,7 +326,7 @@ def run(
     rows.append(real_row(test, plan))
     write_atomically(workdir / "reflected.csv", to_csv(rows))
     rows = from_csv(to_csv(rows))
-    plot(rows, workdir / "reflected.png")
+    plot(rows, workdir / f"reflected.{figure_format}")
     sheets.sample_grid(
         workdir / "reflected_samples.png",
         np.clip(np.nan_to_num(np.concatenate(pictures)), -1, 1),

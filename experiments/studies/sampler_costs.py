@@ -179,18 +179,17 @@ def best(errors: Mapping[str, Mapping[int, float]], calls: int, count: int = 5) 
 
 def draw_costs(path: pathlib.Path, results: Mapping[str, Any]) -> None:
     """Error over network calls, groups apart; those worth choosing are drawn thick."""
-    import matplotlib
+    from matplotlib import colormaps
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from edm_jax.figures import files
 
     titles = {
         "deterministic": "deterministic: RMS distance to the exact flow",
         "stochastic": "stochastic: distance of the distribution (W2)",
         "box": "of a box: largest error of a frequency",
     }
-    figure, axes = plt.subplots(1, 3, figsize=(16, 9), width_ratios=(5, 5, 3), layout="constrained")
-    colors = plt.get_cmap("tab10").colors
+    figure, axes = files.subplots(1, 3, size=(16, 9), width_ratios=(5, 5, 3))
+    colors = colormaps["tab10"].colors
     for axis, (kind, title) in zip(axes, titles.items(), strict=True):
         chosen = {row[0] for rows in results["best"][kind].values() for row in rows[:2]}
         for i, (label, found) in enumerate(results[kind].items()):
@@ -209,8 +208,7 @@ def draw_costs(path: pathlib.Path, results: Mapping[str, Any]) -> None:
         axis.grid(alpha=0.3)
         below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.09)}
         axis.legend(fontsize=8, ncols=1 if kind == "box" else 3, frameon=False, **below)
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+    files.save(figure, path, dpi=90)
 
 
 def path_images(
@@ -238,16 +236,12 @@ def path_images(
 
 def draw_paths(path: pathlib.Path, steps: tuple[int, ...] = (10, 20, 40, 80)) -> None:
     """The same seeds with more steps; fresh noise beside noise from a path."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     from edm_jax.data.sources.digits import digits
+    from edm_jax.figures import files
 
     source = digits()
     points = np.stack([source[i]["image"] for i in range(len(source))]) / 127.5 - 1
-    figure, axes = plt.subplots(1, 2, figsize=(12, 3.4))
+    figure, axes = files.subplots(1, 2, size=(12, 3.4))
     titles = {"step": "fresh noise at every step", "tree": "noise from a path (noise='tree')"}
     for axis, (noise, title) in zip(axes, titles.items(), strict=True):
         images = path_images(points.astype(np.float32), steps, noise, 12)[..., 0]
@@ -258,14 +252,14 @@ def draw_paths(path: pathlib.Path, steps: tuple[int, ...] = (10, 20, 40, 80)) ->
         axis.set_xticks([])
         axis.set_xlabel("seeds 0 to 11")
         axis.set_title(title)
-    figure.tight_layout()
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+    files.save(figure, path, dpi=90)
 
 
-def run(workdir: pathlib.Path, budgets: tuple[int, ...] = BUDGETS) -> dict[str, Any]:
+def run(
+    workdir: pathlib.Path, budgets: tuple[int, ...] = BUDGETS, *, figure_format: str = "png"
+) -> dict[str, Any]:
     """Measure everything, write the three files into a directory, and return the numbers."""
-    draw_paths(workdir / "noise_path.png")
+    draw_paths(workdir / f"noise_path.{figure_format}")
     results: dict[str, Any] = {
         group: measure(settings, group, budgets) for group, settings in GROUPS.items()
     }
@@ -276,7 +270,7 @@ def run(workdir: pathlib.Path, budgets: tuple[int, ...] = BUDGETS) -> dict[str, 
     # Three digits: the file stays readable.
     rounded = json.loads(json.dumps(results), parse_float=lambda text: float(f"{float(text):.3g}"))
     (workdir / "sampler_costs.json").write_text(json.dumps(rounded, indent=1) + "\n")
-    draw_costs(workdir / "sampler_costs.png", rounded)
+    draw_costs(workdir / f"sampler_costs.{figure_format}", rounded)
     for kind, choices in rounded["best"].items():
         for calls, rows in choices.items():
             shown = "; ".join(f"{label} {error:.2g} ({n})" for label, n, error in rows)

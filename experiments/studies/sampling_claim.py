@@ -194,13 +194,10 @@ def table(results: Mapping[str, Mapping[str, dict]]) -> str:
 
 def plot(columns: Mapping[str, dict], law: str, path: pathlib.Path) -> None:
     """The curves of one law, a panel per column, as EDM Figure 2."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from edm_jax.figures import files
 
     colors = {"original": "#b5482f", "heun": "#d9a441", "edm": "#2a7f4f", "rk45": "#7a7a7a"}
-    figure, axes = plt.subplots(1, 3, figsize=(12.5, 4.2), sharey=True)
+    figure, axes = files.subplots(1, 3, size=(12.5, 4.2), sharey=True)
     for axis, column in zip(axes, columns, strict=True):
         for name, curve in columns[column].items():
             nfe, errors = np.array(curve).T
@@ -229,9 +226,7 @@ def plot(columns: Mapping[str, dict], law: str, path: pathlib.Path) -> None:
     axes[0].set_ylabel("Wasserstein-2 distance to the data,\n% of its standard deviation")
     axes[1].legend(fontsize=8.5, loc="upper right")
     figure.suptitle(f"Exact denoiser, {RESOLUTION}x{RESOLUTION} images, 1/f spectrum, {law}")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    files.save(figure, path, dpi=110)
 
 
 def to_text(results: Mapping[str, Mapping[str, dict]]) -> str:
@@ -245,12 +240,15 @@ def to_text(results: Mapping[str, Mapping[str, dict]]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def run(workdir: pathlib.Path, laws: Sequence[str] = tuple(LAWS)) -> dict:
+def run(
+    workdir: pathlib.Path, laws: Sequence[str] = tuple(LAWS), *, figure_format: str = "png"
+) -> dict:
     """Measure, print the table, write the figure and the numbers.
 
     Args:
       workdir: a directory, which must exist.
       laws: names of LAWS; the figure shows the first.
+      figure_format: png, pdf or svg.
     """
     results = {}
     with jax.enable_x64(True):
@@ -262,6 +260,6 @@ def run(workdir: pathlib.Path, laws: Sequence[str] = tuple(LAWS)) -> dict:
     results = json.loads(json.dumps(results), parse_float=lambda text: float(f"{float(text):.4g}"))
     print(table(results))
     first = next(iter(results))
-    plot(results[first], first, workdir / "sampling_claim.png")
+    plot(results[first], first, workdir / f"sampling_claim.{figure_format}")
     (workdir / "sampling_claim.json").write_text(to_text(results))
     return results

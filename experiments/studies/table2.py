@@ -142,7 +142,7 @@ def verdicts(found: Found, key: str = "frechet_distance") -> list[str]:
     return lines
 
 
-def write(folder: pathlib.Path, found: Found) -> None:
+def write(folder: pathlib.Path, found: Found, figure_format: str = "png") -> None:
     """Table, verdicts, CSV, JSON and the picture."""
     text = "\n".join([table(found), "", *verdicts(found)]) + "\n"
     write_atomically(folder / "table2.txt", text)
@@ -162,11 +162,15 @@ def write(folder: pathlib.Path, found: Found) -> None:
     lines = {
         column.upper(): [values_of(found, column, row, key) for row in ROWS] for column in COLUMNS
     }
-    ladder.ladder(folder / "table2.png", ROWS, lines, MEASURES[key])
+    ladder.ladder(folder / f"table2.{figure_format}", ROWS, lines, MEASURES[key])
 
 
 def run(
-    workdir: pathlib.Path, *, seeds: int = SEEDS, options: Mapping[str, Any] | None = None
+    workdir: pathlib.Path,
+    *,
+    seeds: int = SEEDS,
+    options: Mapping[str, Any] | None = None,
+    figure_format: str = "png",
 ) -> None:
     """Train every cell of the table with every seed, and write the table.
 
@@ -174,6 +178,7 @@ def run(
       workdir: of everything.
       seeds: of training, 0 and those after it.
       options: of the configurations, by their dotted names.
+      figure_format: png, pdf or svg.
     """
     started = time.monotonic()
     found: Found = {(column, row): [] for column in COLUMNS for row in ROWS}
@@ -185,8 +190,8 @@ def run(
                     config = configuration(column, row, seed, options or {})
                     name = f"{column}-{row}-{seed}"
                     found[column, row].append(one_run(workdir, name, config))
-            write(workdir, found)
+            write(workdir, found, figure_format)
     print(f"\n{(workdir / 'table2.txt').read_text()}")
     seconds = sum(one.get("seconds", 0.0) for runs in found.values() for one in runs)
     print(f"trained in {format_duration(seconds)}, this call {time.monotonic() - started:.0f}s")
-    print(f"  {workdir / 'table2.png'}")
+    print(f"  {workdir / f'table2.{figure_format}'}")

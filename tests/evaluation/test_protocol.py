@@ -1,13 +1,14 @@
 """An evaluation from the library: no configuration, no command line."""
 
 import json
+import re
 
 import jax
 import numpy as np
 import pytest
 
 import edm_jax
-from edm_jax.data.sources.base import ArraySource, Subset
+from edm_jax.data.sources.base import ArraySource, Mirrored, Subset
 from edm_jax.evaluation import drawing, make_reference, measuring, planning, protocol
 from edm_jax.generate import Sampling
 from edm_jax.metrics import classifier, extractors
@@ -91,6 +92,63 @@ def test_the_metrics_of_real_images_of_the_same_law(source):
     assert found["frechet_distance"] == pytest.approx(0, abs=1e-6)
     assert found["frechet_distance_floor"] > 0.1
     assert found["class_accuracy_real_test"] > 0.9 and found["class_accuracy"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        (lambda source: Subset(source, [3]), "takes 2 test images, and there is 1"),
+        (lambda source: Mirrored(Subset(source, [3])), "takes 2 test images, and there is 1"),
+        (lambda source: ArraySource(np.zeros((4, 5, 4, 1), np.uint8)), r"are \(5, 4, 1\), not"),
+    ],
+)
+def test_test_images_that_make_no_floor_are_told(source, test, message):
+    """The numbers that can be given are given."""
+    said = []
+    found = edm_jax.evaluation.evaluate(
+        silent_model(), source, test(source), metrics=["frechet_pixels"], num_images=8,
+        sampling=REQUEST, report=said.append,
+    )  # fmt: skip
+    assert any(re.search(message, line) for line in said), said
+    assert found["frechet_distance"] > 0 and "frechet_distance_floor" not in found
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (dict(model="runs/x"), "model must be a Model, got 'runs/x'"),
+        (dict(reference=3), "reference must be images.* or the path of one, got 3"),
+        (dict(test=3), "test must be images.*, got 3"),
+        (dict(metrics=None), "metrics must be a list of names, got None"),
+        (dict(metrics="fid"), "metrics must be a list of names, got 'fid'"),
+        (dict(num_images="a"), "num_images must be an integer >= 2, got 'a'"),
+        (dict(num_images=10**9), "num_images times blocks must be at most 100,000,000, got 1,000"),
+        (dict(blocks=None), "blocks must be an integer >= 1, got None"),
+        (dict(first_seed=-1), "first_seed must be an integer >= 0, got -1"),
+        (dict(batch_size=1.5), "batch_size must be an integer >= 1, got 1.5"),
+        (dict(sampling="heun"), "sampling must be a Sampling, got 'heun'"),
+        (dict(guidance=2.0), "guidance must be a value with guide, check, got 2.0"),
+        (dict(guidance_json=2), "guidance_json must be a dictionary by name, got 2"),
+        (dict(weights="FILE"), "weights must be a dictionary by name, got 'FILE'"),
+        (dict(extractors=[1]), r"extractors must be a dictionary by name, got \[1\]"),
+        (dict(cache=1), "cache must be the name of a file or folder, got 1"),
+        (dict(resume=1), "resume must be the name of a file or folder, got 1"),
+        (dict(save_seconds=None), "save_seconds must be at least 0"),
+        (dict(save_seconds=[1]), r"save_seconds must be a number, got \[1\]"),
+        (dict(strict="no"), "strict must be True or False, got 'no'"),
+        (dict(report=None), "report must be a function of a line, got None"),
+        (dict(poll=1), "poll must be a function, got 1"),
+        (dict(finished="x"), "finished must be a function, got 'x'"),
+    ],
+)
+def test_arguments_that_cannot_work(source, call, message):
+    options = {
+        "model": silent_model(), "reference": source, "metrics": ["frechet_pixels"],
+        "num_images": 8, "sampling": REQUEST, "report": str,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=message) as error:
+        edm_jax.evaluation.evaluate(**options | call)
+    assert "\n" not in str(error.value)
 
 
 def test_blocks_quote_the_minimum_and_the_mean(source):

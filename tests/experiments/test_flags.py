@@ -11,6 +11,7 @@ DECLARED = (
     flags.path("workdir", "A directory.", example="runs/x", required=True),
     flags.integer("num_steps", "Steps.", least=1),
     flags.number("rho", "A number."),
+    flags.text("name", "A text."),
     flags.switch("grid", "On or off."),
     flags.choice("kind", ("new", "legacy"), "A choice."),
     flags.config(required=False),
@@ -54,6 +55,7 @@ def test_a_configuration_and_its_options(monkeypatch, tmp_path):
     [
         ([], "--workdir is missing, for example --workdir=runs/x"),
         (["--workdir="], "--workdir=: must not be empty"),
+        (["--workdir=w", "--name= "], "--name= : must not be empty"),
         (["--workdir=w", "--num_steps=0"], "--num_steps=0: must be a whole number of at least 1"),
         (["--workdir=w", "--rho=nan"], "--rho=nan: must be a number"),
         (["--workdir=w", "--kind=lagacy"], "must be one of new, legacy; did you mean legacy?"),

@@ -24,6 +24,7 @@ from edm_jax.store import checkpoints
 from experiments import commands
 from tests.support import weights_golden
 from tests.support.command_line import MAIN, ROOT
+from tests.support.paths import GOLDEN
 
 
 @pytest.mark.slow
@@ -291,6 +292,10 @@ BAD = {
         "--mode=likelihood or --mode=preflight",
     ),
     "flagfile": ([TINY, "--flagfile=nowhere.txt"], "--flagfile: "),
+    "flagfile that is no text": (
+        [TINY, f"--flagfile={GOLDEN / '02_losses.npz'}"],
+        "--flagfile: the file is no text",
+    ),
     "study": (
         ["--mode=study", "--workdir=w", "--study=flow1d"],
         "; did you mean flow_1d?",
@@ -354,6 +359,14 @@ BAD = {
         [TINY, "--workdir=w", "--config.evaluation.first_seed=-5"],
         "config.evaluation.first_seed: first_seed must be at least 0 and finite, got -5",
     ),
+    "more images than can be": (
+        [TINY, "--workdir=w", "--config.evaluation.num_images=1000000000"],
+        "config.evaluation.num_images: num_images must be at most 1e+08 and finite",
+    ),
+    "feature network that is not there": (
+        ["--mode=evaluate", "--images=x", "--inception=nowhere"],
+        "--inception=nowhere: there is no such file or folder",
+    ),
     "noise spread": (
         [TINY, "--workdir=w", "--config.noise.lognormal.p_std=-1.0"],
         "config.noise.lognormal.p_std: p_std must be positive and finite, got -1.0",
@@ -378,6 +391,30 @@ BAD = {
     "no run": (["--mode=sample", "--workdir=nowhere"], "no such file or directory: nowhere"),
     "seeds": (["--mode=sample", "--workdir=w", "--seeds=3-x"], "'3-x' is not a number or a range"),
     "backwards": (["--mode=sample", "--workdir=w", "--seeds=9-3"], "runs backwards"),
+    "sheet as archive": (
+        ["--mode=sample", "--workdir=w", "--grid", "--outdir=a.npz"],
+        "--outdir=a.npz must be a folder: --grid is one sheet",
+    ),
+    "sheet in folders": (
+        ["--mode=sample", "--workdir=w", "--grid", "--subdirs"],
+        "--subdirs says nothing with --grid",
+    ),
+    "format of no sheet": (
+        ["--mode=sample", "--workdir=w", "--figure_format=pdf"],
+        "--figure_format is of the sheet of --grid",
+    ),
+    "format of no figure": (
+        ["--mode=validate", "--figure_format=svg"],
+        "--figure_format is of the figure in --workdir",
+    ),
+    "sampler of pictures": (
+        ["--mode=evaluate", "--images=x", "--num_steps=3"],
+        "--num_steps is about the images of a model, and --images are there",
+    ),
+    "text that is none": (
+        ["--mode=sample", "--workdir=w", "--sampler="],
+        "--sampler=: must not be empty",
+    ),
 }
 
 

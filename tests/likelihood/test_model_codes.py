@@ -94,6 +94,13 @@ def test_codes_of_another_model(pixels):
         (lambda m, x: edm_jax.decode(m, x), "root mean square of about 1"),
         (lambda m, x: edm_jax.interpolate(m, x, x[:1]), "must be as many, got 4 and 1"),
         (lambda m, x: edm_jax.interpolate(m, x, x, num_frames=1), "num_frames"),
+        (lambda m, x: edm_jax.interpolate(m, x, x, num_frames=None), "num_frames .* got None"),
+        (lambda m, x: edm_jax.interpolate(m, x, x, final_denoise=2), "final_denoise must be True"),
+        (lambda m, x: edm_jax.decode(m, x / 127.5, final_denoise="a"), "final_denoise must be"),
+        (lambda m, x: edm_jax.decode(m, None), "codes are numbers, got None; encode makes them"),
+        (lambda m, x: edm_jax.decode(m, "a"), "codes are numbers, got 'a'"),
+        (lambda m, x: edm_jax.decode("runs/x", x / 127.5), "model must be a Model, got 'runs/x'"),
+        (lambda m, x: edm_jax.encode(None, x), "model must be a Model, got None; edm_jax.load"),
     ],
 )
 def test_bad_input(pixels, call, message):

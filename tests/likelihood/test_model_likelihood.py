@@ -186,6 +186,15 @@ def test_a_data_set_stops_and_goes_on(pixels):
         ({"batch_size": 0}, "batch_size must be an integer >= 1"),
         ({"image_ids": [1, 2]}, "image_ids must be 1 integers >= 0"),
         ({"tolerance": 0.0}, "tolerance must be positive"),
+        ({"tolerance": [1e-5]}, r"tolerance must be a number, got \[1e-05\]"),
+        ({"sigma_min": [0.1]}, r"sigma_min must be a number, got \[0.1\]"),
+        ({"num_steps": "a"}, "num_steps must be an integer >= 2, got 'a'; the difference"),
+        ({"num_steps": np.nan}, "num_steps must be an integer >= 2, got nan"),
+        ({"num_probes": "a"}, "num_probes must be an integer >= 0, got 'a'"),
+        ({"passes": None}, "passes must be an integer >= 1, got None"),
+        ({"batch_size": None}, "batch_size must be an integer >= 1, got None"),
+        ({"solver": ""}, "unknown solver of the flow"),
+        ({"sharding": 2}, "sharding must be a NamedSharding, got 2"),
     ],
 )
 def test_bad_input(arguments, message):

@@ -298,6 +298,9 @@ def test_bad_input():
         sample(x, sigmas, keys, max_correction=float("nan"))
     with pytest.raises(ValueError, match="corrector_steps must be an integer >= 0"):
         sample(x, sigmas, keys, corrector_steps=-1)
+    for value in (np.nan, -1.0, "a"):
+        with pytest.raises(ValueError, match="max_correction must be"):
+            sample(x, sigmas, keys, max_correction=value)
     with pytest.raises(ValueError, match=r"variances must have shape \(2,\)"):
         sample(x, sigmas, keys, variances=np.ones(3))
     with pytest.raises(ValueError, match="needs a key"):

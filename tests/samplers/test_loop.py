@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 
 import jax
 import jax.extend
@@ -98,6 +99,17 @@ def test_samplers_are_loops_of_their_public_steps(x64):
         states.append(samplers.dpmpp_2s_step(BED.denoise, states[-1], now, after, 0.4)[0])
     visited = samplers.sample_dpmpp_2s(BED.denoise, x, sigmas, r=0.4, trajectory=True)
     close(visited.x[:-1], jnp.stack(states))
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (3,), (2, 1), ()])
+def test_replayed_noise_has_the_shape_of_the_state(shape):
+    """Smaller ones would give all images the same noise."""
+    x, sigmas = jnp.ones((2, 3)), grids.karras_sigmas(4)
+    for name, options in (("edm", {"churn": Churn(8.0)}), ("ddim", {"eta": 1.0}), ("lcm", {})):
+        with pytest.raises(
+            ValueError, match=r"noise_fn must return .*\(2, 3\), got " + re.escape(str(shape))
+        ):
+            SAMPLERS[name](BED.denoise, x, sigmas, noise_fn=lambda i: jnp.zeros(shape), **options)
 
 
 def test_gradients_are_finite_and_right_at_every_end(x64):

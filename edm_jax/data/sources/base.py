@@ -232,6 +232,11 @@ class _Wrapper:
             if hasattr(source, name):
                 setattr(self, name, getattr(source, name))
 
+    def first_odd(self, count: int | None = None) -> str | None:
+        """What is wrong with an image of the whole that is unlike the others, if that is known."""
+        look = getattr(self.source, "first_odd", None)
+        return None if look is None else look(count)
+
 
 class Subset(_Wrapper):
     """Some images of a source; the label dimension stays that of the whole.

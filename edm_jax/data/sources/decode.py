@@ -152,11 +152,26 @@ def is_coloured(data: bytes, name: str, background: Colour | None = None) -> boo
 
     try:
         with Image.open(io.BytesIO(data), formats=_available_formats()) as image:
-            if image.mode in ("1", "L") and "transparency" not in image.info:
+            grey = image.mode in ("1", "L") or image.mode.startswith("I;16")
+            if grey and "transparency" not in image.info:
                 return False
         return open_image(data, name, background)[0].mode == "RGB"
     except Exception:  # as in `open_image`
         return False
+
+
+def size_of(data: bytes) -> tuple[int, int] | None:
+    """Height and width that `open_image` gives, from the header; None for what it refuses."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=_available_formats()) as image:
+            width, height = image.size
+            # Of a square one how it is turned does not matter, and may take decoding to know.
+            turned = width != height and _turn(image) in _SIDEWAYS
+            return (width, height) if turned else (height, width)
+    except Exception:  # as in `open_image`
+        return None
 
 
 def _notes(image: Image.Image, data: bytes) -> list[str]:
@@ -168,6 +183,10 @@ def _notes(image: Image.Image, data: bytes) -> list[str]:
     if image.mode.startswith("I;16") or (image.format == "PNG" and data[24] == 16):
         notes.append("16 bits per channel, the upper 8 are used")
     return notes
+
+
+# Image.Transpose.ROTATE_90, ROTATE_270, TRANSPOSE and TRANSVERSE, without loading Pillow.
+_SIDEWAYS = (2, 4, 5, 6)
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

@@ -16,7 +16,7 @@ import numpy as np
 from edm_jax.data.sources import base as source_lib
 from edm_jax.data.sources import labels as labels_lib
 from edm_jax.data.sources.base import ImageSource
-from edm_jax.data.sources.decode import decode_image
+from edm_jax.data.sources.decode import decode_image, is_coloured, size_of
 from edm_jax.data.sources.labels import METADATA
 from edm_jax.data.sources.names import shown
 from edm_jax.data.sources.stores import find_images, open_store
@@ -24,6 +24,8 @@ from edm_jax.data.sources.stores import find_images, open_store
 
 class ImageFiles:
     """All images of a folder or zip archive, in the order of their sorted names.
+
+    Grey images become colour where there is colour; a set of grey ones stays grey.
 
     Labels come from dataset.json; without that file, classes are the top-level folders.  What
     other programs leave in folders (hidden files, thumbnails) is no image.
@@ -39,7 +41,7 @@ class ImageFiles:
     Raises:
       ValueError: if there are no images, no labels with ``use_labels``, or the first
         image is not ``resolution`` pixels wide and high.  Other images are checked when
-        they are read.
+        they are read, or by `first_odd`.
     """
 
     def __init__(
@@ -70,6 +72,44 @@ class ImageFiles:
                 f"{resolution}x{resolution}; convert the data set with --mode=dataset "
                 f"--resolution={resolution}x{resolution}"
             )
+        if self.image_shape[2] == 1 and (coloured := self._first_coloured()) is not None:
+            self.image_shape = (*self.image_shape[:2], 3)
+            self.notes += (f"grey images are made colour, as {self.name(coloured)} has colour",)
+
+    def _first_coloured(self) -> int | None:
+        """The first image with colour, from the headers; None if all are grey."""
+        for index, number in enumerate(self._numbers):
+            try:
+                if is_coloured(self._store.read(number), self.name(index)):
+                    return index
+            except (OSError, ValueError):  # told when it is read
+                continue
+        return None
+
+    def first_odd(self, count: int | None = None) -> str | None:
+        """What is wrong with the first image of another size than image 0; None if none is.
+
+        Args:
+          count: how many images are looked at, at equal distances; None for all.  Headers
+            are read, nothing is decoded.
+        """
+        count = len(self) if count is None else min(count, len(self))
+        for index in np.linspace(0, len(self) - 1, count).round().astype(int).tolist():
+            try:
+                size = size_of(self._store.read(self._numbers[index]))
+            except (OSError, ValueError):  # told when it is read
+                continue
+            if size is not None and size != self.image_shape[:2]:
+                return self._unlike_the_first(index, (*size, self.image_shape[2]))
+        return None
+
+    def _unlike_the_first(self, index: int, shape: tuple[int, ...]) -> str:
+        height, width = self.image_shape[:2]
+        return (
+            f"{self.name(index)} has shape {shape}, expected {self.image_shape} like the first "
+            f"image; convert the data set with --mode=dataset --resolution={width}x{height} "
+            "--transform=center-crop"
+        )
 
     def _find_labels(self, names: list[str]) -> tuple[np.ndarray, int, tuple[str, ...] | None]:
         path = shown(self._store.path)
@@ -115,11 +155,10 @@ class ImageFiles:
         shape than the first."""
         index = source_lib.check_index(index, len(self))
         pixels = decode_image(self._store.read(self._numbers[index]), self.name(index))
+        if pixels.shape[2] == 1 and self.image_shape[2] == 3:
+            pixels = np.repeat(pixels, 3, axis=2)
         if pixels.shape != self.image_shape:
-            raise ValueError(
-                f"{self.name(index)} has shape {pixels.shape}, expected {self.image_shape} like "
-                "the first image; convert the data set with --mode=dataset"
-            )
+            raise ValueError(self._unlike_the_first(index, pixels.shape))
         item = {"image": pixels}
         if self._labels is not None:
             item["label"] = self._labels[index]

@@ -30,10 +30,14 @@ class FolderStore:
 
     Args:
       path: of the folder.
+
+    Attributes:
+      broken: names of links that lead nowhere, which are no files.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = os.fspath(path)
+        self.broken: list[str] = []
         self.names = sorted(self._walk("", ()))
 
     def _walk(self, below: str, parents: tuple[tuple[int, int], ...]) -> list[str]:
@@ -48,6 +52,8 @@ class FolderStore:
                     names += self._walk(f"{below}{entry.name}/", (*parents, here))
                 elif entry.is_file():
                     names.append(below + entry.name)
+                elif entry.is_symlink():
+                    self.broken.append(below + entry.name)
         return names
 
     def read(self, number: int) -> bytes:
@@ -128,6 +134,11 @@ def find_images(store: FileStore) -> FoundImages:
         notes.append(
             f"{len(of_tools)} image(s) left out, in hidden folders or those of other programs, "
             f"for example {shown(of_tools[0])}"
+        )
+    broken = sorted(n for n in getattr(store, "broken", ()) if has_image_extension(clean(n)))
+    if broken:
+        notes.append(
+            f"{len(broken)} link(s) to images lead nowhere, for example {shown(broken[0])}"
         )
     if unread:
         notes.append(

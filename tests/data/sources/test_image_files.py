@@ -1,5 +1,6 @@
 """Folders and archives of images, their labels and what is wrong with them."""
 
+import io
 import json
 import os
 import pickle
@@ -7,6 +8,7 @@ import threading
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from edm_jax.data.sources import decode
 from edm_jax.data.sources.base import ImageSource, present_classes
@@ -248,6 +250,15 @@ def test_links_are_followed_once(tmp_path):
 # ----------------------------------------------------------------------------- errors
 
 
+def test_links_that_lead_nowhere_are_told(tmp_path):
+    path = write_folder(tmp_path / "data", PNGS)
+    for name in ("b.png", "a.png", "notes.txt"):
+        (path / name).symlink_to(tmp_path / "unmounted" / name)
+    source = open_images(path)
+    assert len(source) == 10
+    assert source.notes == ("2 link(s) to images lead nowhere, for example a.png",)
+
+
 def test_no_images(make, tmp_path):
     with pytest.raises(ValueError, match="no images among 1 files"):
         open_images(make({"notes.txt": b""}))
@@ -269,18 +280,60 @@ def test_resolution(make):
 
 
 def test_images_unlike_the_first_are_named_when_read(make):
-    other = {
-        NAMES[4]: decode.encode_png(IMAGES[0, :4]),
-        NAMES[5]: decode.encode_png(IMAGES[0, :, :, 0]),
-    }
+    other = {NAMES[4]: decode.encode_png(IMAGES[0, :4])}
     source = open_images(make(PNGS | other | {NAMES[6]: b"rubbish"}))
     assert source[3]["image"].shape == (8, 8, 3)
     with pytest.raises(ValueError, match=r"img00000004\.png has shape \(4, 8, 3\), expected"):
         source[4]
-    with pytest.raises(ValueError, match=r"img00000005\.png has shape \(8, 8, 1\)"):
-        source[5]
     with pytest.raises(ValueError, match=r"img00000006\.png: cannot be used as an image"):
         source[6]
+
+
+def test_another_size_is_found_from_the_headers(make):
+    assert open_images(make(PNGS)).first_odd() is None
+    other = {NAMES[9]: decode.encode_png(IMAGES[0, :4]), NAMES[2]: b"rubbish"}
+    source = open_images(make(PNGS | other), mirror=True, max_size=9)
+    odd = source.first_odd()
+    assert "img00000009.png has shape (4, 8, 3), expected (8, 8, 3)" in odd
+    assert "--mode=dataset --resolution=8x8 --transform=" in odd
+    # Two of ten are the ends; one is the first alone.
+    assert source.first_odd(2) == odd and source.first_odd(1) is None
+
+
+def test_the_size_is_that_of_the_upright_image(make):
+    """EXIF 2.3: orientation 6 is a camera held on its side, stored 6 wide and 4 high."""
+    stored = Image.fromarray(IMAGES[0, :4, :6])
+    exif = stored.getexif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    stored.save(buffer, "JPEG", exif=exif)
+    upright = decode.encode_png(IMAGES[1, :6, :4])
+    files = {"a.png": upright, "b.jpg": buffer.getvalue()}
+    source = open_images(make(files))
+    assert source.first_odd() is None and source[1]["image"].shape == (6, 4, 3)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_grey_becomes_colour_where_there_is_colour(make, first):
+    """By the rule of conversions, whichever comes first."""
+    grey = {"b.png": decode.encode_png(IMAGES[0, :, :, 0])}
+    colour = {f"{'ca'[first]}.png": decode.encode_png(IMAGES[1])}
+    source = open_images(make(grey | colour))
+    assert source.image_shape == (8, 8, 3) and source.first_odd() is None
+    np.testing.assert_array_equal(source[first]["image"], np.repeat(IMAGES[0, :, :, :1], 3, axis=2))
+    np.testing.assert_array_equal(source[1 - first]["image"], IMAGES[1])
+    assert pickle.loads(pickle.dumps(source)).image_shape == (8, 8, 3)
+
+
+def test_sixteen_bits_of_grey_are_grey(make):
+    """The upper 8 of 16 bits, as in conversions."""
+    wide = IMAGES[0, :, :, 0].astype(np.uint16) * 256 + 255
+    buffer = io.BytesIO()
+    Image.fromarray(wide).save(buffer, "PNG")
+    source = open_images(make({"a.png": decode.encode_png(IMAGES[1, :, :, 0]),
+                               "b.png": buffer.getvalue()}))  # fmt: skip
+    assert source.image_shape == (8, 8, 1)
+    np.testing.assert_array_equal(source[1]["image"], IMAGES[0, :, :, :1])
 
 
 def test_first_image_damaged(make):

@@ -1,9 +1,21 @@
 """A grid of settings from the command line and from a file."""
 
+import inspect
 import json
+import types
 
+import numpy as np
 import pytest
 
+from edm_jax.likelihood.code_errors import CodeErrors
+from experiments.commands import study
+from experiments.studies import (
+    flow_1d,
+    guidance_toy,
+    likelihood_errors,
+    sampler_costs,
+    sampling_claim,
+)
 from tests.support.small_model import write_small_model
 
 SMALL = ("--num_images=4", "--blocks=2", "--batch_size=16")
@@ -83,3 +95,69 @@ def test_a_model_that_is_gone_and_a_file_that_raises(models, call, tmp_path):
     done = call("--mode=study", f"--models={models[0]}:raw", "--grid=rho=7",
                 f"--workdir={tmp_path / 'w'}", *SMALL, code=2)  # fmt: skip
     assert "no weights 'raw'" in done.stderr
+
+
+# --------------------------------------------------------------- studies of this repository
+
+HEADS = {"pdf": b"%PDF", "svg": b"<?xml", "png": b"\x89PNG"}
+
+
+@pytest.mark.parametrize("figure_format", HEADS)
+def test_the_command_passes_it_on(tmp_path, call, monkeypatch, figure_format):
+    asked = []
+
+    def draw(path, *, figure_format):
+        asked.append((path, figure_format))
+
+    monkeypatch.setattr(study, "load", lambda name: types.SimpleNamespace(run=draw))
+    words = [] if figure_format == "png" else [f"--figure_format={figure_format}"]
+    call("--mode=study", "--study=flow_1d", f"--workdir={tmp_path}", *words)
+    assert asked == [(tmp_path, figure_format)]
+
+
+def test_a_format_there_is_not(tmp_path, call):
+    refused = call(
+        "--mode=study", "--study=flow_1d", f"--workdir={tmp_path / 'x'}", "--figure_format=jpg",
+        code=2,
+    ).stderr  # fmt: skip
+    assert "--figure_format=jpg: must be one of png, pdf, svg" in refused
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("figure_format", ["pdf", "svg"])
+def test_studies_write_it(tmp_path, monkeypatch, figure_format):
+    """Their measurements, which take minutes, are replaced by a point of each curve."""
+    curve = {"a": {10: 0.1, 40: 0.01}}
+    monkeypatch.setattr(sampler_costs, "measure", lambda *_, **__: curve)
+    monkeypatch.setattr(sampler_costs, "draw_paths", lambda path: path.write_bytes(b""))
+    monkeypatch.setattr(likelihood_errors, "CALLS", (8,))
+    monkeypatch.setattr(likelihood_errors, "COLOURS", ("k",))
+    monkeypatch.setattr(likelihood_errors, "density_errors", lambda size: {"rk4": [(8, 0.1)]})
+    codes = CodeErrors(*[np.array([4, 8])] * 4, "rk4")
+    monkeypatch.setattr(likelihood_errors, "measured_codes", lambda size: [codes])
+    curves = {name: [(10, 0.1), (100, 1e-4)] for name in sampling_claim.CURVES}
+    monkeypatch.setattr(sampling_claim, "image_law", lambda name: None)
+    monkeypatch.setattr(sampling_claim, "curves", lambda law, column: curves)
+    monkeypatch.setattr(flow_1d, "draw_flow_picture", lambda path: path.write_bytes(b""))
+    monkeypatch.setattr(guidance_toy, "branching_toy", lambda: None)
+    monkeypatch.setattr(guidance_toy, "guided_toy", lambda path, toy: path.write_bytes(b""))
+    for module in (sampler_costs, likelihood_errors, sampling_claim, flow_1d, guidance_toy):
+        module.run(tmp_path, figure_format=figure_format)
+    figures = {p.stem: p for p in tmp_path.iterdir() if p.suffix != ".json"}
+    assert {p.suffix for p in figures.values()} == {f".{figure_format}"}
+    assert set(figures) == {
+        "sampler_costs", "noise_path", "likelihood_errors", "sampling_claim", "flow_1d",
+        "guidance_toy",
+    }  # fmt: skip
+    for name in ("sampler_costs", "likelihood_errors", "sampling_claim"):
+        assert figures[name].read_bytes().startswith(HEADS[figure_format])
+
+
+def test_every_study_that_draws_takes_a_format(call, tmp_path):
+    for name in set(study.NAMES) - {"topologies"}:
+        parameters = inspect.signature(study.load(name).run).parameters
+        assert parameters["figure_format"].default == "png", name
+    words = ["--mode=study", "--study=topologies", f"--workdir={tmp_path / 'x'}"]
+    refused = call(*words, "--figure_format=pdf", code=2).stderr
+    assert "--figure_format: the study topologies draws nothing" in refused
+    assert not (tmp_path / "x").exists()

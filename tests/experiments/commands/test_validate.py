@@ -17,6 +17,9 @@ def test_it_writes_its_files_and_tells_by_its_code(tmp_path, call, monkeypatch):
     (entry,) = json.loads((tmp_path / "validate.json").read_text())["samplers"]
     assert entry["passed"] and entry["nfe"] == [32, 64]
     assert (tmp_path / "validate.png").stat().st_size > 1000
+    call("--mode=validate", f"--workdir={tmp_path / 'v'}", "--sampler=ddim", "--figure_format=svg")
+    assert sorted(p.name for p in (tmp_path / "v").iterdir()) == ["validate.json", "validate.svg"]
+    assert "<svg" in (tmp_path / "v" / "validate.svg").read_text()
     assert "FAIL" in call("--mode=validate", f"--sampler={__name__}:broken", code=1).stdout
 
 

@@ -95,7 +95,7 @@ def test_the_configuration_of_a_run(write):
         flag.read_config([f"--config={path}", "--config.lr=1"])
 
 
-@pytest.mark.parametrize("text", ["{", "[]"])
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"num_images": 40, "train": 3}'])
 def test_what_is_no_configuration_of_a_run(text, write):
     path = write(text, "config.json")
     with pytest.raises(flag.UsageError, match=f"^--config={path}: ") as caught:

@@ -51,7 +51,9 @@ def test_options_as_text(text, options):
     )
 
 
-@pytest.mark.parametrize("text", ["eta", "eta=", "=3", "eta=1,,x", '{"eta": }'])
+@pytest.mark.parametrize(
+    "text", ["eta", "eta=", "=3", "eta=1,,x", '{"eta": }', "eta=1,eta=2", '{"eta": 1, "eta": 2}']
+)
 def test_options_that_are_none(text):
     with pytest.raises(ConfigError, match=r"^config.sampler.options: options .*"):
         read_sampling(group(options=text))

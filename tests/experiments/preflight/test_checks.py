@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from configs import afhqv2_64, cifar10, digits, ffhq64, imagenet64, own_images, table2, tiny
-from edm_jax.data.sources.base import ArraySource
+from edm_jax.data.sources.base import ArraySource, Mirrored
+from edm_jax.data.sources.decode import encode_png
+from edm_jax.data.sources.image_files import open_images
 from edm_jax.store import checkpoints
 from experiments import words, workdir
 from experiments.config import build, options
@@ -209,6 +211,32 @@ def test_metrics_that_cannot_be_had_are_known_before():
     assert run(config, _images(8, np.eye(2)[np.arange(8) % 2])) == (0, [])
     code, lines = run(config, _images(1, [0]))
     assert code == 0 and re.search("'frechet_pixels' .* 2 real images", "\n".join(lines))
+
+
+def test_one_test_image_makes_no_floor(monkeypatch):
+    config = config_with(evaluation__num_images=40, evaluation__metrics=("frechet_pixels",))
+    monkeypatch.setattr(options.Data, "open_test", lambda self: _images(1))
+    code, lines = run(config, _images(200))
+    assert code == 0 and "takes 2 test images, and there is 1" in "\n".join(lines)
+
+
+def test_a_mirrored_image_is_one():
+    config = config_with(evaluation__num_images=40, train__batch_size=4)
+    code, lines = run(config, Mirrored(_images(1)))
+    assert code == 0 and re.search("'frechet_pixels' .* 2 real images", "\n".join(lines))
+
+
+def test_an_image_of_another_size_is_found(tmp_path):
+    """In the quick part too, where the pixels of few are looked at."""
+    for i in range(300):
+        image = np.zeros((8, 8 + (i == 101), 1), np.uint8)
+        (tmp_path / f"{i:03d}.png").write_bytes(encode_png(image))
+    source = open_images(tmp_path)
+    for quick in (True, False):
+        code, lines = run(config_with(), source, quick=quick)
+        assert code == 1
+        (error,) = [line for line in lines if line.startswith("error")]
+        assert "101.png has shape (8, 9, 1)" in error and "--mode=dataset --resolution=8x8" in error
 
 
 def test_a_batch_of_more_than_all_images_is_told():

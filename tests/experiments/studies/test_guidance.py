@@ -118,5 +118,6 @@ def test_run_and_run_again(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     monkeypatch.setattr(guidance, "evaluate", None)
     monkeypatch.setattr(guidance, "evaluate_images", None)
-    assert guidance.run(tmp_path, size) == table
+    assert guidance.run(tmp_path, size, figure_format="pdf") == table
+    assert (tmp_path / "guidance_digits.pdf").read_bytes().startswith(b"%PDF")
     assert capsys.readouterr().out.count("finished:") == 3

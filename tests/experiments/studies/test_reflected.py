@@ -63,9 +63,10 @@ def test_a_cell_is_drawn_once(tmp_path, monkeypatch):
 def test_files_of_a_study(tmp_path):
     sampling = Sampling("heun", num_steps=1)
     ways = [reflected.Way("reflected", "ODE", "none", sampling)]
-    rows = reflected.run(tmp_path, (1.0, 4.0), 6, ways, {"reflected": random_model()})
+    models = {"reflected": random_model()}
+    rows = reflected.run(tmp_path, (1.0, 4.0), 6, ways, models, figure_format="svg")
     assert {f.name for f in tmp_path.iterdir()} == {
-        "cells", "reflected.csv", "reflected.png", "reflected_samples.png",
+        "cells", "reflected.csv", "reflected.svg", "reflected_samples.png",
     }  # fmt: skip
     assert rows == reflected.from_csv((tmp_path / "reflected.csv").read_text())
     assert [row["scale"] for row in rows] == [1.0, 4.0, ""]
