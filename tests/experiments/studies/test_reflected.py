@@ -8,6 +8,7 @@ from edm_jax.evaluation.planning import make_plan
 from edm_jax.generate import Sampling
 from edm_jax.guidance.compose import Chain
 from experiments.studies import reflected
+from tests.support.paths import ROOT
 from tests.support.reflected import random_model
 
 
@@ -31,6 +32,11 @@ def test_measures_of_known_images():
     found = reflected.measure(images, plan)
     assert found["outside"] == pytest.approx(41 / 160)
     assert found["ends"] == pytest.approx(80 / 160)
+    assert found["beyond"] == pytest.approx(41 / 160)
+    images[:, 0, 0] = -1.01
+    found = reflected.measure(images, plan)
+    assert found["outside"] == pytest.approx(41 / 160)
+    assert found["beyond"] == pytest.approx(1 / 160)
     assert found["frechet"] > 1
 
 
@@ -74,3 +80,10 @@ def test_files_of_a_study(tmp_path):
     assert (
         reflected.table(rows, "outside").splitlines()[2] == "| reflected ODE, none | 0.0% | 0.0% |"
     )
+
+
+def test_the_published_tables_are_those_of_the_published_numbers():
+    rows = reflected.from_csv((ROOT / "docs/reflected.csv").read_text())
+    text = (ROOT / "docs/reflected.md").read_text()
+    for name in reflected.MEASURES:
+        assert reflected.table(rows, name) in text, name
