@@ -32,8 +32,11 @@ def texts(model: Model, tokens: np.ndarray) -> list[str]:
 
 def partial_text(model: Model, tokens: np.ndarray, known: np.ndarray) -> str:
     """``(L,)`` tokens, of which those unknown are shown as ``_``."""
-    characters = [as_text(token, alphabet_of(model)) for token in tokens[:, None]]
-    return "".join(c if k else UNKNOWN for c, k in zip(characters, known, strict=True))
+    alphabet = alphabet_of(model)  # which lacks the symbol of an unknown one
+    return "".join(
+        as_text(token[None], alphabet) if k else UNKNOWN
+        for token, k in zip(tokens, known, strict=True)
+    )
 
 
 def write(

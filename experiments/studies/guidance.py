@@ -19,7 +19,7 @@ import dataclasses
 import io
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from edm_jax.evaluation.planning import Plan, make_plan
 from edm_jax.figures import files
 from edm_jax.model import Model
 from experiments.config import build
+from experiments.studies._cells import kept
 from experiments.training import loop
 from experiments.workdir import write_atomically
 
@@ -142,20 +143,6 @@ def cells(size: Size) -> list[tuple[str, float]]:
     return [(NONE, 1.0), *((method, w) for method in METHODS for w in size.scales)]
 
 
-def _kept(path: pathlib.Path, asked: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The result in a file if it is of the same request, else a new one, written there."""
-    try:
-        there = json.loads(path.read_text())
-        if there["asked"] == asked:
-            return there["result"]
-    except (OSError, ValueError, LookupError, TypeError):
-        pass  # not there, or not whole
-    result = make()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps({"asked": asked, "result": result}) + "\n")
-    return result
-
-
 def measure(workdir: pathlib.Path, networks: Networks, size: Size) -> list[dict[str, Any]]:
     """A row for each cell, and one of real test digits; those in ``workdir/cells`` are kept."""
     data = build.experiment(configurations(size)["model"]).data
@@ -192,12 +179,10 @@ def measure(workdir: pathlib.Path, networks: Networks, size: Size) -> list[dict[
                         sampling.to_json(), protocol.FIRST_SEED, list(METRICS), digests])
         )  # fmt: skip
         name = f"{method}-{scale:g}".replace(", ", "-")
-        row = _kept(
-            workdir / "cells" / f"{name}.json", asked, lambda m=method, s=scale: drawn(m, s)
-        )
+        row = kept(workdir / "cells" / f"{name}.json", asked, lambda m=method, s=scale: drawn(m, s))
         print(f"{method}, w = {scale:g}: {told(row)}", flush=True)
         found.append(row)
-    real = _kept(
+    real = kept(
         workdir / "cells" / "real.json",
         [list(METRICS), len(test)],
         lambda: row_of(

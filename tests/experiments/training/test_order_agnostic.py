@@ -133,13 +133,13 @@ def _use(call, path, tmp_path, model):
         assert message in refused.stderr and len(refused.stderr.splitlines()) == 1
         assert not list((tmp_path / "no").glob("*.png"))
     for mode, name, more in (
-        ("encode", "codes.npz", ()),
+        ("encode", "codes.npz", (f"--source={out}",)),
         ("interpolate", "strip.png", ("--seeds=0,1",)),
     ):
         refused = call(
             f"--mode={mode}", f"--workdir={path}", f"--dest={tmp_path / name}", *more, code=2
         )
-        assert "is a model of kind 'ardm'" in refused.stderr
+        assert "a model of kind 'ardm'" in refused.stderr
 
 
 @pytest.mark.slow
