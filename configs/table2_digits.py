@@ -43,7 +43,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         log_kimg=2.048,
         sample_kimg=0.0,
         checkpoint_kimg=8.192,
-        keep_last=1,
+        keep_last=2,
         max_bad_steps=100,
     )
     config.evaluation.update(num_images=1000, trajectory_seeds=2)

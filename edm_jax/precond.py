@@ -274,6 +274,11 @@ class Preconditioning:
         """``(M+1,)`` table of the only levels that the network knows; None if it knows all."""
         return getattr(self.coefs, "keywords", {}).get("levels")
 
+    @property
+    def sigma_data(self) -> float | None:
+        """Deviation of the data that the coefficients were made for; None where they ask none."""
+        return getattr(self.coefs, "keywords", {}).get("sigma_data")
+
     def __call__(self, sigma: ArrayLike) -> Coefs:
         return self.coefs(sigma)
 

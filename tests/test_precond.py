@@ -181,6 +181,11 @@ def test_bad_arguments_are_named():
         precond.edm_preconditioning(sigma_data=0.0)
 
 
+def test_the_deviation_of_the_data_is_known_where_there_is_one():
+    assert precond.edm_preconditioning(0.75).sigma_data == 0.75
+    assert precond.ve_preconditioning().sigma_data is None
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_edm_coefficients_have_their_limits_at_zero_and_infinity(dtype):
     at_zero = precond.edm_coefs(jnp.zeros((), dtype), 0.5)

@@ -139,7 +139,7 @@ def diagnose(
     sample_near = near.nearest(clipped, training)
     key = jax.random.key(0, impl="threefry2x32")
     draws = sample_sigma(distribution or LogNormal(), key, (20_000,))
-    config = getattr(preconditioning, "sigma_data", None)
+    config = preconditioning.sigma_data
     found = Diagnosis(
         told={
             "model": repr(model),

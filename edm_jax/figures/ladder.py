@@ -47,7 +47,8 @@ def ladder(
         axes.set(ylabel=ylabel, title=title, xlabel="training configuration")
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3, lw=0.4)
-        axes.legend(framealpha=0.7)
+        if axes.has_data():
+            axes.legend(framealpha=0.7)
         axes.annotate("bars: standard error; dots: single runs", (0.98, 0.02), ha="right",
                       xycoords="axes fraction", fontsize=6, color="#555555")  # fmt: skip
         files.save(fig, path)

@@ -110,6 +110,8 @@ def batches(
     """
     numbers, shared, structure, is_number = stack(lanes)
     place = jnp.asarray
+    # Weights from NumPy would be sent again with every batch, and be another program.
+    model = jax.tree.map(jnp.asarray, model)
     if sharding is not None:
         batch_size = -(-batch_size // sharding.mesh.size) * sharding.mesh.size
         place = functools.partial(jax.device_put, device=sharding)

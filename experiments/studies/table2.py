@@ -182,6 +182,8 @@ def run(
     """
     started = time.monotonic()
     found: Found = {(column, row): [] for column in COLUMNS for row in ROWS}
+    for column, row in found:  # what cannot be trained is said before the first one is
+        build.experiment(configuration(column, row, 0, options or {}))
     with locked(workdir):
         # Seeds outermost: a study that is cut short has whole tables of the first ones.
         for seed in range(seeds):

@@ -228,7 +228,7 @@ def _draw_trajectories(run: Run, model: Model) -> None:
         visited.denoised,
         sampling.grid(model.preconditioning),
         [f"seed {s}" + (f", class {classes[s]}" if classes else "") for s in seeds],
-        sigma_data=getattr(model.preconditioning, "sigma_data", 0.5),
+        sigma_data=model.preconditioning.sigma_data or 0.5,
     )
 
 

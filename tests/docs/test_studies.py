@@ -5,6 +5,7 @@ import json
 import re
 
 import numpy as np
+import pytest
 
 from edm_jax.data.sources.base import ArraySource
 from edm_jax.studies import Study
@@ -14,6 +15,7 @@ from tests.support.small_model import small_model
 TEXT = (ROOT / "docs/studies.md").read_text()
 
 
+@pytest.mark.slow
 def test_examples(tmp_path, capsys):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (40, 8, 8, 1), np.uint8)

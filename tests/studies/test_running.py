@@ -75,7 +75,7 @@ def test_truncation_is_that_of_the_closed_form():
         expected.append(rms(here * (euler_factor(sigma, after) - flow_factor(sigma, after))))
     steps = found.rows[0]["steps"]
     np.testing.assert_allclose(steps["sigmas"], sigmas[:-2], rtol=1e-6)
-    # 32 Heun steps in between leave less than a thousandth of the error of one Euler step
+    # 64 Heun steps in between leave less than a thousandth of the error of one Euler step
     np.testing.assert_allclose(steps["errors"], expected, rtol=2e-3, atol=1e-5)
     assert found.rows[0]["values"]["truncation"]["mean"] == pytest.approx(sum(expected), rel=2e-3)
 

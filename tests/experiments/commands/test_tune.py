@@ -14,6 +14,7 @@ def model(tmp_path_factory):
     return write_small_model(tmp_path_factory.mktemp("model") / "small.safetensors")
 
 
+@pytest.mark.slow
 def test_tune_ends_with_flags_that_sample_takes(model, call, tmp_path):
     words = ("--mode=tune", f"--workdir={model}", f"--outdir={tmp_path / 'out'}", "--budget=4",
              "--tune=rho=3..12,sigma_max", "--num_steps=2", "--quality=distance",

@@ -1,4 +1,4 @@
-"""The training table at its smallest, a failed run, and what the verdicts say."""
+"""The training table: what is trained, what is kept, a failed run, and what the verdicts say."""
 
 import json
 
@@ -8,34 +8,58 @@ from experiments.studies import table2
 
 TINY = {
     "train.total_kimg": 0.256, "train.batch_size": 32, "train.checkpoint_kimg": 0.256,
-    "train.log_kimg": 0.128, "evaluation.num_images": 70, "evaluation.trajectory_seeds": 1,
+    "train.log_kimg": 0.128, "evaluation.num_images": 70, "evaluation.trajectory_seeds": 0,
     "sampler.num_steps": 2, "model.SongUNet.model_channels": 8,
 }  # fmt: skip
 
 
 @pytest.mark.slow
-def test_cells_are_trained_once_and_a_failure_is_marked(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(table2, "ROWS", ("A", "F"))
+def test_a_cell_is_trained_and_evaluated(tmp_path, monkeypatch):
+    monkeypatch.setattr(table2, "ROWS", ("F",))
     monkeypatch.setattr(table2, "COLUMNS", ("vp",))
     table2.run(tmp_path, seeds=1, options=TINY)
-    rows = json.loads((tmp_path / "table2.json").read_text())
-    assert [(row["column"], row["row"]) for row in rows] == [("vp", "A"), ("vp", "F")]
-    assert all(0 <= row["class_accuracy"] <= 1 and row["nfe"] == 3 for row in rows)
-    assert not (tmp_path / "runs" / "vp-A-0" / "checkpoints").exists()
+    (row,) = json.loads((tmp_path / "table2.json").read_text())
+    assert (row["column"], row["row"], row["seed"], row["nfe"]) == ("vp", "F", 0, 3)
+    assert 0 <= row["class_accuracy"] <= 1 and row["frechet_distance"] > 0
+    assert not (tmp_path / "runs" / "vp-F-0" / "checkpoints").exists()
     assert (tmp_path / "table2.png").stat().st_size > 1000
-    trained, train = [], table2.loop.train
 
-    def faulty(experiment, path):
+
+def test_cells_are_trained_once_and_a_failure_is_marked(tmp_path, monkeypatch):
+    monkeypatch.setattr(table2, "ROWS", ("A", "F"))
+    monkeypatch.setattr(table2, "COLUMNS", ("vp",))
+    trained, failing = [], {"vp-F-1"}
+
+    def train(experiment, path):
         trained.append(path.name)
-        raise RuntimeError("the loss is not finite")
+        if path.name in failing:
+            raise RuntimeError("the loss is not finite")
+        path.mkdir(parents=True, exist_ok=True)
+        told = {"frechet_distance": 1.0 + experiment.seed, "class_accuracy": 0.5, "nfe": 35}
+        (path / "evaluation.json").write_text(json.dumps(told))
 
-    monkeypatch.setattr(table2.loop, "train", faulty)
-    (tmp_path / "results" / "vp-F-0.json").unlink()
-    table2.run(tmp_path, seeds=1, options=TINY)
-    assert trained == ["vp-F-0"]
-    assert "failed" in (tmp_path / "table2.txt").read_text()
-    assert json.loads((tmp_path / "table2.json").read_text())[1]["failed"]
     monkeypatch.setattr(table2.loop, "train", train)
+    table2.run(tmp_path, seeds=2)
+    assert trained == ["vp-A-0", "vp-F-0", "vp-A-1", "vp-F-1"]
+    rows = json.loads((tmp_path / "table2.json").read_text())
+    assert [row.get("frechet_distance") for row in rows] == [1.0, 2.0, 1.0, None]
+    assert rows[3]["failed"] == "the loss is not finite"
+    # The same again: what failed, and that alone.
+    trained.clear(), failing.clear()
+    table2.run(tmp_path, seeds=2)
+    assert trained == ["vp-F-1"]
+    # mean of 1 and 2, standard error 1/2
+    assert "1.5 +- 0.5" in (tmp_path / "table2.txt").read_text()
+    # Trained otherwise, they are other runs.
+    trained.clear()
+    table2.run(tmp_path, seeds=1, options={"train.lr": 2e-3})
+    assert trained == ["vp-A-0", "vp-F-0"]
+
+
+def test_options_that_cannot_work_are_said_before_the_first_run(tmp_path):
+    with pytest.raises(ValueError, match="keep_last must be at least 2"):
+        table2.run(tmp_path / "out", seeds=1, options={"train.keep_last": 1})
+    assert not (tmp_path / "out").exists()
 
 
 def test_verdicts_are_about_two_standard_errors():
