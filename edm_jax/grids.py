@@ -61,8 +61,6 @@ def vp_sigmas(
       ``(N+1,)``, last entry 0.
     """
     check_range(num_steps, sigma_min, sigma_max)
-    if not 0 < eps_s < 1:
-        raise ValueError(f"eps_s must lie between 0 and 1, got {eps_s}")
     vp = schedules.VPSchedule.fit(sigma_min, sigma_max, eps_s)
     t = 1 + ramp(num_steps) * (eps_s - 1)
     sigmas = np.sqrt(np.expm1(0.5 * vp.beta_d * t**2 + vp.beta_min * t))

@@ -33,7 +33,7 @@ def seed_bits(seeds: Iterable[int] | ArrayLike) -> np.ndarray:
         if values.dtype == object:  # integers beyond 64 bits
             values = np.asarray([operator.index(seed) % 2**32 for seed in values], np.int64)
     except (TypeError, ValueError):
-        values = np.empty((0, 0))
+        values = np.empty(())
     if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
         raise ValueError(f"seeds must be a list of integers, got {brief(seeds)}")
     # Two's complement: the lower bits are the value mod 2^32, of negative numbers too.

@@ -39,7 +39,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "seeds": ("test_seeds.py",),
     "noise": ("test_noise.py", "test_losses.py"),
     "losses": ("test_losses.py",),
-    "schedules": ("test_schedules.py",),
+    "schedules": ("test_schedules.py", "test_grids.py"),
     "grids": ("test_grids.py", "samplers/test_general.py"),
     "precond": ("test_precond.py",),
     "adapters": ("test_adapters.py",),

@@ -109,3 +109,10 @@ def test_no_nan_over_the_whole_range(name, dtype):
         values += [scaling.scale(sigmas), scaling.scale_dot(sigmas, schedule.sigma_dot(t))]
     assert all(np.all(np.isfinite(np.asarray(v, np.float32))) for v in values)
     assert not np.any(np.isnan(np.asarray(schedule.sigma(jnp.zeros((), dtype)), np.float32)))
+
+
+@pytest.mark.parametrize("eps_s", [0.0, 1.0, -0.1, 2.0])
+def test_the_last_time_lies_within_the_schedule(eps_s):
+    """At both ends the constants are infinite."""
+    with pytest.raises(ValueError, match="eps_s must lie between 0 and 1"):
+        VPSchedule.fit(0.002, 80.0, eps_s)

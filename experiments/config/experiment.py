@@ -8,6 +8,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 import optax
 
 from edm_jax import models
@@ -162,6 +163,17 @@ class Experiment:
     def key(self) -> jax.Array:
         """The key that everything random in a run follows from."""
         return jax.random.key(self.seed, impl="threefry2x32")
+
+    def shown_levels(self, count: int, preconditioning: Preconditioning | None) -> np.ndarray:
+        """``(count,)`` rising noise levels at which losses are shown.
+
+        They span those of the sampling request, or of the default one where that has a single
+        level, which spans nothing.
+        """
+        levels = self.sampling.grid(preconditioning)
+        if len(levels) < 3:
+            levels = Sampling().grid(preconditioning)
+        return np.geomspace(levels[-2], levels[0], count)
 
     def on(self, platform: str) -> tuple[Experiment, str]:
         """This run as a platform computes it, and what is to be said of the difference.

@@ -27,6 +27,7 @@ from edm_jax.store import checkpoints
 from edm_jax.train.state import TrainState
 from experiments.config.experiment import Experiment
 from experiments.config.groups import ConfigError, flatten, named
+from experiments.config.options import label_choice
 from experiments.preflight import checks, costs, pods
 from experiments.preflight.checks import Findings
 from experiments.preflight.topologies import Topology
@@ -207,6 +208,12 @@ def _check_evaluation(findings: Findings, experiment: Experiment, source: ImageS
     if not experiment.draws_images:
         return
     group = experiment.evaluation
+    label = label_choice(group.labels)
+    if isinstance(label, int) and label >= source.num_classes:
+        findings.errors.append(
+            f"config.evaluation.labels={label} is out of range: the data have "
+            f"{source.num_classes or 'no'} classes"
+        )
     with findings.part(), named("config.evaluation.metrics"):
         kept, left_out = planning.possible(
             group.metrics,

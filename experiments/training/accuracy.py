@@ -33,8 +33,7 @@ def evaluate(run: Run, model: Model, num_images: int, poll: Callable[[], None]) 
     source = run.source if test is None else test
     chosen = np.linspace(0, len(source) - 1, min(num_images, len(source))).round().astype(int)
     examples = [source[i] for i in chosen.tolist()]
-    grid = run.experiment.sampling.grid(model.preconditioning)
-    sigmas = np.geomspace(grid[-2], grid[0], NUM_LEVELS)
+    sigmas = run.experiment.shown_levels(NUM_LEVELS, model.preconditioning)
     found = accuracy_at_levels(
         of_model(model),
         np.stack([example["image"] for example in examples]) / 127.5 - 1,

@@ -188,8 +188,7 @@ def _draw_evaluations(run: Run, *last: dict[str, Any]) -> None:
 def _draw_losses(run: Run, initial: Model, trained: Model) -> None:
     """Loss per noise level before and after training (EDM Fig. 5a)."""
     images, labels = protocol.stack_source(run.source, LOSS_IMAGES)
-    levels = run.experiment.sampling.grid(run.experiment.preconditioning)
-    sigmas = np.geomspace(levels[-2], levels[0], NUM_LOSS_LEVELS)
+    sigmas = run.experiment.shown_levels(NUM_LOSS_LEVELS, run.experiment.preconditioning)
     given = (
         images / 127.5 - 1,
         sigmas,

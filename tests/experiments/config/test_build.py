@@ -47,6 +47,18 @@ def test_what_an_experiment_has():
     assert build.experiment(cifar10.get_config()).augment == EDM_AUGMENT
 
 
+@pytest.mark.parametrize(("num_steps", "ends"), [(7, (0.01, 50.0)), (1, (0.002, 80.0))])
+def test_levels_at_which_losses_are_shown(num_steps, ends):
+    """One step has one level, which spans nothing: then those of EDM (Table 1)."""
+    config = tiny.get_config()
+    config.sampler.update(num_steps=num_steps, sigma_min=0.01, sigma_max=50.0)
+    experiment = build.experiment(config)
+    levels = experiment.shown_levels(5, experiment.preconditioning)
+    np.testing.assert_allclose(levels[[0, -1]], ends, rtol=1e-12)
+    # Evenly spaced in ln sigma.
+    np.testing.assert_allclose(np.ptp(np.diff(np.log(levels))), 0, atol=1e-12)
+
+
 def test_half_precision_on_tpus():
     config = configured(model__dtype="float16", train__loss_scaling=100.0)
     experiment = build.experiment(config)

@@ -220,6 +220,19 @@ def test_one_test_image_makes_no_floor(monkeypatch):
     assert code == 0 and "takes 2 test images, and there is 1" in "\n".join(lines)
 
 
+@pytest.mark.parametrize(("labels", "error"), [("2", False), ("3", True), ("random", False)])
+def test_a_class_that_there_is_not_is_known_before(labels, error):
+    config = config_with(
+        evaluation__num_images=40, evaluation__labels=labels, data__conditional=True
+    )
+    code, lines = run(config, Pictures(num_classes=3))
+    assert code == error
+    told = "error: config.evaluation.labels=3 is out of range: the data have 3 classes"
+    assert (told in lines) == error
+    if error:
+        assert "the data have no classes" in "\n".join(run(config, Pictures())[1])
+
+
 def test_a_mirrored_image_is_one():
     config = config_with(evaluation__num_images=40, train__batch_size=4)
     code, lines = run(config, Mirrored(_images(1)))
