@@ -15,6 +15,7 @@ import numpy as np
 
 from edm_jax.data.sources.base import ImageSource, Mirrored, max_size_indices
 from edm_jax.evaluation import drawing, measuring
+from edm_jax.metrics import frechet
 from edm_jax.metrics.extractors import Extractor
 from edm_jax.metrics.feature_metrics import Accumulation
 from edm_jax.metrics.reference import Reference, load_reference, save_reference
@@ -184,7 +185,13 @@ def find_reference(
             continue
         # One image, as the file may be of features of another width.
         width = extractor(np.zeros((1, *image_shape), np.uint8)).features.shape[1]
+        if not last and one.extractor is None and len(one.mean) != width:
+            continue
         one.check(extractor.name, extractor.digest, width, resolution)
+        try:
+            frechet.covariance_root(one.cov)  # before images are drawn for it
+        except ValueError as error:
+            raise ValueError(f"the reference {one.source}: {error}") from None
         return i, one
     raise ValueError(f"no reference for {extractor.name}; give one, or the data set")
 
