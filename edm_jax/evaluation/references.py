@@ -168,8 +168,9 @@ def find_reference(
     """
     resolution = tuple(image_shape[:2])
     for i, one in enumerate(given):
-        last = i == len(given) - 1
+        last, path = i == len(given) - 1, None
         if isinstance(one, str | os.PathLike):
+            path = one
             one = load_reference(one, extractor.name)
         if not isinstance(one, Reference):
             shape = tuple(one.image_shape[:2])
@@ -187,11 +188,12 @@ def find_reference(
         width = extractor(np.zeros((1, *image_shape), np.uint8)).features.shape[1]
         if not last and one.extractor is None and len(one.mean) != width:
             continue
-        one.check(extractor.name, extractor.digest, width, resolution)
         try:
+            one.check(extractor.name, extractor.digest, width, resolution)
             frechet.covariance_root(one.cov)  # before images are drawn for it
         except ValueError as error:
-            raise ValueError(f"the reference {one.source}: {error}") from None
+            where = one.source if path is None else os.fspath(path)
+            raise ValueError(f"{where}: {error}") from None
         return i, one
     raise ValueError(f"no reference for {extractor.name}; give one, or the data set")
 

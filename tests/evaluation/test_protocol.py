@@ -13,6 +13,7 @@ from edm_jax.evaluation import drawing, make_reference, measuring, planning, pro
 from edm_jax.generate import Sampling
 from edm_jax.metrics import classifier, extractors, kid
 from edm_jax.metrics.frechet import frechet_between
+from edm_jax.metrics.reference import save_reference
 from tests.evaluation.test_loss_levels import silent_model
 
 REQUEST = Sampling(num_steps=2)
@@ -72,7 +73,7 @@ def test_what_is_wrong_is_said_before_any_work(source):
         ({"metrics": ["frechet"]}, "say of which"),
         ({"labels": "all"}, "labels must be balanced, random or a class index"),
         ({"labels": 3}, "the model has 3"),
-        ({"blocks": 0}, "blocks must be at least 1"),
+        ({"blocks": 0}, "blocks must be an integer >= 1, got 0"),
         ({"metrics": ["fid", "kid"]}, "pt_inception.*about 96 MB.*inception-2015"),
         ({"num_images": 1}, "num_images must be at least 2, got 1"),
         ({"sampling": Sampling("heunn")}, "did you mean 'heun'"),
@@ -210,7 +211,7 @@ def test_a_stopped_evaluation_goes_on_to_the_same_number(source, tmp_path, stop_
 
 
 def test_other_pictures_of_the_same_name_are_not_gone_on_with(source, tmp_path):
-    """What was measured of the pictures of before does not mix with those that are there now."""
+    """What was measured of the images of before does not mix with those that are there now."""
     draw = np.random.default_rng(1).integers
     before, now = (draw(0, 256, (300, 4, 4, 1), dtype=np.uint8) for _ in range(2))
     options = dict(metrics=["frechet_pixels"], name="out", resume=tmp_path, save_seconds=0)
@@ -261,11 +262,18 @@ def test_a_published_file_is_of_the_network_of_its_width(source, tmp_path):
 
 def test_a_reference_with_negative_variances_is_refused_before_work(source, tmp_path):
     np.savez(tmp_path / "wrong.npz", mu=np.zeros(16), sigma=np.diag([1.0] * 15 + [-1.0]))
-    with pytest.raises(
-        ValueError, match=r"reference wrong\.npz: a covariance must be symmetric and"
-    ):
+    with pytest.raises(ValueError, match=r"wrong\.npz: a covariance must be symmetric and"):
         planning.make_plan(
             ["frechet_pixels"], tmp_path / "wrong.npz", num_images=8, image_shape=(4, 4, 1),
+            classes=3,
+        )  # fmt: skip
+
+
+def test_a_reference_that_does_not_fit_is_told_by_its_file(source, tmp_path):
+    save_reference(tmp_path / "of_mine.npz", make_reference(source, extractors.pixels()))
+    with pytest.raises(ValueError, match=r"of_mine\.npz: .* 4x4 pixels, these have 2x8"):
+        planning.make_plan(
+            ["frechet_pixels"], tmp_path / "of_mine.npz", num_images=8, image_shape=(2, 8, 1),
             classes=3,
         )  # fmt: skip
 
