@@ -75,7 +75,7 @@ def test_what_is_wrong_is_said_before_any_work(source):
         ({"labels": 3}, "the model has 3"),
         ({"blocks": 0}, "blocks must be an integer >= 1, got 0"),
         ({"metrics": ["fid", "kid"]}, "pt_inception.*about 96 MB.*inception-2015"),
-        ({"num_images": 1}, "num_images must be at least 2, got 1"),
+        ({"num_images": 1}, "num_images must be an integer >= 2, got 1"),
         ({"sampling": Sampling("heunn")}, "did you mean 'heun'"),
     ):
         with pytest.raises(ValueError, match=message):
