@@ -195,7 +195,7 @@ def models(values: types.SimpleNamespace) -> None:
         request = _request_of(asked, model)
         directory = _directory(values, request, folder, several)
         there = evaluations.read(directory)
-        if several and there is not None and evaluations.asked(there) == evaluations.asked(request):
+        if several and _is_there(there, request, plan, model):
             _say(f"{directory} is there already")
             results[directory.name] = there
             continue
@@ -212,6 +212,21 @@ def models(values: types.SimpleNamespace) -> None:
     others = evaluations.found(values.workdir, folder)
     if len(others) > 1:
         _say(f"\nevaluations of {values.workdir}:\n{reporting.comparison_table(others)}")
+
+
+def _is_there(
+    there: Mapping[str, Any] | None, request: Mapping[str, Any], plan: Plan, model: Model
+) -> bool:
+    """Whether a result is what was asked, of these weights, extractors and references."""
+    if there is None or evaluations.asked(there) != evaluations.asked(request):
+        return False
+    made, compared = reporting.made_with(plan), there.get("references") or {}
+    return (
+        there.get("weights_sha256") == reporting.weights_digest(model)
+        and there.get("extractors") == made["extractors"]
+        and {name: one["digest"] for name, one in compared.items()}
+        == {name: one["digest"] for name, one in made["references"].items()}
+    )
 
 
 def _evaluate(

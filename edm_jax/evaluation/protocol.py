@@ -322,7 +322,14 @@ def evaluate_images(
             classes=0 if labels is None else images.num_classes, weights=weights,
             extractors_given=extractors, options=options, cache=cache, report=report, poll=poll,
         )  # fmt: skip
-    asked = {"images": name or repr(images), "num_images": count, "metrics": list(metrics)}
+    asked = {
+        "images": name or repr(images),
+        # All are read once before the first is measured: a damaged one is found at once, and
+        # what is kept of other pictures of the same name is not gone on with.
+        "images_sha256": references.source_digest(images),
+        "num_images": count,
+        "metrics": list(metrics),
+    }
     if num_images is not None:
         asked["subset_seed"] = seed
     report(f"measuring {count} images")
@@ -374,7 +381,9 @@ def _measure_blocks(
     result = {**asked, **reporting.measured(plan, found, failed), **with_what}
     if kept.finished is not None:
         kept.finished(result)
-    if folder is not None:
+    if folder is not None and failed:
+        report(f"the images are not lost: the same call goes on from {folder}")
+    elif folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
     return result
 

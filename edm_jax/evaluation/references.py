@@ -15,6 +15,7 @@ import numpy as np
 
 from edm_jax.data.sources.base import ImageSource, Mirrored, max_size_indices
 from edm_jax.evaluation import drawing, measuring
+from edm_jax.metrics import frechet
 from edm_jax.metrics.extractors import Extractor
 from edm_jax.metrics.feature_metrics import Accumulation
 from edm_jax.metrics.reference import Reference, load_reference, save_reference
@@ -167,8 +168,9 @@ def find_reference(
     """
     resolution = tuple(image_shape[:2])
     for i, one in enumerate(given):
-        last = i == len(given) - 1
+        last, path = i == len(given) - 1, None
         if isinstance(one, str | os.PathLike):
+            path = one
             one = load_reference(one, extractor.name)
         if not isinstance(one, Reference):
             shape = tuple(one.image_shape[:2])
@@ -184,7 +186,14 @@ def find_reference(
             continue
         # One image, as the file may be of features of another width.
         width = extractor(np.zeros((1, *image_shape), np.uint8)).features.shape[1]
-        one.check(extractor.name, extractor.digest, width, resolution)
+        if not last and one.extractor is None and len(one.mean) != width:
+            continue
+        try:
+            one.check(extractor.name, extractor.digest, width, resolution)
+            frechet.covariance_root(one.cov)  # before images are drawn for it
+        except ValueError as error:
+            where = one.source if path is None else os.fspath(path)
+            raise ValueError(f"{where}: {error}") from None
         return i, one
     raise ValueError(f"no reference for {extractor.name}; give one, or the data set")
 

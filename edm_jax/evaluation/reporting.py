@@ -41,6 +41,10 @@ def of_blocks(asked: Asked, key: str, blocks: Sequence[Block]) -> dict[str, Any]
     quoted = min(values) if asked.metric.over_blocks == "minimum" else float(np.mean(values))
     out = blocks[0][key].to_json() | {"value": quoted}
     if len(blocks) > 1:
+        remarks = dict.fromkeys(remark for block in blocks for remark in block[key].remarks)
+        out |= {"remarks": list(remarks)} if remarks else {}
+        if out.pop("uncertainty", None) is not None:  # of one block, not of what is quoted
+            out["uncertainties"] = [block[key].uncertainty for block in blocks]
         out |= {
             "blocks": values,
             "quoted": asked.metric.over_blocks,

@@ -16,6 +16,9 @@ USUAL_COUNT = 50_000
 _SMALL = 1200
 # Relative to the traces: what squaring the product may cost before the slower way is taken.
 _TOLERANCE = 1e-8
+# Relative to the trace: what a factor may miss, and how negative variances may be together.
+# Covariances that other programs kept in float32 have some 1e-6 below zero.
+_MISSING, _NEGATIVE = 1e-6, 1e-4
 
 
 def gaussian_statistics(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -50,7 +53,9 @@ def covariance_root(cov: np.ndarray) -> np.ndarray:
 
     Any factor serves as a square root here: A differs from the symmetric one by a rotation.
     Directions whose variance is rounding error (below D eps of the largest) are left out, so
-    that the number of columns says the rank.
+    that the number of columns says the rank.  A matrix with slightly negative variances, as one
+    rounded to float32 has, is taken apart into its eigenvectors; what is no larger than the
+    most negative one is left out.
 
     Args:
       cov: ``(D, D)``, symmetric and positive semi-definite.
@@ -70,13 +75,20 @@ def covariance_root(cov: np.ndarray) -> np.ndarray:
     rank = int(rank) if cov.any() else 0
     root = np.zeros((len(cov), rank))
     root[pivots - 1] = np.tril(lower)[:, :rank]
-    missing = np.trace(cov) - np.sum(root**2)
-    if abs(missing) > 1e-6 * abs(np.trace(cov)):
+    trace = np.trace(cov)
+    if abs(trace - np.sum(root**2)) <= _MISSING * abs(trace):
+        return root
+    values, vectors = np.linalg.eigh(cov)
+    negative = np.sum(values[values < 0])
+    if not np.allclose(cov, cov.T, rtol=1e-6, atol=1e-8 * np.abs(cov).max()) or (
+        -negative > _NEGATIVE * abs(trace)
+    ):
         raise ValueError(
-            "a covariance must be symmetric and positive semi-definite; "
-            f"{missing:g} of the trace {np.trace(cov):g} is not explained by variances"
+            "a covariance must be symmetric and positive semi-definite; variances of the trace "
+            f"{trace:g} are negative, {negative:g} together"
         )
-    return root
+    kept = values > max(tolerance, -values[0])
+    return vectors[:, kept] * np.sqrt(values[kept])
 
 
 def _nuclear_norm(product: np.ndarray, scale: float) -> float:

@@ -9,10 +9,11 @@ import pytest
 
 import edm_jax
 from edm_jax.data.sources.base import ArraySource, Mirrored, Subset
-from edm_jax.evaluation import drawing, make_reference, measuring, planning, protocol
+from edm_jax.evaluation import drawing, make_reference, measuring, planning, protocol, references
 from edm_jax.generate import Sampling
-from edm_jax.metrics import classifier, extractors
+from edm_jax.metrics import classifier, extractors, kid
 from edm_jax.metrics.frechet import frechet_between
+from edm_jax.metrics.reference import save_reference
 from tests.evaluation.test_loss_levels import silent_model
 
 REQUEST = Sampling(num_steps=2)
@@ -72,9 +73,9 @@ def test_what_is_wrong_is_said_before_any_work(source):
         ({"metrics": ["frechet"]}, "say of which"),
         ({"labels": "all"}, "labels must be balanced, random or a class index"),
         ({"labels": 3}, "the model has 3"),
-        ({"blocks": 0}, "blocks must be at least 1"),
+        ({"blocks": 0}, "blocks must be an integer >= 1, got 0"),
         ({"metrics": ["fid", "kid"]}, "pt_inception.*about 96 MB.*inception-2015"),
-        ({"num_images": 1}, "num_images must be at least 2, got 1"),
+        ({"num_images": 1}, "num_images must be an integer >= 2, got 1"),
         ({"sampling": Sampling("heunn")}, "did you mean 'heun'"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -152,18 +153,24 @@ def test_arguments_that_cannot_work(source, call, message):
 
 
 def test_blocks_quote_the_minimum_and_the_mean(source):
-    options = dict(sampling=REQUEST, report=str, metrics=["frechet_pixels"], labels="random")
+    metrics = ["frechet_pixels", "kid@pixels"]
+    options = dict(sampling=REQUEST, report=str, metrics=metrics, labels="random")
     both = edm_jax.evaluation.evaluate(silent_model(), source, num_images=8, blocks=2, **options)
-    single = [
+    each = [
         edm_jax.evaluation.evaluate(
             silent_model(), source, num_images=8, first_seed=protocol.FIRST_SEED + start, **options
-        )["frechet_distance"]
+        )
         for start in (0, 8)
     ]
+    single = [one["frechet_distance"] for one in each]
     found = both["results"]["frechet_pixels"]
     assert found["blocks"] == single and found["value"] == min(single)
     assert found["mean"] == pytest.approx(np.mean(single)) and both["num_blocks"] == 2
     assert "minimum of" in protocol.result_table(both)
+    # A deviation is of a block: beside the mean of blocks there is none, but a list.
+    detail = both["results"]["kid@pixels"]
+    assert "uncertainty" not in detail
+    assert detail["uncertainties"] == [one["results"]["kid@pixels"]["uncertainty"] for one in each]
 
 
 class Stop(Exception):
@@ -201,6 +208,74 @@ def test_a_stopped_evaluation_goes_on_to_the_same_number(source, tmp_path, stop_
     assert any("going on after" in line for line in said)
     assert not list(tmp_path.rglob("*.npz"))
     assert resumed == evaluate(model, source, report=str, **options)
+
+
+def test_other_pictures_of_the_same_name_are_not_gone_on_with(source, tmp_path):
+    """What was measured of the images of before does not mix with those that are there now."""
+    draw = np.random.default_rng(1).integers
+    before, now = (draw(0, 256, (300, 4, 4, 1), dtype=np.uint8) for _ in range(2))
+    options = dict(metrics=["frechet_pixels"], name="out", resume=tmp_path, save_seconds=0)
+    measure = edm_jax.evaluation.evaluate_images
+    with pytest.raises(Stop):
+        measure(ArraySource(before), source, report=str, finished=lambda _: raise_(Stop), **options)
+    assert list(tmp_path.rglob("*.npz"))
+    said = []
+    found = measure(ArraySource(now), source, report=said.append, **options)
+    assert not any("going on" in line for line in said)
+    real = protocol.stack_source(source)[0]
+    features = (x.reshape(len(x), -1) / 127.5 - 1 for x in (now, real))
+    # float32 features against float64
+    assert found["frechet_distance"] == pytest.approx(frechet_between(*features), rel=1e-5)
+    assert found["images_sha256"] == references.source_digest(ArraySource(now))
+
+
+def test_images_outlive_a_metric_that_fails(source, tmp_path, monkeypatch):
+    options = dict(
+        metrics=["frechet_pixels", "kid@pixels"], num_images=6, sampling=REQUEST, resume=tmp_path
+    )
+    evaluate, model, said = edm_jax.evaluation.evaluate, silent_model(), []
+    with monkeypatch.context() as patch:
+        patch.setattr(kid, "kernel_distance", lambda *a, **k: raise_(ValueError("no memory")))
+        failed = evaluate(model, source, report=said.append, **options)
+    assert failed["left_out"] == {"kid@pixels": "no memory"}
+    assert "the images are not lost" in said[-1]
+    again = evaluate(model, source, report=said.append, **options)
+    assert "evaluation: going on after 6 of 6 images" in said
+    assert again["results"]["kid@pixels"] and not list(tmp_path.rglob("*.npz"))
+
+
+def test_a_published_file_is_of_the_network_of_its_width(source, tmp_path):
+    """``mu`` and ``sigma`` do not say of which; for another network the data are taken."""
+    np.savez(tmp_path / "published.npz", mu=np.zeros(4), sigma=np.eye(4))
+    wide, narrow = (
+        extractors.from_function(lambda x, n=n: x.reshape(len(x), -1)[:, :n] / 255, f"first{n}")
+        for n in (5, 4)
+    )
+    plan = planning.make_plan(
+        ["frechet@first5", "frechet@first4"], [tmp_path / "published.npz", source], num_images=8,
+        image_shape=(4, 4, 1), classes=3, extractors_given={"first5": wide, "first4": narrow},
+        report=str,
+    )  # fmt: skip
+    assert plan.references["first4"].source == "published.npz"
+    assert plan.references["first5"].count == len(source)
+
+
+def test_a_reference_with_negative_variances_is_refused_before_work(source, tmp_path):
+    np.savez(tmp_path / "wrong.npz", mu=np.zeros(16), sigma=np.diag([1.0] * 15 + [-1.0]))
+    with pytest.raises(ValueError, match=r"wrong\.npz: a covariance must be symmetric and"):
+        planning.make_plan(
+            ["frechet_pixels"], tmp_path / "wrong.npz", num_images=8, image_shape=(4, 4, 1),
+            classes=3,
+        )  # fmt: skip
+
+
+def test_a_reference_that_does_not_fit_is_told_by_its_file(source, tmp_path):
+    save_reference(tmp_path / "of_mine.npz", make_reference(source, extractors.pixels()))
+    with pytest.raises(ValueError, match=r"of_mine\.npz: .* 4x4 pixels, these have 2x8"):
+        planning.make_plan(
+            ["frechet_pixels"], tmp_path / "of_mine.npz", num_images=8, image_shape=(2, 8, 1),
+            classes=3,
+        )  # fmt: skip
 
 
 def test_a_damaged_state_costs_time_only(source, tmp_path):

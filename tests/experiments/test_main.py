@@ -465,6 +465,13 @@ def test_several_checkpoints_and_averages_make_a_curve(run_dir, call, tmp_path):
     assert (tmp_path / "curve.png").exists() and all(name in said for name in names)
     again = call(*flags).stdout
     assert again.count("is there already") == len(names) and "drawing" not in again
+    # One of other weights of the extractor is no result of this evaluation.
+    file = tmp_path / f"c-{next(iter(variants))}-{steps[0]}" / "evaluation.json"
+    result = json.loads(file.read_text())
+    file.write_text(json.dumps(result | {"extractors": {"pixels": "other"}}))
+    again = call(*flags).stdout
+    assert again.count("is there already") == len(names) - 1 and again.count("drawing") == 1
+    assert json.loads(file.read_text()) == result
 
 
 @pytest.mark.slow

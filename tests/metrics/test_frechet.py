@@ -106,6 +106,19 @@ def test_root():
     assert covariance_root(np.zeros((3, 3))).shape == (3, 0)
 
 
+@pytest.mark.parametrize(("count", "power"), [(100, 1), (3000, 2)])
+def test_covariances_that_were_rounded_to_float32(count, power):
+    """Singular or nearly so, they have negative variances, which no program minds."""
+    rng = np.random.default_rng(0)
+    turn = np.linalg.qr(rng.standard_normal((400, 400)))[0] / np.arange(1.0, 401)[:, None] ** power
+    exact = [gaussian_statistics(rng.standard_normal((count, 400)) @ turn * s) for s in (1, 1.1)]
+    rounded = [(mean, np.float64(np.float32(cov))) for mean, cov in exact]
+    assert np.linalg.eigvalsh(rounded[0][1])[0] < -1e-9
+    found, expected = distance(*rounded[0], *rounded[1]), distance(*exact[0], *exact[1])
+    # Variances below the rounding of an entry, 6e-8 of the largest, are lost.
+    assert found.value == pytest.approx(expected.value, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("cov", "said"),
     [
