@@ -185,7 +185,7 @@ def test_what_does_not_fit_is_refused_before_work(evaluate, call, tmp_path):
     for extra, message in (
         (["--metrics=fid"], "weights of Inception-v3 are not given; set --inception to one of"),
         (["--metrics=fid"], "pt_inception-2015-12-05-6726825d.pth (a state dictionary, about 96"),
-        (["--metrics=fid", f"--inception={tmp_path / 'none'}"], "there is no file"),
+        (["--metrics=fid", f"--inception={tmp_path / 'none'}"], "there is no such file or folder"),
         (["--metrics=fid", f"--inception={tmp_path / 'truncated.pth'}"], "truncated.pth"),
         (["--metrics=fidd"], "unknown metric 'fidd'; did you mean 'fid'"),
         ([*pixels, f"--reference={tmp_path / 'no.npz'}"], "there is no such file"),
