@@ -62,4 +62,9 @@ def check_sampler(info: SamplerInfo, kind: str, sigmas: ArrayLike, domain: Box =
             )
         return
     if is_known(sigmas):
+        if len(sigmas) < 3:
+            raise ValueError(
+                f"a reflected model needs at least 2 steps, got {len(sigmas) - 1}: at its first "
+                "level the law is uniform, and D is the noise itself"
+            )
         domain.check_levels(float(sigmas[-2]), float(sigmas[0]))

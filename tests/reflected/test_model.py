@@ -90,6 +90,7 @@ def test_refusals(model):
     np.testing.assert_allclose(lifted - outside, -step, rtol=1e-4, atol=1e-5)
     for sampling, message in [
         (Sampling("heun", sigma_max=1.0), "they are in units of the box"),
+        (Sampling("heun", num_steps=1), "a reflected model needs at least 2 steps, got 1"),
         (Sampling("reflected", options={"kappa": -1.0}), "kappa must be at least 0"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -67,7 +67,7 @@ def test_a_cell_is_drawn_once(tmp_path, monkeypatch):
 
 
 def test_files_of_a_study(tmp_path):
-    sampling = Sampling("heun", num_steps=1)
+    sampling = Sampling("heun", num_steps=2)
     ways = [reflected.Way("reflected", "ODE", "none", sampling)]
     models = {"reflected": random_model()}
     rows = reflected.run(tmp_path, (1.0, 4.0), 6, ways, models, figure_format="svg")
