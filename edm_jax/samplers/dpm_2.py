@@ -8,7 +8,7 @@ from typing import Unpack
 import jax.numpy as jnp
 
 from edm_jax.arguments import check_protocol
-from edm_jax.samplers import loop
+from edm_jax.samplers import loop, path
 from edm_jax.samplers import rows as rows_lib
 from edm_jax.samplers.ancestral import sample_two_stages
 from edm_jax.samplers.info import SamplerInfo, two_calls
@@ -37,6 +37,7 @@ def sample_dpm_2(
     key: Key | None = None,
     *,
     churn: Churn | None = None,
+    noise: str = "step",
     noise_fn: loop.NoiseFn | None = None,
     **options: Unpack[loop.LoopOptions],
 ) -> Array | loop.Trajectory:
@@ -51,6 +52,8 @@ def sample_dpm_2(
       sigmas: ``(N+1,)`` strictly decreasing levels ending in 0; may be traced.
       key: ``(B,)`` keys, one per image, or one key; needed with churn only.
       churn: constants of the added noise; None draws none.
+      noise: of churn: "step" draws anew at every step; "tree" takes all noise from one path,
+        the same at any number of steps (`path`).
       noise_fn: step index -> standard normal noise, to replay recorded draws.
       **options: of the loop, `loop.LoopOptions`.
 
@@ -60,10 +63,11 @@ def sample_dpm_2(
     loop.check_sigmas(sigmas)
     x = jnp.asarray(x, loop.state_dtype(x))
     xp, (levels,) = rows_lib.concrete(sigmas)
-    now, after, std, draw = levels[:-1], levels[1:], None, None
+    now, after, std = levels[:-1], levels[1:], None
+    spans = lambda: path.churn_spans(sigmas)  # noqa: E731
+    draw = path.noise_source(key, noise_fn, x, noise, spans, needed=churn is not None)
     if churn is not None:
         check_protocol("churn", churn, ("gamma",), "use Churn(s_churn)")
-        draw = loop.noise_source(key, noise_fn, x)
         xp, now, after, std = churned(sigmas, churn)
     rows = rows_lib.staged(xp, _stages(xp, now[:-1], after[:-1]), now[-1])
     rows = rows if std is None else rows_lib.raised(rows, std)

@@ -229,7 +229,7 @@ def test_budget_of_calls_is_met_whatever_a_step_costs():
 
 
 def test_a_sampler_that_cannot_be_traced_is_run_without(monkeypatch):
-    monkeypatch.setattr(promises, "CONTRACT_STEPS", 8)
+    monkeypatch.setattr(contract, "CONTRACT_STEPS", 8)
     subject = dataclasses.replace(_loaded("not_traceable"), steps=(16, 32))
     with jax.enable_x64(True):
         subject, _, wrong = contract.contract(subject)

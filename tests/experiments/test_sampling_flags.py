@@ -91,7 +91,7 @@ def test_churn_makes_heun_the_edm_sampler():
         (["--s_tmin=1", "--sampler=general"], "without churn it means nothing"),
         (["--s_churn=1", "--sampler=dpmpp_2m"], "the sampler 'dpmpp_2m' has no churn"),
         (["--sigmas=80,1,0", "--rho=5"], "leave --rho out"),
-        (["--sampler="], "unknown sampler ''"),
+        (["--sampler="], "--sampler=: must not be empty"),
         (["--sampler=lms_4", "--num_steps=2"], "needs at least 4 steps, got 2"),
         (["--sampler_options=order=3"], "has no option 'order'"),
         (["--sigma_min=60"], "sigma_min"),

@@ -102,7 +102,7 @@ def _images(name, num_steps, noise, sigmas=None, **options):
 @pytest.mark.parametrize(
     ("name", "options"),
     [("ddim", {"eta": 1.0}), ("dpmpp_2m_sde", {}), ("dpmpp_sde", {}), ("seeds_3", {}),
-     ("er_sde", {}), ("sa_solver", {}), ("edm", {"churn": CHURN}),
+     ("er_sde", {}), ("sa_solver", {}), ("edm", {"churn": CHURN}), ("dpm_2", {"churn": CHURN}),
      ("general", {"churn": CHURN, "solver": "euler"})],
 )  # fmt: skip
 def test_more_steps_settle_on_the_same_image(name, options):

@@ -29,7 +29,13 @@ def _value(info, option, kind):
             return {"unipc": "bh1", "seeds": "phi_1"}.get(info.name.split("_")[0], "taylor")
         return NAMED[option]
     plain = {"number": 0.75, "count": 2, "true or false": False, "list": [[3, 2, 0.1, 0.3]]}
-    allowed = {"max_steps": 100, "alpha": 1.0, "beta_d": 19.9, "beta_min": 0.1}
+    allowed = {
+        "corrector_steps": 0,
+        "max_steps": 100,
+        "alpha": 1.0,
+        "beta_d": 19.9,
+        "beta_min": 0.1,
+    }
     return allowed.get(option, plain[kind])
 
 

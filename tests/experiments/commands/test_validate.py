@@ -2,7 +2,7 @@
 
 import json
 
-from edm_jax.exact import promises
+from edm_jax.exact import subjects
 
 
 def broken(denoise, x, sigmas):
@@ -11,7 +11,7 @@ def broken(denoise, x, sigmas):
 
 
 def test_it_writes_its_files_and_tells_by_its_code(tmp_path, call, monkeypatch):
-    monkeypatch.setattr(promises, "FINE_STEPS", (32, 64))
+    monkeypatch.setattr(subjects, "FINE_STEPS", (32, 64))
     shown = call("--mode=validate", f"--workdir={tmp_path}", "--sampler=dpmpp_2m").stdout
     assert "dpmpp_2m" in shown and "pass" in shown and "1 of 1 samplers" in shown
     (entry,) = json.loads((tmp_path / "validate.json").read_text())["samplers"]
