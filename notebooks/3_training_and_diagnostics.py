@@ -21,13 +21,14 @@
 # %%
 import importlib.util
 import os
+import subprocess
 import sys
 
-if importlib.util.find_spec("edm_jax") is None:  # on Colab; elsewhere it is there
-    REPOSITORY = "https://github.com/OWNER/edm_jax"  # where this notebook is from
-    os.system(f'git clone -q --depth 1 {REPOSITORY} edm_jax && pip install -q -e "edm_jax[train]"')
-    sys.path.insert(0, os.path.abspath("edm_jax"))
-    os.chdir("edm_jax/notebooks")
+if importlib.util.find_spec("edm_jax") is None:  # from the clone that this notebook is in
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "-e", "..[train,tune]"], check=True
+    )
+    sys.path.insert(0, os.path.abspath(".."))
 
 # %%
 import itertools

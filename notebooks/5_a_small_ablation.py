@@ -20,13 +20,14 @@
 # %%
 import importlib.util
 import os
+import subprocess
 import sys
 
-if importlib.util.find_spec("edm_jax") is None:  # on Colab; elsewhere it is there
-    REPOSITORY = "https://github.com/OWNER/edm_jax"  # where this notebook is from
-    os.system(f'git clone -q --depth 1 {REPOSITORY} edm_jax && pip install -q -e "edm_jax[train]"')
-    sys.path.insert(0, os.path.abspath("edm_jax"))
-    os.chdir("edm_jax/notebooks")
+if importlib.util.find_spec("edm_jax") is None:  # from the clone that this notebook is in
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "-e", "..[train,tune]"], check=True
+    )
+    sys.path.insert(0, os.path.abspath(".."))
 
 
 # %%
@@ -46,15 +47,15 @@ quiet = dict(report=lambda line: None)
 # %% [markdown]
 # ## How far from the accurate solution?
 #
-# No features are needed: every cell starts from the same latents, and the distance to what 255 network calls give is the
+# No features are needed: every cell starts from the same latents, and the distance to what 127 network calls give is the
 # error of the solver on this very model. Bars are standard errors over blocks of seeds.
 
 # %%
 study = studies.Study.from_json(
     {
-        "grid": {"sampler": ["euler", "heun", "dpmpp_2m"], "num_steps": [4, 6, 9, 14, 20]},
-        "quality": "distance", "num_images": 32, "blocks": 3,
-        "accurate": {"sampler": "heun", "num_steps": 128},
+        "grid": {"sampler": ["euler", "heun", "dpmpp_2m"], "num_steps": [4, 8, 16]},
+        "quality": "distance", "num_images": 16, "blocks": 3,
+        "accurate": {"sampler": "heun", "num_steps": 64},
     },
     models=["digits"],
 )  # fmt: skip
@@ -72,8 +73,8 @@ Image(found.draw(out / "distance")[0], width=420)
 
 # %%
 study = studies.Study.from_json(
-    {"grid": {"num_steps": 12, "rho": [1.0, 3.0, 7.0, 20.0]}, "quality": "truncation",
-     "num_images": 32, "blocks": 1},
+    {"grid": {"num_steps": 8, "rho": [1.0, 3.0, 7.0, 20.0]}, "quality": "truncation",
+     "num_images": 8, "blocks": 1},
     models=["digits"],
 )  # fmt: skip
 steps = studies.run(study, {"digits": model}, **quiet)
@@ -88,8 +89,8 @@ Image(out / "truncation" / "truncation_per_step.png", width=420)
 
 # %%
 study = studies.Study.from_json(
-    {"grid": {"s_churn": [0, 5, 20, 60], "num_steps": 18}, "quality": "frechet_pixels",
-     "num_images": 250, "blocks": 2, "batch_size": 500},
+    {"grid": {"s_churn": [0, 1, 4], "num_steps": 12}, "quality": "frechet_pixels",
+     "num_images": 150, "blocks": 2, "batch_size": 300},
     models=["digits"],
 )  # fmt: skip
 churn = studies.run(study, {"digits": model}, reference=digits(), **quiet)
@@ -103,15 +104,15 @@ churn
 
 # %%
 study = studies.Study.from_json(
-    {"grid": {"num_steps": 8}, "quality": "distance", "num_images": 16, "blocks": 2,
-     "accurate": {"sampler": "heun", "num_steps": 128}},
+    {"grid": {"num_steps": 8}, "quality": "distance", "num_images": 8, "blocks": 2,
+     "accurate": {"sampler": "heun", "num_steps": 64}},
     models=["digits"],
 )  # fmt: skip
 tuned = tuning.tune(
     study,
     {"num_steps": 8},
     space.read({"rho": [2.0, 15.0], "sigma_max": None}),
-    15,
+    12,
     {"digits": model},
     **quiet,
 )

@@ -20,13 +20,14 @@
 # %%
 import importlib.util
 import os
+import subprocess
 import sys
 
-if importlib.util.find_spec("edm_jax") is None:  # on Colab; elsewhere it is there
-    REPOSITORY = "https://github.com/OWNER/edm_jax"  # where this notebook is from
-    os.system(f'git clone -q --depth 1 {REPOSITORY} edm_jax && pip install -q -e "edm_jax[train]"')
-    sys.path.insert(0, os.path.abspath("edm_jax"))
-    os.chdir("edm_jax/notebooks")
+if importlib.util.find_spec("edm_jax") is None:  # from the clone that this notebook is in
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "-e", "..[train,tune]"], check=True
+    )
+    sys.path.insert(0, os.path.abspath(".."))
 
 
 # %%
@@ -41,8 +42,8 @@ from edm_jax.figures import codes
 out = pathlib.Path("out/6")
 model = edm_jax.load("digits.safetensors")
 test = digits("test")
-images = np.stack([test[i]["image"] for i in range(24)])
-labels = np.stack([test[i]["label"] for i in range(24)])
+images = np.stack([test[i]["image"] for i in range(12)])
+labels = np.stack([test[i]["label"] for i in range(12)])
 edm_jax.image_grid(images, labels, num_columns=12)
 
 # %% [markdown]
@@ -52,7 +53,7 @@ edm_jax.image_grid(images, labels, num_columns=12)
 # estimate without any ODE. Both in bits per dimension; `step_difference` says which digits the solver supports.
 
 # %%
-flow = edm_jax.log_likelihood(model, images, labels, num_steps=16)
+flow = edm_jax.log_likelihood(model, images, labels, num_steps=12)
 bound = edm_jax.log_likelihood(model, images, labels, method="bound")
 for name, one in (("flow", flow), ("bound", bound)):
     print(f"{name:6s} {np.mean(one.bits_per_dim):.3f} bits per dimension")
@@ -67,7 +68,7 @@ print(
 # %%
 guesses = np.stack(
     [
-        edm_jax.log_likelihood(model, images, np.full(24, label), method="bound").bits_per_dim
+        edm_jax.log_likelihood(model, images, np.full(12, label), method="bound").bits_per_dim
         for label in range(10)
     ]
 )
@@ -99,5 +100,5 @@ edm_jax.image_grid(np.concatenate(others), num_columns=8)
 # On the circle between two codes every point is as likely as the ends, so all frames are digits.
 
 # %%
-frames = edm_jax.interpolate(model, images[:4], images[4:8], labels[:4], labels[4:8], num_frames=9)
+frames = edm_jax.interpolate(model, images[:4], images[4:8], labels[:4], labels[4:8], num_frames=7)
 edm_jax.figures.sheets.to_pil(codes.strip(frames, side=40))

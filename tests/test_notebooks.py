@@ -9,7 +9,6 @@ from notebooks import build
 from tests.support.paths import ROOT
 
 NOTEBOOKS = {path.stem: path for path in build.sources()}
-SECONDS = 120  # on two idle cores; a busy machine gets more below
 
 
 @pytest.fixture(scope="module", autouse=True)

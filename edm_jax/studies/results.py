@@ -172,6 +172,9 @@ class Results:
             written.append(path)
         return written
 
+    def __repr__(self) -> str:
+        return self.table()
+
     def _repr_html_(self) -> str:
         """The table, in a notebook."""
         import html
