@@ -17,7 +17,7 @@ def _installed():
         pytest.importorskip(name)
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # minutes in all; a name of a notebook with -m soak runs one
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_runs(name, environment, monkeypatch, tmp_path):
     monkeypatch.setenv("XLA_FLAGS", "")  # one device, as a user has
