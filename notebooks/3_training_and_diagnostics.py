@@ -34,7 +34,6 @@ if importlib.util.find_spec("edm_jax") is None:  # from the clone that this note
 import itertools
 
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import display
 
@@ -51,6 +50,8 @@ from edm_jax.train.averaging import Averaging
 from edm_jax.train.objective import DenoisingObjective
 from edm_jax.train.optimizer import make_optimizer
 from edm_jax.train.step import init_state, make_train_step
+
+# %matplotlib inline
 
 # %% [markdown]
 # ## What is learnt
@@ -115,7 +116,6 @@ print(
 # between, and the distribution of levels puts it there.
 
 # %%
-plt.close("all")
 display(pictures.loss_curves(sigmas, {"before": before, "trained": after}, "test digits"))
 draws = diagnose(
     model, source, test, distribution=distribution, weight=weight, num_levels=14, num_images=48,

@@ -5,6 +5,7 @@ python notebooks/build.py [1 2 ...]
 
 from __future__ import annotations
 
+import os
 import pathlib
 import sys
 import time
@@ -38,7 +39,9 @@ def execute(source: pathlib.Path, where: pathlib.Path = HERE) -> dict:
     client = nbclient.NotebookClient(
         notebook, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": where}}
     )
-    client.execute()
+    # The library beside the notebooks, not another one that is installed.
+    paths = [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    client.execute(env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)})
     for cell in notebook.cells:
         # What depends on the clock would make every run a change.
         cell.get("metadata", {}).pop("execution", None)
