@@ -8,8 +8,10 @@ cosine schedule of 1000 levels, drawn uniformly; it is the pair of the model tha
 configs/imagenet64.py:adm_published trains, and guides any other model as well.
 
 300,000 steps of 1024 images, flipped at random, at a rate that falls from 6e-4 to 0 along a
-straight line; weights decay by 0.2.  What is not as published: images are cropped at the centre
-when the data set is made, not at random.  The published program kept no average of the weights:
+straight line; weights decay by 0.2.  (These are the paper's as far as they could be told; the
+released program's README has 256 images, 3e-4 and 0.05, for 128x128.)  What is not as published:
+images are cropped at the centre when the data set is made, not at random.  The published program
+kept no average of the weights:
 --variant=raw are the weights themselves.  Feature maps are in bfloat16; there in float16 with a
 scale that adapts.
 

