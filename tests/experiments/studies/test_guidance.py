@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.studies import guidance
+from experiments.studies._cells import kept
 from experiments.studies.guidance import METHODS, NONE, SHOWN, Networks, Size
 
 NETWORKS = Networks("model", lambda x, sigma, rows: x, None)
@@ -66,11 +67,11 @@ def test_a_result_is_kept_until_something_else_is_asked(tmp_path):
         return {"value": len(calls)}
 
     file = tmp_path / "cells" / "one.json"
-    assert guidance._kept(file, [1, "a"], make) == {"value": 1}
-    assert guidance._kept(file, [1, "a"], make) == {"value": 1}
-    assert guidance._kept(file, [2, "a"], make) == {"value": 2}
+    assert kept(file, [1, "a"], make) == {"value": 1}
+    assert kept(file, [1, "a"], make) == {"value": 1}
+    assert kept(file, [2, "a"], make) == {"value": 2}
     file.write_text(file.read_text()[:20])  # killed half-way by another program
-    assert guidance._kept(file, [2, "a"], make) == {"value": 3}
+    assert kept(file, [2, "a"], make) == {"value": 3}
 
 
 def test_the_table(table, tmp_path):

@@ -162,8 +162,10 @@ def test_a_run_of_text(call, tmp_path, text_file):
     assert lines[0]["sampling"]["num_steps"] == 3 and len(lines) == 4
     for line in lines[1:]:
         assert line["steps"][0] == "_" * 12 and line["steps"][-1] == line["text"]
-        # All kinds of characters; four more of them in every step.
-        assert [step.count("_") for step in line["steps"]] == [12, 8, 4, 0]
+        # All kinds of characters; how many of them a step fills is for the policy to say.
+        left = [step.count("_") for step in line["steps"]]
+        assert len(left) == 4 and left == sorted(set(left), reverse=True)
+        assert left[0] == 12 and left[-1] == 0
     refused = call("--mode=evaluate", f"--workdir={path}", "--num_images=4", code=2)
     assert "is a model of sequences, which no metric is for" in refused.stderr
 
