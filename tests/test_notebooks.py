@@ -22,7 +22,6 @@ def _installed():
 def test_a_notebook_runs(name, environment, monkeypatch, tmp_path):
     monkeypatch.setenv("XLA_FLAGS", "")  # one device, as a user has
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", environment["JAX_COMPILATION_CACHE_DIR"])
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     (tmp_path / "digits.safetensors").symlink_to(ROOT / "notebooks" / "digits.safetensors")
     notebook = build.execute(NOTEBOOKS[name], tmp_path)
     assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")

@@ -330,15 +330,20 @@ class _Search:
             ),
             pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=0),
         )
-        ended = [t for t in search.get_trials() if t.state.is_finished()]
+        ended = self._ended(search)
         if ended:
             self.report(f"going on after {len(ended)} of {budget} trials")
         for number in range(len(ended), budget):
             if number == 0:
                 search.enqueue_trial({}, user_attrs={"default": True})
             search.optimize(self._trial, n_trials=1, catch=())
-            self._say(search.get_trials()[-1], budget)
-        return [self._told(t) for t in search.get_trials() if t.state.is_finished()][:budget]
+            self._say(number + 1, search.get_trials()[-1], budget)
+        return [self._told(trial) for trial in self._ended(search)][:budget]
+
+    def _ended(self, search: Any) -> list[Any]:
+        """Trials with a result, in order: those that were stopped on the way have none."""
+        states = self.optuna.trial.TrialState
+        return search.get_trials(states=(states.COMPLETE, states.PRUNED))
 
     def _number(self, storage: Any) -> int:
         """Trials that are there: a search that goes on must not try the same points again."""
@@ -386,13 +391,13 @@ class _Search:
             "pruned": pruned,
         }
 
-    def _say(self, trial: Any, budget: int) -> None:
+    def _say(self, number: int, trial: Any, budget: int) -> None:
         point = trial.user_attrs.get("point", {})
         shown = grids.label(point, list(point)) if point else "the default"
         told = trial.user_attrs.get("reason", "given up")
         if trial.state == self.optuna.trial.TrialState.COMPLETE:
             told = f"{self.measure.key} {trial.value:.4g}"
-        self.report(f"[{trial.number + 1}/{budget}] {shown}: {told}")
+        self.report(f"[{number}/{budget}] {shown}: {told}")
 
 
 def _check_same(path: pathlib.Path, identity: Mapping[str, Any]) -> None:

@@ -77,6 +77,20 @@ def test_what_falls_behind_is_given_up_early():
     assert found.images < full
 
 
+def test_a_trial_that_was_stopped_is_no_trial(tmp_path):
+    def stop():
+        raise KeyboardInterrupt
+
+    study, base = study_of(), {"sampler": "euler", "num_steps": 4, "rho": 1.5}
+    given = (study, base, space.read({"rho": [1.5, 20.0]}), 3, {"toy": MODEL}, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        tuning.tune(*given, report=lambda line: None, poll=stop)
+    lines = []
+    found = tuning.tune(*given, report=lines.append)
+    assert [line.split()[0] for line in lines] == ["[1/3]", "[2/3]", "[3/3]"]
+    assert "the default" in lines[0] and found.trials == 3 and math.isfinite(found.default_value)
+
+
 def test_settings_that_cannot_work_are_trials_without_a_value():
     lines = []
     found = tuned({"sampler": ["euler", "dpmpp_2m_sde"]}, 8, lines=lines)
