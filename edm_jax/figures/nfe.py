@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,7 +54,8 @@ def quality_curves(
             axes.errorbar(x, mean, error, color=files.colour(i), marker=MARKERS[i % len(MARKERS)],
                           ls=files.dashes(i), ms=3, capsize=1.5, elinewidth=0.7,
                           label=name)  # fmt: skip
-        axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+        # A line longer than the axis is high would be cut off.
+        axes.set(xlabel=xlabel, ylabel=textwrap.fill(ylabel, 30), title=title)
         for scale, column in ((axes.set_xscale, 0), (axes.set_yscale, 1)):
             low, high = values[:, column].min(), values[:, column].max()
             if low > 0 and high > 8 * low:

@@ -95,6 +95,17 @@ def test_every_figure_is_vectors_with_units(tmp_path, x64):
         flow.flow_panels(tmp_path / "x.svg", exact.GaussianMixture(np.zeros((2, 3)), 0.1))
 
 
+def test_a_long_name_of_a_measure_is_not_cut_off(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(files, "save", lambda fig, path: drawn.append(fig))
+    name = "RMS distance to the accurate solution of the same latents (data units)"
+    nfe.quality_curves(tmp_path / "a.png", {"a": [(9, 2.0, 0.1)]}, name)
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    box = figure.axes[0].yaxis.label.get_window_extent()
+    assert 0 <= box.y0 and box.y1 <= figure.bbox.height and box.x0 >= 0
+
+
 def dichromat(colour):
     """What is left of a colour without red-green vision: blue against yellow, and light.
 
