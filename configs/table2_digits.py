@@ -15,7 +15,7 @@ Variants as of configs/table2.py: a column, ``vp`` (default) or ``ve``, and a ro
     F  non-leaking augmentation; a mirrored digit is another sign, so it has no flips, and A
        to E do not mirror
 
-To expect: docs/results.md.  An 8x8 image, a thousand times less training and a distance in
+An 8x8 image, a thousand times less training and a distance in
 pixels are another world than the paper's; not every step need show.
 """
 

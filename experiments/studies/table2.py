@@ -6,7 +6,7 @@ Trains configs/table2_digits.py:vp,A to :ve,F, one after the other, each evaluat
 images of 35 network calls.  Unattended: stopped at any moment, the same command goes on, and a
 run that fails is marked.  Writes ``table2.json``, ``table2.csv``, ``table2.txt`` with means and
 standard errors over the seeds of training, which steps show beyond them and which do not, and
-``table2.png``.  Under 45 minutes on two cores.
+``table2.png``.
 """
 
 from __future__ import annotations
