@@ -130,8 +130,3 @@ def batches(
             is_number=is_number,
         )
         yield start, np.asarray(images)[:, : len(seeds) - start]
-
-
-def compiled_programs() -> int:
-    """How many programs `batches` has compiled so far."""
-    return _sample._cache_size()

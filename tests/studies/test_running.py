@@ -102,11 +102,20 @@ def test_a_cell_is_what_sample_draws_whatever_runs_beside_it():
     assert alone[0] == pytest.approx(rms(coarse - accurate), abs=1e-4)
 
 
-def test_one_compilation_for_a_number_of_steps(tmp_path):
+def test_one_compilation_for_a_number_of_steps(tmp_path, monkeypatch):
     grid = {"num_steps": [2, 3], "rho": [3.0, 5.0, 7.0, 9.0, 11.0], "sigma_max": [60.0, 80.0]}
     lanes._sample.clear_cache()
+    traced, sample_batch = [], generate.sample_batch
+
+    def counted(*args, **options):
+        if isinstance(options["sigmas"], jax.core.Tracer):  # a program of lanes
+            traced.append(options["sigmas"].shape)
+        return sample_batch(*args, **options)
+
+    monkeypatch.setattr(generate, "sample_batch", counted)
     results_of(grid, tmp_path / "a", batch_size=4 * COUNT)
-    assert lanes.compiled_programs() == 2
+    programs = list(traced)
+    assert sorted(programs) == [(3,), (4,)]
     # Cells that are left after a stop run in the same programs, and so do other weights.
     cells = sorted((tmp_path / "a" / "cells").iterdir())
     for path in cells[::2]:
@@ -115,7 +124,7 @@ def test_one_compilation_for_a_number_of_steps(tmp_path):
     assert f"{len(cells[1::2])} cells are there already" in lines
     other = MODEL.replace({"params": {"means": np.array([0.5, -0.5], np.float32)}})
     results_of(grid, model=other, batch_size=4 * COUNT)
-    assert lanes.compiled_programs() == 2
+    assert traced == programs
 
 
 def test_churn_is_a_number_and_needs_no_features(tmp_path):
