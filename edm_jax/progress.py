@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,23 @@ from edm_jax.typing import PyTree
 ReportFn = Callable[[int, int], None]
 
 
-class ProgressBar:
-    """Shows steps done, rate and time left on the terminal of the first process.
+def is_watched(stream: TextIO | None = None) -> bool:
+    """Whether somebody sees a line that is rewritten: on a terminal, or in a notebook.
 
-    Silent on other processes, and where standard error is not a terminal.  Reports
+    Args:
+      stream: where it is written; None is standard error.
+    """
+    stream = sys.stderr if stream is None else stream
+    if stream.isatty():
+        return True
+    # The streams of a notebook's kernel are no terminals, yet they rewrite lines as one does.
+    return type(stream).__module__.startswith(("ipykernel.", "google.colab."))
+
+
+class ProgressBar:
+    """Shows steps done, rate and time left on the terminal or in the notebook of the first process.
+
+    Silent on other processes, and where nobody watches (`is_watched`).  Reports
     may come late, repeated or out of order (batched or sharded programs); only the
     furthest counts.
     """
@@ -43,10 +57,8 @@ class ProgressBar:
         import tqdm
 
         self._close()
-        # disable=None: no output unless standard error is a terminal.
-        self._bar = tqdm.tqdm(total=total, desc=self._description, disable=None)
-        if self._bar.disable:
-            self._bar = None
+        if is_watched():
+            self._bar = tqdm.tqdm(total=total, desc=self._description)
 
     def _close(self) -> None:
         if self._bar is not None:

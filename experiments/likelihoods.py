@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import pathlib
-import sys
 import time
 import zipfile
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from edm_jax.likelihood.autoregressive import DISCRETE
 from edm_jax.likelihood.record import Record, likelihoods
 from edm_jax.likelihood.results import Settings
 from edm_jax.model import Model
+from edm_jax.progress import is_watched
 from experiments.flow_images import Images
 from experiments.words import format_duration
 from experiments.workdir import WorkdirError, to_json, write_atomically
@@ -131,7 +131,7 @@ def _evaluate(
                 if time.monotonic() - saved >= SAVE_SECONDS:
                     write_record(file, record)
                     saved = time.monotonic()
-                    if not sys.stderr.isatty():
+                    if not is_watched():
                         print(_progress(name, done, total, done - start, saved - began), flush=True)
         finally:
             if record is not None and len(record) > start:

@@ -74,6 +74,8 @@ def prepare(path: pathlib.Path, flag: str = "workdir") -> None:
 def locked(path: pathlib.Path) -> Iterator[None]:
     """Hold the run directory; the lock goes with the process, however it ends.
 
+    A request that is refused before it wrote anything leaves no directory behind.
+
     Raises:
       WorkdirError: if another process holds it.
     """
@@ -90,7 +92,13 @@ def locked(path: pathlib.Path) -> Iterator[None]:
         file.truncate()
         file.write(f"process {os.getpid()}")
         file.flush()
-        yield
+        try:
+            yield
+        except BaseException:
+            if [entry.name for entry in path.iterdir()] == [".lock"]:
+                (path / ".lock").unlink()
+                path.rmdir()
+            raise
 
 
 def _chosen(tree: Mapping[str, Any]) -> dict[str, Any]:

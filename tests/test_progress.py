@@ -40,6 +40,15 @@ def test_silent_without_terminal_and_on_other_hosts(monkeypatch):
     assert terminal.getvalue() == ""
 
 
+def test_a_notebook_shows_it(monkeypatch):
+    """Streams of a kernel are no terminals (ipykernel's OutStream.isatty is False)."""
+    outstream = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})
+    monkeypatch.setattr(sys, "stderr", outstream())
+    assert not sys.stderr.isatty() and progress.is_watched()
+    _drive(progress.ProgressBar(), [(0, 2), (1, 2), (2, 2)])
+    assert "2/2" in sys.stderr.getvalue()
+
+
 def test_late_repeated_and_second_runs(monkeypatch):
     terminal = _Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)

@@ -11,15 +11,16 @@ import numpy as np
 from edm_jax import generate
 from edm_jax.generate import Sampling
 from edm_jax.model import Labels, Model
+from edm_jax.progress import is_watched
 from edm_jax.train.sharding import batch_sharding, make_mesh
 from edm_jax.typing import PyTree
 
 
 def progress_bar(total: int, name: str, done: int = 0) -> Any:
-    """A bar with rate and time left, on a terminal only, of one process."""
+    """A bar with rate and time left, of one process, on a terminal or in a notebook."""
     from tqdm import tqdm
 
-    disable = True if jax.process_index() else None
+    disable = jax.process_index() != 0 or not is_watched()
     return tqdm(total=total, initial=done, desc=name, unit="img", disable=disable, leave=False)
 
 

@@ -7,6 +7,7 @@ import time
 
 import jax
 
+from edm_jax.progress import is_watched
 from experiments.words import format_duration
 
 
@@ -32,7 +33,7 @@ class StatusLine:
         """A line for a run of ``total_steps``; silent unless ``enabled``."""
         self._total, self._batch = total_steps, batch_size
         self._enabled = enabled
-        self._interactive = sys.stdout.isatty()
+        self._interactive = is_watched(sys.stdout)
         self._open = False
         self.start(0)
 

@@ -95,6 +95,7 @@ def test_a_model_that_is_gone_and_a_file_that_raises(models, call, tmp_path):
     done = call("--mode=study", f"--models={models[0]}:raw", "--grid=rho=7",
                 f"--workdir={tmp_path / 'w'}", *SMALL, code=2)  # fmt: skip
     assert "no weights 'raw'" in done.stderr
+    assert not (tmp_path / "w").exists()  # found after the directory was made, and nothing in it
 
 
 # --------------------------------------------------------------- studies of this repository
