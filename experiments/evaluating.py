@@ -5,32 +5,35 @@ from __future__ import annotations
 import functools
 import pathlib
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from edm_jax import generate, load
-from edm_jax.evaluation import evaluate, evaluate_images, protocol, reporting
+from edm_jax import load, requests
+from edm_jax.evaluation import evaluate, evaluate_images, reporting
 from edm_jax.evaluation import pictures as picture_files
 from edm_jax.evaluation.planning import Plan, make_plan
 from edm_jax.figures import curves, sheets
-from edm_jax.generate import Sampling
 from edm_jax.metrics.registry import columns, parse
 from edm_jax.model import Model
-from edm_jax.store import checkpoints
 from experiments import bounds, compilation_cache, evaluations, guidance_flags, sampling_flags
 from experiments.config import build
 from experiments.config.experiment import data_difference
 from experiments.config.flag import UsageError
 from experiments.config.groups import ConfigError
-from experiments.config.options import Evaluation, label_choice
-from experiments.workdir import CONFIG, WorkdirError, prepare, read_config
+from experiments.evaluation_request import (
+    asked_of,
+    chosen_models,
+    directory_of,
+    features_of,
+    identity,
+    metrics_of,
+    reference_files,
+)
+from experiments.workdir import CONFIG, prepare
 
-NETWORKS = ("inception", "dinov2")
-# Of a model without a run.
-USUAL = Evaluation(0, protocol.FIRST_SEED, ("fid",), 0)
 SAMPLES = "evaluation_samples.png"
 # Flags that say nothing about pictures that are there.
 OF_A_MODEL = (
@@ -42,48 +45,6 @@ OF_A_MODEL = (
 def _say(line: str) -> None:
     if jax.process_index() == 0:
         print(line, flush=True)
-
-
-def stored(workdir: pathlib.Path) -> Any:
-    """The experiment that a run directory holds."""
-    return build.experiment(read_config(workdir))
-
-
-def _metrics(values: types.SimpleNamespace, usual: Sequence[str]) -> tuple[str, ...]:
-    metrics = tuple(values.metrics.split(",")) if values.metrics else tuple(usual)
-    for name in metrics:
-        parse(name)
-    return metrics
-
-
-def _files(values: types.SimpleNamespace, own: str = "") -> list[pathlib.Path]:
-    """The files of references, which must be there."""
-    given = values.reference.split(",") if values.reference else [own] if own else []
-    files = [pathlib.Path(one).expanduser() for one in given]
-    for file in files:
-        if not file.exists():
-            raise FileNotFoundError(f"--reference={file}: there is no such file")
-    return files
-
-
-def _weights(values: types.SimpleNamespace, own: Mapping[str, str]) -> dict[str, Any]:
-    """Arguments of an evaluation about feature networks and references.
-
-    Raises:
-      FileNotFoundError: a file that is given is not there, whether a metric needs it or not.
-      WorkdirError: the folder of references cannot be written.
-    """
-    for name in NETWORKS:
-        given = getattr(values, name)
-        if given is not None and not given.exists():
-            raise FileNotFoundError(f"--{name}={given}: there is no such file or folder")
-    if values.reference_cache is not None and jax.process_index() == 0:
-        prepare(values.reference_cache, "reference_cache")
-    return {
-        "weights": {name: getattr(values, name) or own.get(name) for name in NETWORKS},
-        "options": {name: f"--{name}" for name in NETWORKS},
-        "cache": values.reference_cache or evaluations.references_directory(),
-    }
 
 
 def _picture(directory: pathlib.Path) -> Callable[[np.ndarray, np.ndarray], None]:
@@ -112,8 +73,8 @@ def pictures(values: types.SimpleNamespace) -> None:
     for flag in OF_A_MODEL:
         if flag in values.given:
             raise UsageError(f"--{flag} is about the images of a model, and --images are there")
-    metrics = _metrics(values, ("fid",))
-    files, features = _files(values), _weights(values, {})
+    metrics = metrics_of(values, ("fid",))
+    files, features = reference_files(values), features_of(values, {})
     images = picture_files.open_pictures(values.images)
     source = None
     if values.config is not None:
@@ -166,12 +127,12 @@ def _write(
 
 def models(values: types.SimpleNamespace) -> None:
     """Measure the images of one or several models."""
-    chosen = _chosen(values)
+    chosen = chosen_models(values)
     several = len(chosen) > 1
     first = None
     if not (values.workdir / CONFIG).exists() and values.config is None:
         first = load(chosen[0][0], variant=chosen[0][1])  # which says how it is drawn from
-    asked = _request(values, first)
+    asked = asked_of(values, first)
     compilation_cache.enable(values.compilation_cache)
     first = first or load(chosen[0][0], variant=chosen[0][1])
     if first.kind == "classifier":
@@ -185,15 +146,15 @@ def models(values: types.SimpleNamespace) -> None:
             "--mode=likelihood tells its bits per token"
         )
     guidance = guidance_flags.build(values, first, asked["sampling"])
-    generate.check_request(first, asked["sampling"], guidance)
+    requests.check_request(first, asked["sampling"], guidance)
     folder = values.outdir or values.workdir / evaluations.FOLDER
-    _directory(values, _request_of(asked, first), folder, several)  # before long work
+    directory_of(values, identity(asked, first), folder, several)  # before long work
     plan = _plan(values, asked, first)
     results: dict[str, dict[str, Any]] = {}
     for i, (path, variant) in enumerate(chosen):
         model = first if i == 0 else load(path, variant=variant)
-        request = _request_of(asked, model)
-        directory = _directory(values, request, folder, several)
+        request = identity(asked, model)
+        directory = directory_of(values, request, folder, several)
         there = evaluations.read(directory)
         if several and _is_there(there, request, plan, model):
             _say(f"{directory} is there already")
@@ -270,90 +231,6 @@ def _bound(model: Model, asked: Mapping[str, Any]) -> dict[str, Any]:
     return bounds.bound(model, source, data.open_test(), batch_size=asked["batch_size"])
 
 
-def _request(values: types.SimpleNamespace, model: Model | None) -> dict[str, Any]:
-    """What is to be evaluated, as far as the run, or else the model, says it."""
-    experiment = None
-    if values.config is not None:
-        experiment = build.experiment(values.config)
-    elif (values.workdir / CONFIG).exists() or not values.reference:
-        experiment = stored(values.workdir)
-    own = USUAL if experiment is None else experiment.evaluation
-    num_images = values.num_images or own.num_images
-    if not num_images:
-        raise UsageError(
-            "config.evaluation.num_images is 0: there is nothing to evaluate; give --num_images"
-        )
-    return {
-        "experiment": experiment,
-        "sampling": sampling_flags.request(values, _base(experiment, model)),
-        "guidance": guidance_flags.asked(values),
-        "num_images": num_images,
-        "first_seed": own.first_seed if values.first_seed is None else values.first_seed,
-        "blocks": values.blocks or own.blocks,
-        "labels": label_choice(own.labels) if values.labels is None else values.labels,
-        "metrics": _metrics(values, own.metrics),
-        "files": _files(values, own.reference),
-        "features": _weights(values, own.weights),
-        "batch_size": values.batch_size or (experiment.sample_batch if experiment else 64),
-    }
-
-
-def _base(experiment: Any, model: Model | None) -> Any:
-    """How images are drawn where no flag says it."""
-    if experiment is not None:
-        return experiment.sampling
-    return Sampling() if model is None else generate.default_request(model)
-
-
-def _request_of(asked: Mapping[str, Any], model: Model) -> dict[str, Any]:
-    """What tells an evaluation from others, as its result says it."""
-    request = {
-        "sampling": asked["sampling"].to_json(),
-        "num_images": asked["num_images"],
-        "first_seed": asked["first_seed"],
-        "metrics": list(asked["metrics"]),
-        "weights": model.variant,
-        "progress": model.description.get("progress"),
-        "num_blocks": asked["blocks"],
-        "labels": asked["labels"] if model.num_classes else None,
-    }
-    if asked["guidance"]:
-        request["guidance"] = asked["guidance"]
-    if asked["files"]:
-        request["reference_files"] = [file.name for file in asked["files"]]
-    return request
-
-
-def _chosen(values: types.SimpleNamespace) -> list[tuple[pathlib.Path, str | None]]:
-    """Paths and weights of the models."""
-    paths = [values.workdir]
-    if values.checkpoints is not None:
-        paths = _steps(values.workdir, values.checkpoints)
-    if values.variant is None:
-        return [(path, None) for path in paths]
-    if values.variant != "all":
-        names = values.variant.split(",")
-    else:
-        steps = checkpoints.checkpoint_steps(values.workdir / "checkpoints")
-        if values.workdir.is_file() or not steps:
-            raise UsageError("--variant=all is for a run directory; name the weights of others")
-        names = list(checkpoints.read_description(steps[-1]).get("variants") or ())
-    return [(path, name) for name in names for path in paths]
-
-
-def _steps(workdir: pathlib.Path, text: str) -> list[pathlib.Path]:
-    """The checkpoints of a run that ``--checkpoints`` names, oldest first."""
-    steps = checkpoints.checkpoint_steps(workdir / "checkpoints") if workdir.is_dir() else []
-    if not steps:
-        raise UsageError(f"--checkpoints={text}: {workdir} has no checkpoints")
-    word, _, count = text.partition(":")
-    if word == "all" and not count:
-        return steps
-    if word == "last" and count.isdigit() and int(count):
-        return steps[-int(count) :]
-    raise UsageError(f"--checkpoints={text}: write all, or the number of the last ones as last:5")
-
-
 def _plan(values: types.SimpleNamespace, asked: Mapping[str, Any], model: Model) -> Plan:
     """Metrics with networks and references; the same for all models of a run."""
     experiment, files = asked["experiment"], asked["files"]
@@ -381,59 +258,6 @@ def _plan(values: types.SimpleNamespace, asked: Mapping[str, Any], model: Model)
         extractors_given={},
         **asked["features"],
     )
-
-
-def _directory(
-    values: types.SimpleNamespace, request: dict[str, Any], folder: pathlib.Path, several: bool
-) -> pathlib.Path:
-    """Where the result goes, which can be written and holds no other."""
-    if values.outdir is None and not values.workdir.is_dir():
-        raise UsageError(
-            f"--workdir={values.workdir} is a file: say where results go, for example "
-            "--outdir=evaluations"
-        )
-    if values.name is None and values.outdir is None and not several:
-        if _is_headline(values, request):
-            return _prepared(values.workdir, values)
-    name = evaluations.check_name(values.name or evaluations.default_name(request))
-    if several:
-        step = (request["progress"] or {}).get("step")
-        name += f"-{request['weights']}" + ("" if step is None else f"-{step}")
-    evaluations.check_free(folder / name, request)
-    return _prepared(folder / name, values)
-
-
-def _prepared(directory: pathlib.Path, values: types.SimpleNamespace) -> pathlib.Path:
-    try:
-        prepare(directory, "workdir" if values.outdir is None else "outdir")
-    except WorkdirError as error:
-        cure = "" if values.outdir else "; --outdir=DIR puts results elsewhere"
-        raise WorkdirError(f"{error}{cure}") from error
-    return directory
-
-
-def _is_headline(values: types.SimpleNamespace, request: dict[str, Any]) -> bool:
-    """Whether this is the evaluation that the run itself would make."""
-    if values.variant is not None:
-        return False
-    if not (values.workdir / CONFIG).exists():
-        there = evaluations.read(values.workdir)
-        return there is None or evaluations.asked(there) == evaluations.asked(request)
-    experiment = stored(values.workdir)
-    group = experiment.evaluation
-    own = {
-        "sampling": experiment.sampling.to_json(),
-        "num_images": group.num_images,
-        "first_seed": group.first_seed,
-        "metrics": list(group.metrics),
-        "num_blocks": group.blocks,
-        "labels": label_choice(group.labels) if request["labels"] is not None else None,
-        "weights": request["weights"],
-        "progress": request["progress"],
-    }
-    if group.reference:
-        own["reference_files"] = [pathlib.Path(group.reference).name]
-    return evaluations.asked(own) == evaluations.asked(request)
 
 
 def _curve(path: pathlib.Path, results: Mapping[str, Mapping[str, Any]]) -> None:

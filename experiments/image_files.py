@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from edm_jax import generate
+from edm_jax import generate, requests
 from edm_jax.ardm.registry import build
 from edm_jax.data.sources.labels import METADATA
 from edm_jax.evaluation import drawing, protocol
@@ -132,7 +132,7 @@ class Drawing:
 
     def __post_init__(self) -> None:
         # Before any folder is made.
-        generate.check_request(self.model, self.sampling, self.guidance)
+        requests.check_request(self.model, self.sampling, self.guidance)
 
     def stream(self) -> Iterator[tuple[int, np.ndarray]]:
         """All images as bytes, see `drawing.stream`."""
@@ -144,7 +144,7 @@ class Drawing:
     @functools.cached_property
     def cost(self) -> dict[str, Any]:
         """``nfe``, network calls of an image, and under guidance ``network_rows`` of each net."""
-        cost: dict[str, Any] = {"nfe": generate.network_calls(self.model, self.sampling)}
+        cost: dict[str, Any] = {"nfe": requests.network_calls(self.model, self.sampling)}
         if self.guidance is not None:
             rows = protocol.network_rows_of(self.guidance, self.sampling, self.model)
             cost["network_rows"] = rows

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edm_jax import generate
+from edm_jax import generate, requests
 from edm_jax.ardm.request import Decoding
 from edm_jax.data.sources.text import as_text
 from edm_jax.evaluation.reporting import weights_digest
@@ -60,7 +60,7 @@ def write(
       steps: also write the texts in progress.
       batch_size: texts at a time.
     """
-    generate.check_request(model, decoding)
+    requests.check_request(model, decoding)
     prepare(outdir, "outdir")
     head: dict[str, Any] = {
         "sampling": decoding.to_json(),

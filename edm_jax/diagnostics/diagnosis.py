@@ -14,8 +14,9 @@ from edm_jax.diagnostics import levels as levels_lib
 from edm_jax.diagnostics import neighbours as near
 from edm_jax.diagnostics.levels import Levels
 from edm_jax.diagnostics.neighbours import Neighbours
+from edm_jax.evaluation.labels import labels_of
 from edm_jax.evaluation.planning import classes_of
-from edm_jax.evaluation.protocol import FIRST_SEED, labels_of
+from edm_jax.evaluation.protocol import FIRST_SEED
 from edm_jax.generate import Sampling, sample
 from edm_jax.model import Model
 from edm_jax.noise import LogNormal, NoiseDistribution, WeightFn, edm_weight, sample_sigma

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edm_jax import generate
+from edm_jax import requests
 from edm_jax.arguments import (
     check_by_name,
     check_count,
@@ -29,10 +29,10 @@ from edm_jax.arguments import (
     check_scalar,
     check_switch,
 )
-from edm_jax.data.sources.base import ImageSource, Subset, class_indices, max_size_indices
+from edm_jax.data.sources.base import ImageSource, Subset, max_size_indices
 from edm_jax.evaluation import drawing, measuring, planning, references, reporting
+from edm_jax.evaluation.labels import BALANCED, labels_of
 from edm_jax.evaluation.planning import Plan, Weights, make_plan
-from edm_jax.evaluation.reporting import comparison_table, result_table
 from edm_jax.generate import Sampling
 from edm_jax.guidance.cost import network_rows, visited_levels
 from edm_jax.metrics.extractors import Extractor
@@ -46,76 +46,6 @@ from edm_jax.typing import Array, ArrayLike, DenoiseFn, PyTree
 FIRST_SEED = 100_000_000
 # Far more than are worth drawing, and far fewer than there are seeds.
 MAX_IMAGES = 100_000_000
-# How classes are asked for: every one equally often, or as each seed draws.
-BALANCED, RANDOM = "balanced", "random"
-
-
-def stack_source(source: ImageSource, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """All (or the first) images and labels of a source, labels empty if it has none."""
-    count = len(source) if limit is None else min(limit, len(source))
-    examples = [source[i] for i in range(count)]
-    images = np.stack([e["image"] for e in examples])
-    labels = np.stack([e["label"] for e in examples]) if source.num_classes else np.zeros(0)
-    return images, labels
-
-
-def balanced_labels(classes: Sequence[int], count: int) -> np.ndarray | None:
-    """Every class equally often, ``(count,)``; None without classes."""
-    return np.resize(np.asarray(classes), count) if len(classes) else None
-
-
-def has_label_vectors(source: ImageSource) -> bool:
-    """Whether labels are vectors of numbers that are no classes."""
-    labels = getattr(source, "labels", None)
-    if labels is None:
-        return bool(source.num_classes) and np.ndim(source[0]["label"]) == 1
-    return class_indices(labels) is None
-
-
-def asked_labels(model: Model, source: ImageSource | None, count: int) -> np.ndarray | None:
-    """What an evaluation asks for: every class that has images equally often, or their vectors.
-
-    Args:
-      model: whose classes are asked for.
-      source: the images it was trained on, if they are at hand.
-      count: how many.
-
-    Returns:
-      ``(count,)`` classes; ``(count, K)`` labels of the first images, over and over, where
-      these are vectors; None without labels.
-    """
-    if not model.num_classes or source is None or not has_label_vectors(source):
-        return balanced_labels(model.classes, count)
-    labels = getattr(source, "labels", None)
-    if labels is None:
-        labels = np.stack([source[i]["label"] for i in range(min(count, len(source)))])
-    return np.asarray(labels)[np.arange(count) % len(labels)]
-
-
-def labels_of(
-    model: Model, seeds: np.ndarray, labels: str | int, source: ImageSource | None = None
-) -> np.ndarray | None:
-    """The label of every seed; None for an unconditional model.
-
-    Args:
-      model: whose classes are asked for.
-      seeds: ``(n,)``.
-      labels: ``balanced`` (see `asked_labels`), ``random`` (as each seed draws its class), or
-        one class for all.
-      source: the images it was trained on, if they are at hand.
-
-    Raises:
-      ValueError: another word, or a class that the model does not have.
-    """
-    if labels == BALANCED:
-        return asked_labels(model, source, len(seeds))
-    if labels == RANDOM:
-        return generate.drawn_labels(model, seeds)
-    if isinstance(labels, bool) or not isinstance(labels, int | np.integer):
-        raise ValueError(f"labels must be {BALANCED}, {RANDOM} or a class index, got {labels!r}")
-    if not 0 <= labels < model.num_classes:
-        raise ValueError(f"label {labels} is out of range; the model has {model.num_classes}")
-    return np.full(len(seeds), labels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,8 +157,8 @@ def evaluate(
     check_switch("strict", strict)
     check_scalar("save_seconds", save_seconds, least=0, finite=False)
     _check_functions(report, poll=poll, on_samples=on_samples, finished=finished)
-    sampling = generate.checked(model, sampling)
-    generate.check_request(model, sampling, guidance)
+    sampling = requests.checked(model, sampling)
+    requests.check_request(model, sampling, guidance)
     seeds = first_seed + np.arange(blocks * num_images).reshape(blocks, num_images)
     labels_of(model, seeds[0, :1], labels)  # checked before long work
     plan = reference
@@ -240,7 +170,7 @@ def evaluate(
         )  # fmt: skip
     wanted = labels_of(model, seeds.reshape(-1), labels, plan.real)
     classes = [None] * blocks if wanted is None else np.split(wanted, blocks)
-    nfe = generate.network_calls(model, sampling)
+    nfe = requests.network_calls(model, sampling)
     asked = {
         "num_images": int(num_images),
         "first_seed": int(first_seed),
@@ -400,7 +330,7 @@ def network_rows_of(guidance: Any, sampling: Sampling, model: Model) -> dict[str
         return {}
     grid, asked = sampling.grid(model.preconditioning), sampling.request(model.preconditioning)
     keys = image_keys([0])
-    learned = generate.learns_variance(asked)
+    learned = requests.learns_variance(asked)
 
     def run(denoise: DenoiseFn, x: Array) -> Any:
         def with_variance(x: Array, sigma: ArrayLike) -> tuple[Array, Array]:
@@ -422,9 +352,3 @@ def describe_calls(nfe: int | None, rows: Mapping[str, int] | None = None) -> st
     """
     calls = "as many network calls as its tolerances ask" if nfe is None else f"{nfe} network calls"
     return f"{calls} (guided: {reporting.describe_rows(rows)})" if rows else calls
-
-
-__all__ = [
-    "FIRST_SEED", "balanced_labels", "comparison_table", "describe_calls", "evaluate",
-    "evaluate_images", "labels_of", "result_table", "stack_source",
-]  # fmt: skip

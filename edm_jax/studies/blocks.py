@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from edm_jax import generate
+from edm_jax.evaluation.labels import labels_of
 from edm_jax.evaluation.planning import Plan
-from edm_jax.evaluation.protocol import labels_of
 from edm_jax.guidance.compose import label_dim
 from edm_jax.model import Model
 from edm_jax.studies import lanes, quality, steps

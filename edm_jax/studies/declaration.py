@@ -8,7 +8,8 @@ from typing import Any
 
 from edm_jax import names
 from edm_jax.arguments import check_number
-from edm_jax.evaluation.protocol import BALANCED, FIRST_SEED
+from edm_jax.evaluation.labels import BALANCED
+from edm_jax.evaluation.protocol import FIRST_SEED
 from edm_jax.generate import Sampling
 from edm_jax.metrics.registry import parse
 from edm_jax.studies import grid as grids

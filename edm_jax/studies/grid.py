@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edm_jax import names, samplers
-from edm_jax.generate import CHURN, Sampling
+from edm_jax.requests import CHURN
+from edm_jax.sampling import Sampling
 
 REQUEST = tuple(field.name for field in dataclasses.fields(Sampling) if field.name != "options")
 GUIDANCE = (

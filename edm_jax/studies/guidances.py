@@ -8,9 +8,9 @@ from typing import Any
 
 from edm_jax import guidance, names
 from edm_jax.classifier import load_classifier
-from edm_jax.generate import check_request
 from edm_jax.loading import load
 from edm_jax.model import Model
+from edm_jax.requests import check_request
 from edm_jax.sampling import Sampling
 
 ALIASES = {"cfg": "classifier_free"}

@@ -14,9 +14,11 @@ import numpy as np
 
 from edm_jax import samplers, seeds
 from edm_jax.evaluation import reporting
-from edm_jax.evaluation.protocol import labels_of, network_rows_of
-from edm_jax.generate import Sampling, check_request
+from edm_jax.evaluation.labels import labels_of
+from edm_jax.evaluation.protocol import network_rows_of
 from edm_jax.model import Model
+from edm_jax.requests import check_request
+from edm_jax.sampling import Sampling
 from edm_jax.studies import guidances, lanes, steps
 from edm_jax.studies.declaration import DISTANCE, TRUNCATION, Study
 from edm_jax.studies.grid import Cell

@@ -65,7 +65,8 @@ def _check_form(values: types.SimpleNamespace) -> None:
 def run(values: types.SimpleNamespace) -> None:
     """Draw and write."""
     from edm_jax import load
-    from edm_jax.generate import Sampling, default_request
+    from edm_jax.requests import default_request
+    from edm_jax.sampling import Sampling
     from experiments import image_files, text_files
     from experiments.config import build
     from experiments.workdir import CONFIG, read_config

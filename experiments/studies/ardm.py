@@ -30,8 +30,9 @@ from edm_jax.ardm.model_bits import model_bits, model_values
 from edm_jax.ardm.policy import monotone_profile, policy_cost
 from edm_jax.ardm.request import Decoding
 from edm_jax.ardm.sample import sample_ardm
+from edm_jax.data.sources.base import stack_source
 from edm_jax.data.sources.digits import digits
-from edm_jax.evaluation import evaluate, protocol, reporting
+from edm_jax.evaluation import evaluate, reporting
 from edm_jax.evaluation.planning import Plan, make_plan
 from edm_jax.figures import files
 from edm_jax.figures.decodings import decoding_frames, shown_steps
@@ -99,7 +100,7 @@ def trained(workdir: pathlib.Path, size: Size) -> dict[str, Model]:
 
 def independent_bits() -> float:
     """Bits per dimension of test digits under histograms of each pixel, with add-one counts."""
-    levels = [np.rint(protocol.stack_source(digits(s))[0] / (255 / 16)).astype(int).reshape(-1, 64)
+    levels = [np.rint(stack_source(digits(s))[0] / (255 / 16)).astype(int).reshape(-1, 64)
               for s in ("train", "test")]  # fmt: skip
     counts = np.stack([np.sum(levels[0] == v, axis=0) for v in range(NUM_VALUES)]) + 1.0
     shares = counts / counts.sum(axis=0)
@@ -123,7 +124,7 @@ def decodings(model: Model, name: str, calls: tuple[int, ...]) -> dict[str, Deco
 def measure(workdir: pathlib.Path, models: Mapping[str, Model], size: Size) -> list[dict[str, Any]]:
     """A row for each model and decoding; those in ``workdir/cells`` are kept."""
     source, test = digits(), digits("test")
-    images, labels = protocol.stack_source(test)
+    images, labels = stack_source(test)
     plans: list[Plan] = []
 
     def plan() -> Plan:
@@ -256,7 +257,7 @@ def _stages(model: Model) -> range:
 
 def _completions(model: Model, label: int, count: int) -> np.ndarray:
     """``(count + 1, 8, 8, 3)``: the upper half of a test digit, and digits with that half."""
-    images, labels = protocol.stack_source(digits("test"))
+    images, labels = stack_source(digits("test"))
     chosen = images[labels == label][:1]
     values = np.broadcast_to(np.asarray(model_values(model, chosen)), (count, 8, 8, 1))
     given = np.zeros((count, 8, 8, 1), bool)

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 
 from edm_jax.ardm.registry import build
-from edm_jax.evaluation import protocol
+from edm_jax.evaluation.labels import asked_labels
 from edm_jax.figures import profiles
 from edm_jax.figures.decodings import decoding_sheet
 from edm_jax.generate import sample
@@ -31,7 +31,7 @@ def draw_decodings(run: Run, path: pathlib.Path, model: Model) -> None:
     if not count:
         return
     path = path.with_suffix(path.suffix if path.suffix in (".png", ".pdf") else ".png")
-    seeds, labels = np.arange(count), protocol.asked_labels(model, run.source, count)
+    seeds, labels = np.arange(count), asked_labels(model, run.source, count)
     visited = sample(model, seeds, labels, sampling=run.experiment.sampling, trajectory=True)
     num_values = build(**model.description["process"]).num_values
     decoding_sheet(

@@ -10,8 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from edm_jax import generate
-from edm_jax.evaluation import drawing, protocol
+from edm_jax import requests
+from edm_jax.data.sources.base import stack_source
+from edm_jax.evaluation import drawing, protocol, reporting
+from edm_jax.evaluation.labels import asked_labels, has_label_vectors
 from edm_jax.evaluation.loss_levels import loss_at_levels
 from edm_jax.figures import curves, sheets, trajectories
 from edm_jax.generate import sample
@@ -79,8 +81,8 @@ def _save_grid(run: Run, state: TrainState, step: int, poll: Poll) -> None:
     sampling = run.experiment.sampling
     classes = model.classes[:10]
     count, columns, labels = GRID_UNLABELLED, 8, None
-    if model.num_classes and protocol.has_label_vectors(run.source):
-        classes, labels = (), protocol.asked_labels(model, run.source, count)
+    if model.num_classes and has_label_vectors(run.source):
+        classes, labels = (), asked_labels(model, run.source, count)
     elif classes:
         count, columns = len(classes) * GRID_COLUMNS, GRID_COLUMNS
         labels = np.repeat(classes, GRID_COLUMNS)
@@ -94,7 +96,7 @@ def _save_grid(run: Run, state: TrainState, step: int, poll: Poll) -> None:
     if classes:
         names = [model.label_names[i] if model.label_names else str(i) for i in classes]
     path, kimg = grid_path(run, step), step * run.batch_size / 1000
-    calls = protocol.describe_calls(generate.network_calls(model, sampling))
+    calls = protocol.describe_calls(requests.network_calls(model, sampling))
     sheets.sample_grid(
         path,
         samples,
@@ -165,7 +167,7 @@ def _table(result: dict[str, Any]) -> str:
     """The numbers of an evaluation as lines for the user."""
     if "sampling" not in result and "bits_per_dim" in result:
         return bounds.table(result)
-    return (accuracy.table if "top_1" in result else protocol.result_table)(result)
+    return (accuracy.table if "top_1" in result else reporting.result_table)(result)
 
 
 def _draw_evaluations(run: Run, *last: dict[str, Any]) -> None:
@@ -187,7 +189,7 @@ def _draw_evaluations(run: Run, *last: dict[str, Any]) -> None:
 
 def _draw_losses(run: Run, initial: Model, trained: Model) -> None:
     """Loss per noise level before and after training (EDM Fig. 5a)."""
-    images, labels = protocol.stack_source(run.source, LOSS_IMAGES)
+    images, labels = stack_source(run.source, LOSS_IMAGES)
     sigmas = run.experiment.shown_levels(NUM_LOSS_LEVELS, run.experiment.preconditioning)
     given = (
         images / 127.5 - 1,
@@ -214,8 +216,8 @@ def _draw_trajectories(run: Run, model: Model) -> None:
     if not count:
         return
     seeds = np.arange(count)
-    vectors = model.num_classes and protocol.has_label_vectors(run.source)
-    labels = protocol.asked_labels(model, run.source, count)
+    vectors = model.num_classes and has_label_vectors(run.source)
+    labels = asked_labels(model, run.source, count)
     visited = sample(model, seeds, labels, sampling=sampling, trajectory=True)
     classes = None
     if labels is not None and not vectors:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import edm_jax
-from edm_jax import generate
+from edm_jax import generate, requests
 from edm_jax.ardm.request import Decoding
 from edm_jax.guidance import StaticThreshold
 from edm_jax.samplers import Churn
@@ -36,8 +36,8 @@ def test_requests(model):
     optimal = Decoding(4, "optimal")
     # Steeper first: the first calls are the short ones.
     assert np.all(np.diff(np.diff(optimal.of_model(model)[0])) >= 0)
-    assert generate.network_calls(model, optimal) == 4
-    assert generate.network_calls(model, Decoding()) == 16
+    assert requests.network_calls(model, optimal) == 4
+    assert requests.network_calls(model, Decoding()) == 16
     by_words = edm_jax.sample(model, range(2), 1, num_steps=4, policy="optimal")
     np.testing.assert_array_equal(edm_jax.sample(model, range(2), 1, sampling=optimal), by_words)
     one = edm_jax.sample(model, range(2), 1, sampling=optimal, policy=(0, 16))
@@ -85,4 +85,4 @@ def test_a_denoiser_takes_no_decoding(model):
         kind, preconditioning = "denoiser", None
 
     with pytest.raises(ValueError, match="kind 'denoiser' is drawn from by a Sampling"):
-        generate.check_request(Denoiser(), Decoding())
+        requests.check_request(Denoiser(), Decoding())

@@ -8,8 +8,17 @@ import numpy as np
 import pytest
 
 import edm_jax
-from edm_jax.data.sources.base import ArraySource, Mirrored, Subset
-from edm_jax.evaluation import drawing, make_reference, measuring, planning, protocol, references
+from edm_jax.data.sources.base import ArraySource, Mirrored, Subset, stack_source
+from edm_jax.evaluation import (
+    drawing,
+    make_reference,
+    measuring,
+    planning,
+    protocol,
+    references,
+    reporting,
+)
+from edm_jax.evaluation.labels import labels_of
 from edm_jax.generate import Sampling
 from edm_jax.metrics import classifier, extractors, kid
 from edm_jax.metrics.frechet import frechet_between
@@ -49,7 +58,7 @@ def test_a_result_says_what_was_asked_and_found(source):
     expected = drawing.draw(silent_model(), seeds, np.arange(8) % 3, REQUEST)
     np.testing.assert_array_equal(images, expected)  # every class equally often
     # The same numbers by other means.
-    real, labels = protocol.stack_source(source)
+    real, labels = stack_source(source)
     fitted = classifier.fit_pixel_classifier(real / 127.5 - 1, labels)
     accuracy = np.mean(fitted(images / 127.5 - 1) == np.arange(8) % 3)
     assert result["class_accuracy"] == accuracy
@@ -166,7 +175,7 @@ def test_blocks_quote_the_minimum_and_the_mean(source):
     found = both["results"]["frechet_pixels"]
     assert found["blocks"] == single and found["value"] == min(single)
     assert found["mean"] == pytest.approx(np.mean(single)) and both["num_blocks"] == 2
-    assert "minimum of" in protocol.result_table(both)
+    assert "minimum of" in reporting.result_table(both)
     # A deviation is of a block: beside the mean of blocks there is none, but a list.
     detail = both["results"]["kid@pixels"]
     assert "uncertainty" not in detail
@@ -222,7 +231,7 @@ def test_other_pictures_of_the_same_name_are_not_gone_on_with(source, tmp_path):
     said = []
     found = measure(ArraySource(now), source, report=said.append, **options)
     assert not any("going on" in line for line in said)
-    real = protocol.stack_source(source)[0]
+    real = stack_source(source)[0]
     features = (x.reshape(len(x), -1) / 127.5 - 1 for x in (now, real))
     # float32 features against float64
     assert found["frechet_distance"] == pytest.approx(frechet_between(*features), rel=1e-5)
@@ -344,11 +353,11 @@ def test_what_cannot_be_given_is_left_out_and_said_first(source):
 def test_tables():
     one = {"num_images": 10, "nfe": 35, "frechet_distance": 0.5}
     two = {"num_images": 10, "nfe": None, "class_accuracy": 0.25}
-    assert "network calls per image" in protocol.result_table(one)
+    assert "network calls per image" in reporting.result_table(one)
     rows = {"denoiser": 40, "classifier": 20}
-    assert "40 denoiser + 20 classifier" in protocol.result_table({**one, "network_rows": rows})
-    assert "network calls" not in protocol.result_table(two)
-    lines = protocol.comparison_table({"(headline)": one, "adaptive": two}).splitlines()
+    assert "40 denoiser + 20 classifier" in reporting.result_table({**one, "network_rows": rows})
+    assert "network calls" not in reporting.result_table(two)
+    lines = reporting.comparison_table({"(headline)": one, "adaptive": two}).splitlines()
     assert lines[0].split() == ["[1]", "[2]", "[3]", "[4]"]
     assert lines[1].split() == ["(headline)", "-", "0.5000", "10", "35"]
     assert lines[2].split() == ["adaptive", "25.00%", "-", "10", "-"]
@@ -362,8 +371,8 @@ def test_only_what_images_have_is_asked_for():
     )
     images = np.zeros((4, 4, 4, 1), np.uint8)
     for source in (None, ArraySource(images, np.array([0, 2, 2, 0]))):
-        asked = protocol.labels_of(model, np.arange(5), "balanced", source)
+        asked = labels_of(model, np.arange(5), "balanced", source)
         assert asked.tolist() == [0, 2, 0, 2, 0]
     vectors = np.arange(12.0).reshape(4, 3)
-    asked = protocol.labels_of(model, np.arange(6), "balanced", ArraySource(images, vectors))
+    asked = labels_of(model, np.arange(6), "balanced", ArraySource(images, vectors))
     np.testing.assert_array_equal(asked, vectors[[0, 1, 2, 3, 0, 1]])

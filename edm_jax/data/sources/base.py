@@ -303,3 +303,12 @@ class Unlabelled(_Wrapper):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"image": self.source[index]["image"]}
+
+
+def stack_source(source: ImageSource, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """All (or the first) images and labels of a source, labels empty if it has none."""
+    count = len(source) if limit is None else min(limit, len(source))
+    examples = [source[i] for i in range(count)]
+    images = np.stack([e["image"] for e in examples])
+    labels = np.stack([e["label"] for e in examples]) if source.num_classes else np.zeros(0)
+    return images, labels
