@@ -241,7 +241,7 @@ class Entry:
 
 def write_zip(entries: list[Entry], *, count: int | None = None, zip64: bool = False) -> bytes:
     """A zip archive laid out as PyTorch does: sizes in the directory only."""
-    body, directory = b"", b""
+    body, directory = bytearray(), b""  # bytes would be copied for every entry
     for e in entries:
         local = (e.local_name or e.name).encode()
         offset = len(body) if e.offset is None else e.offset
@@ -268,7 +268,7 @@ def write_zip(entries: list[Entry], *, count: int | None = None, zip64: bool = F
         end += struct.pack("<4sLQL", b"PK\6\7", 0, len(body) + len(directory), 1)
     fields = (0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF) if zip64 else (
         count, count, len(directory), len(body))  # fmt: skip
-    return body + directory + end + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, *fields, 0)
+    return bytes(body) + directory + end + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, *fields, 0)
 
 
 def torch_zip(
