@@ -13,7 +13,9 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import atexit
 import collections
+import gc
 import json
+import pathlib
 import shutil
 import tempfile
 
@@ -42,9 +44,29 @@ jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+# Tracing makes objects by the million that live on; looking through them again and again, as by
+# default, takes a tenth of the time.
+gc.set_threshold(50_000, 20, 20)
+
+# What a process may hold when a file begins, in GiB.  Programs of thousands of tests would fill
+# the memory, and the garbage collector looks through all that jax keeps of them.
+_MEMORY = 2.0
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """Between files: forget what was compiled, once it is much."""
+    statm = pathlib.Path("/proc/self/statm")  # Linux; elsewhere nothing is forgotten
+    if nextitem is not None and nextitem.path != item.path and statm.exists():
+        pages = int(statm.read_text().split()[1])
+        if pages * os.sysconf("SC_PAGE_SIZE") > _MEMORY * 2**30:
+            jax.clear_caches()
+            gc.collect()
+
+
 def pytest_collection_modifyitems(items):
     """Files with the most slow tests first: at the end there are only short ones to share out."""
-    slow = collections.Counter(i.path for i in items if i.get_closest_marker("slow"))
+    long = ("slow", "soak")
+    slow = collections.Counter(i.path for i in items for m in long if i.get_closest_marker(m))
     items.sort(key=lambda item: -slow[item.path])
 
 

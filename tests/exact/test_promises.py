@@ -298,7 +298,7 @@ def test_stochastic_samplers_of_the_registry_keep_their_promises(name):
     assert report.passed, report.failures
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_every_sampler_of_the_registry_keeps_its_promises():
     reports = [promises.validate(subject) for subject in subjects.builtin_subjects()]
     # Those of a box have a bed of their own: tests/reflected/test_promises.py.

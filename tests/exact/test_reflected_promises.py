@@ -44,7 +44,7 @@ class _Louder:
         return self.info(denoise, x, sigmas, noise_fn=louder, trajectory=trajectory)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_every_row_passes():
     reports = list(promises.reports())
     assert [r.failures for r in reports if not r.passed] == []

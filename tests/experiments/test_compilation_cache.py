@@ -74,7 +74,7 @@ def test_a_second_start_compiles_nothing(command, tmp_path):
     assert finished == first and "(finished)" in said
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_processes_share_a_directory_and_a_damaged_entry_is_no_failure(
     command, environment, tmp_path
 ):

@@ -623,7 +623,7 @@ def test_dataset_then_training_on_it(call, tmp_path):
     assert "map_augment" in model.params
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_watched_run(call, tmp_path):
     """Evaluations and a profile during training, Weights & Biases that is not there."""
     run = tmp_path / "watched"

@@ -88,7 +88,7 @@ def test_the_table(table, tmp_path):
     assert (tmp_path / "figure.png").stat().st_size > 20_000
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_run_and_run_again(tmp_path, monkeypatch):
     whole = guidance.configurations
 

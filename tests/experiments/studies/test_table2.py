@@ -13,7 +13,7 @@ TINY = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_cell_is_trained_and_evaluated(tmp_path, monkeypatch):
     monkeypatch.setattr(table2, "ROWS", ("F",))
     monkeypatch.setattr(table2, "COLUMNS", ("vp",))

@@ -57,7 +57,7 @@ def _stored(path):
     } | {"description": checkpoints.read_description(step)}
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_run_of_images(call, tmp_path):
     """Three steps at once, and in two sessions: the same to the last bit, the profile too."""
     whole, path = tmp_path / "whole", tmp_path / "run"

@@ -62,8 +62,11 @@ def with_devices(environment, count):
     return environment | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
 
 
+LAYOUTS = [pytest.param("data", marks=pytest.mark.soak), "fsdp"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["data", "fsdp"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_resumed_on_other_numbers_of_devices(layout, run_dir, command, environment, tmp_path):
     """Begun on two devices, killed; gone on with on eight, killed; ended on one."""
     path = tmp_path / "moved"
@@ -106,7 +109,7 @@ def free_port():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["data", "fsdp"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_two_processes_train_as_one(layout, run_dir, environment, tmp_path, free_port):
     path = tmp_path / "two"
     both = start_both(environment, path, free_port, f"--config.train.sharding={layout}")
@@ -140,7 +143,7 @@ def test_two_processes_stop_and_resume_together(run_dir, command, environment, t
     assert_close_run(run_dir, path)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_two_processes_cut_an_evaluation_short(environment, tmp_path, free_port):
     path = tmp_path / "two"
     both = start_both(environment, path, free_port, "--config.evaluation.num_images=100000")

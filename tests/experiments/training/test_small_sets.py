@@ -27,7 +27,10 @@ def _folder(path, count, labels):
 @pytest.mark.slow  # two runs: what is left out at the end must be known at the start
 @pytest.mark.parametrize(
     ("count", "labels", "left_out"),
-    [(1, False, ("frechet_pixels", "classifier")), (6, True, ("classifier",))],
+    [
+        pytest.param(1, False, ("frechet_pixels", "classifier"), marks=pytest.mark.soak),
+        (6, True, ("classifier",)),
+    ],
 )
 def test_what_can_be_given_is_given(count, labels, left_out, call, tmp_path):
     path = _folder(tmp_path / "images", count, labels)

@@ -56,7 +56,7 @@ def strike(process, path, rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("kills", [2, pytest.param(30, marks=pytest.mark.soak)])
 def test_many_random_kills_end_bit_identical(kills, command, environment, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     command(*LONGER, f"--workdir={whole}")
@@ -97,7 +97,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_kill_right_after_a_checkpoint_loses_no_line(run_dir, command, environment, tmp_path):
     path = tmp_path / "killed"
     arguments = [command_line.MAIN, TINY, f"--workdir={path}"]
@@ -158,7 +158,7 @@ def test_sigterm_before_the_first_step(environment, tmp_path):
     assert process.returncode == 75 and "error: asked to stop" in said, said
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_sigterm_cuts_an_evaluation_short_and_it_is_made_again(command, environment, tmp_path):
     path = tmp_path / "stopped"
     # Steps 9, 18 and 27, none of which has a checkpoint of its own.
@@ -187,7 +187,7 @@ def test_reading_processes_change_nothing(run_dir, command, tmp_path):
 # ----------------------------------------------------------------- damage and full disks
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_run_made_longer_is_the_long_run(run_dir, command, tmp_path):
     path = tmp_path / "longer"
     command(TINY, f"--workdir={path}", "--config.train.total_kimg=0.24")
@@ -229,7 +229,7 @@ def test_damaged_newest_checkpoint_is_passed_over(damage, run_dir, command, tmp_
     command_line.assert_same_run(run_dir, path)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_full_disk_is_one_line_and_loses_nothing(command, environment, tmp_path):
     """Files cannot grow beyond a limit below the size of a checkpoint."""
     path = tmp_path / "full"
