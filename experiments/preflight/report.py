@@ -8,12 +8,9 @@ Needs no accelerator.  The quick part, `before_training`, runs ahead of every tr
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import json
-import math
 import pathlib
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,10 +25,11 @@ from edm_jax.train.state import TrainState
 from experiments.config.experiment import Experiment
 from experiments.config.groups import ConfigError, flatten, named
 from experiments.config.options import label_choice
-from experiments.preflight import checks, costs, pods
+from experiments.preflight import checks, costs, facts, pods
 from experiments.preflight.checks import Findings
+from experiments.preflight.data_checks import check_data
 from experiments.preflight.topologies import Topology
-from experiments.words import format_duration, size
+from experiments.words import format_duration
 from experiments.workdir import CONFIG, check_same_data
 
 Report = Callable[[str], None]
@@ -191,7 +189,7 @@ def _check(
             net = experiment.build_network(source)
         if experiment.evaluation.num_images:
             _check_evaluation(findings, experiment, source)
-        checks.check_data(findings, experiment, source, quick=quick)
+        check_data(findings, experiment, source, quick=quick)
     if net is not None:
         findings.warnings += checks.doubtful_network(net)
     return net, source
@@ -268,10 +266,10 @@ def _costs(
     else:
         shape = costs.DataShape.of(source)
     state = costs.abstract_state(experiment, net, shape)
-    _network(findings, experiment, net, shape, state)
-    training = _arithmetic(findings, experiment, net, shape)
+    facts.network(findings, experiment, net, shape, state)
+    training = facts.arithmetic(findings, experiment, net, shape)
     least = costs.state_bytes(experiment, net, state, devices)
-    _memory(findings, experiment, least, devices, training.kept_bytes, limit)
+    facts.memory_of_state(findings, experiment, least, devices, training.kept_bytes, limit)
     checks.check_disk(findings, experiment, workdir, costs.tree_bytes(state))
     return Known(shape, least, training.flops)
 
@@ -289,7 +287,7 @@ def _compiles(
     if experiment.training.batch_size % together or together % devices:
         return
     if topology is None:
-        _compiled(findings, experiment, known.shape, devices, limit)
+        facts.compiled_memory(findings, experiment, known.shape, devices, limit)
     else:
         pods.report(
             findings, experiment, known.shape, topology, known.state_bytes, known.flops_per_image
@@ -328,126 +326,7 @@ def _schedule(
         findings.fact("time", f"{duration} at {images_per_second:,.5g} images per second")
 
 
-def _network(
-    findings: Findings,
-    experiment: Experiment,
-    net: nn.Module,
-    shape: costs.DataShape,
-    state: TrainState,
-) -> None:
-    leaves = jax.tree.leaves(state.params)
-    total = sum(leaf.size for leaf in leaves)
-    pipe = experiment.augment
-    findings.fact(
-        "network",
-        f"{type(net).__name__} in {getattr(net, 'dtype', 'its own types')}: "
-        f"{total:,} parameters in {len(leaves)} arrays, {shape.num_classes or 'no'} classes"
-        f"{f', augmentation of probability {pipe.p:g}' if pipe else ''}",
-    )
-    for name, count in parameters_by_part(state.params).items():
-        findings.fact("", f"{name:<12}{count:>12,}  {100 * count / total:5.1f} %")
-
-
-def parameters_by_part(params: Mapping[str, Any]) -> dict[str, int]:
-    """Parameters of the embedding, of each level of encoder and decoder, and of the output.
-
-    Of a network without such levels: of its topmost modules.
-
-    Returns:
-      Counts by name, such as "enc 32x32", in the order in which an image passes them.
-    """
-    sizes = {
-        name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
-        for name, tree in params.items()
-    }
-    if not any(name.startswith("enc_") for name in sizes):  # no U-Net: its own parts
-        return sizes
-    counts: dict[tuple, int] = collections.Counter()
-    for name, number in sizes.items():
-        if level := re.match(r"(enc|dec)_(\d+)x\d+_", name):
-            side, r = level[1], int(level[2])
-            part = (1, -r) if side == "enc" else (2, r)
-            counts[*part, f"{side} {r}x{r}"] += number
-        else:
-            counts[(3, 0, "output") if name.startswith("out") else (0, 0, "embedding")] += number
-    return {part[-1]: counts[part] for part in sorted(counts)}
-
-
-def _arithmetic(
-    findings: Findings,
-    experiment: Experiment,
-    net: nn.Module,
-    shape: costs.DataShape,
-) -> costs.TrainingCosts:
-    """FLOPs; the bytes kept for the backward pass, per image."""
-    forward, training = (
-        costs.forward_flops(net, shape),
-        costs.training_costs(experiment, net, shape),
-    )
-    images = experiment.intervals.total * experiment.training.batch_size
-    findings.fact(
-        "arithmetic",
-        f"{forward / 1e9:,.4g} GFLOP per image forward, {training.flops / 1e9:,.4g} in training, "
-        f"{training.flops * images:.3g} FLOP in all",
-    )
-    return training
-
-
 def _device_bytes() -> float | None:
     """Memory of one device of this machine, where the backend tells."""
     stats = jax.local_devices()[0].memory_stats()
     return stats.get("bytes_limit") if stats else None
-
-
-def _memory(
-    findings: Findings,
-    experiment: Experiment,
-    least: int,
-    devices: int,
-    kept: int,
-    limit: float | None,
-) -> None:
-    """What is known of the memory per device without compiling."""
-    findings.fact("memory", f"{size(least)} per device for weights, optimizer and averages")
-    images = experiment.training.together // devices
-    findings.fact(
-        "",
-        f"{size(kept * images)} to keep for the gradients of {images} images ({size(kept)} each) "
-        "before the compiler fuses",
-    )
-    if limit and least > limit:
-        findings.errors.append(
-            f"weights, optimizer and averages need {size(least)} per device, which has "
-            f"{size(limit)}; use config.train.sharding=fsdp on more devices"
-        )
-
-
-def _compiled(
-    findings: Findings,
-    experiment: Experiment,
-    shape: costs.DataShape,
-    devices: int,
-    limit: float | None,
-) -> None:
-    """Memory per device of the compiled training step."""
-    if devices > costs.MAX_DEVICES:
-        findings.warnings.append(
-            f"memory per device is found for at most {costs.MAX_DEVICES} devices, not for "
-            f"{devices}; ask for fewer, with config.train.batch_size smaller in proportion"
-        )
-        return
-    findings.fact("compiling", f"for {devices} device(s): minutes for a large network ...")
-    memory = costs.compiled_memory(experiment, shape, devices)
-    findings.fact(
-        "",
-        f"{size(memory.total)} per device when compiled for {memory.platform}: "
-        f"{size(memory.state)} state and batch, {size(memory.temporary)} temporary",
-    )
-    if limit and memory.total > limit:
-        line = (
-            f"the training step needs {size(memory.total)} per device as compiled for "
-            f"{memory.platform}, which has {size(limit)}; lower config.train.micro_batch, set "
-            "config.model.remat=blocks, or use more devices"
-        )
-        # The CPU's compiler fuses and pads in its own way: no proof for an accelerator.
-        (findings.warnings if memory.platform == "cpu" else findings.errors).append(line)

@@ -18,7 +18,7 @@ from edm_jax.store import checkpoints
 from experiments import words, workdir
 from experiments.config import build, options
 from experiments.config.groups import ConfigError
-from experiments.preflight import checks, costs, report
+from experiments.preflight import checks, costs, data_checks, report
 from tests.support.preflight_data import Pictures, config_with, run
 
 # ---------------------------------------------------------------------------- what is wrong
@@ -124,7 +124,7 @@ def test_the_quick_part_reads_few_images():
     source = Pictures(count=100_000)
     assert run(config_with(), source)[0] == 0
     read = sorted(source.images_read)
-    assert len(read) == checks.QUICK_SAMPLE and read[0] == 0 and read[-1] == 99_999
+    assert len(read) == data_checks.QUICK_SAMPLE and read[0] == 0 and read[-1] == 99_999
 
 
 def labelled(labels, num_classes=3):
@@ -136,7 +136,7 @@ def test_all_labels_are_checked():
     labels = np.arange(3000) % 3
     assert run(config, labelled(labels), quick=False, mesh_devices=None)[0] == 0
     labels[1235] = 3  # one that no sample is likely to meet
-    assert 1235 not in np.linspace(0, 2999, checks.SAMPLE).round()
+    assert 1235 not in np.linspace(0, 2999, data_checks.SAMPLE).round()
     code, lines = run(config, labelled(labels), quick=False, mesh_devices=None)
     assert code == 1
     message = "1 of 3000 labels are not in [0, 3), the first that of image 1235: 3"
@@ -157,7 +157,7 @@ def test_a_reader_of_labels_alone_is_used():
     source.read_label = lambda index: np.int32(index % 3 if index != 77 else -1)
     code, lines = run(config_with(data__conditional=True), source, quick=False, mesh_devices=None)
     assert code == 1 and "the first that of image 77: -1" in "\n".join(lines)
-    assert len(source.images_read) <= checks.SAMPLE + 1  # and one for the kind of its label
+    assert len(source.images_read) <= data_checks.SAMPLE + 1  # and one for the kind of its label
 
 
 def test_classes_without_images_and_labels_that_are_missing():
@@ -188,7 +188,7 @@ def test_vectors_as_labels():
     assert run(config, ArraySource(images, vectors)) == (0, [])
     findings = checks.Findings()
     vectors[2, 1] = np.nan
-    checks.check_labels(findings, vectors, types.SimpleNamespace(num_classes=5))
+    data_checks.check_labels(findings, vectors, types.SimpleNamespace(num_classes=5))
     assert (
         "1 of 4 labels are not vectors of 5 finite numbers, the first that of image 2"
         in (findings.errors[0])

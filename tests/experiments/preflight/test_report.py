@@ -11,7 +11,7 @@ from configs import digits, imagenet64
 from edm_jax.data.sources.base import ArraySource
 from experiments.config import build
 from experiments.config.groups import ConfigError
-from experiments.preflight import costs, report
+from experiments.preflight import costs, facts, report
 from tests.support.preflight_data import Pictures, config_with, run
 
 
@@ -90,7 +90,7 @@ def test_the_report_counts_every_parameter(full):
     net = build.experiment(digits.get_config()).build_network(costs.DataShape((8, 8, 1), 10))
     params = costs.abstract_variables(net)["params"]
     total = sum(leaf.size for leaf in jax.tree.leaves(params))
-    parts = report.parameters_by_part(params)
+    parts = facts.parameters_by_part(params)
     assert list(parts) == ["embedding", "enc 8x8", "enc 4x4", "dec 4x4", "dec 8x8"]
     assert sum(parts.values()) == total
     # Two linear layers of the embedding and that of the labels: 32 -> 128 -> 128, 10 -> 32.
