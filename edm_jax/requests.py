@@ -106,8 +106,10 @@ def check_request(
         if guidance is not None:
             raise ValueError("guidance changes a denoiser, and a model of kind 'ardm' has none")
         return sampling.of_model(model)
+    # First, as what a sampler asks of its levels no cure makes fit a box.
+    info, grid = samplers.get(sampling.sampler), sampling.grid(model.preconditioning)
+    check_sampler(info, model.kind, grid)
     asked = sampling.request(model.preconditioning)
-    check_sampler(asked.info, model.kind, sampling.grid(model.preconditioning))
     if guidance is not None:
         check_guidance(guidance, model, asked)
     if learns_variance(asked):

@@ -35,14 +35,24 @@ def run(
     Returns:
       Samples inside the domain, or a Trajectory whose x are (its denoised images are those
       of the lift).
+
+    Raises:
+      ValueError: for a sampler that cannot take reflected models.
     """
     info = getattr(sampler, "info", sampler)
+    check_on_box(info)
     if getattr(info, "domain", "any") == "box":
         options = {"box": domain, **options}
     result = sampler(domain.lift(denoise), domain.prior(noise), sigmas, key, **options)
     if isinstance(result, loop.Trajectory):
         return result._replace(x=domain.fold(result.x))
     return domain.fold(result)
+
+
+def check_on_box(info: Any) -> None:
+    """Raise ValueError for a sampler whose promises say that it cannot take a box."""
+    if why := getattr(info, "off_box", ""):
+        raise ValueError(f"sampler {info.name!r} cannot take a reflected model: {why}")
 
 
 def check_sampler(info: SamplerInfo, kind: str, sigmas: ArrayLike, domain: Box = Box()) -> None:
@@ -61,6 +71,7 @@ def check_sampler(info: SamplerInfo, kind: str, sigmas: ArrayLike, domain: Box =
                 f"know; this model is a {kind}: use heun, edm or another"
             )
         return
+    check_on_box(info)
     if is_known(sigmas):
         if len(sigmas) < 3:
             raise ValueError(

@@ -266,8 +266,14 @@ def sample_ddim(
     return rows_lib.sample_rows(denoise, x, sigmas, rows, draw=draw, **options)
 
 
+_NO_BOX = (
+    "its steps are those of the VP schedule from sigma = 152, far above all levels of a box; use "
+    "ddim, heun or reflected"
+)
+
+
 def _vp(name: str, **promises: Any) -> SamplerInfo:
-    return SamplerInfo(f"vp_{name}", sample_vp, order=1, grid="vp", **promises)
+    return SamplerInfo(f"vp_{name}", sample_vp, order=1, grid="vp", off_box=_NO_BOX, **promises)
 
 
 def _vp_predictor(method: str, min_steps: int) -> SamplerInfo:

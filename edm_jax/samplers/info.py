@@ -76,6 +76,7 @@ class SamplerInfo:
       note: for an alias, what it stands for.
       lacks: options of other samplers that it cannot have -> why.
       domain: "box" if it takes reflected models only, whose data live in one; "any" else.
+      off_box: why it cannot take reflected models, and what can; empty where it can.
     """
 
     name: str
@@ -94,6 +95,7 @@ class SamplerInfo:
     note: str = ""
     lacks: Mapping[str, str] = dataclasses.field(default_factory=dict)
     domain: str = "any"
+    off_box: str = ""
 
     @property
     def options(self) -> tuple[str, ...]:

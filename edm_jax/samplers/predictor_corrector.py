@@ -134,6 +134,10 @@ _NO_PATH = (
     "its Langevin steps do not shrink, so that more levels draw more noise and have no common "
     "limit; ve_reverse_diffusion, the same without them, has it"
 )
+_NO_BOX = (
+    "its Langevin steps grow without bound at levels where the law is uniform and the score "
+    "vanishes; those of reflected_predictor_corrector do not"
+)
 PROMISES = (
     SamplerInfo(
         "ve_predictor_corrector",
@@ -145,5 +149,6 @@ PROMISES = (
         grid="ve",
         nfe_fn=_calls,
         lacks={"noise": _NO_PATH},
+        off_box=_NO_BOX,
     ),
 )

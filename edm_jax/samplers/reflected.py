@@ -6,8 +6,8 @@ g-bar.  "reflected_project" and "reflected_threshold" are what models on the who
 at the edge of the range, for comparison: they converge to the same law, but with order 1/2
 where reflection has order 1.
 
-Every other sampler of the project runs unchanged on ``box.lift(denoise)``
-(`edm_jax.reflected.sampling.run`); that is the way to the ODE.
+The other samplers of the project, but for those with an ``off_box``, run unchanged on
+``box.lift(denoise)`` (`edm_jax.reflected.sampling.run`); that is the way to the ODE.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from typing import Any
 from edm_jax import samplers
 from edm_jax.ardm.request import NAME, Decoding
 from edm_jax.generate import Sampling
+from edm_jax.reflected.sampling import check_on_box
 from experiments.config.groups import ConfigError, named
 
 CHURN = ("s_churn", "s_tmin", "s_tmax", "s_noise")
@@ -93,6 +94,8 @@ def read_sampling(group: Mapping[str, Any], kind: str = "denoiser") -> Sampling 
             options |= churn
         elif group["s_noise"] != 1 and "s_noise" in samplers.accepted(samplers.get(name)):
             options.setdefault("s_noise", group["s_noise"])
+        if kind == "reflected":
+            check_on_box(samplers.get(name))
         sampling = Sampling(
             sampler=name,
             discretization=group["discretization"],

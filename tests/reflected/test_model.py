@@ -92,6 +92,11 @@ def test_refusals(model):
         (Sampling("heun", sigma_max=1.0), "they are in units of the box"),
         (Sampling("heun", num_steps=1), "a reflected model needs at least 2 steps, got 1"),
         (Sampling("reflected", options={"kappa": -1.0}), "kappa must be at least 0"),
+        (
+            Sampling("ve_predictor_corrector", "ve"),
+            "cannot take a reflected model: its Langevin steps grow without bound",
+        ),
+        (Sampling("vp_ode", num_steps=40), "cannot take a reflected model: its steps are those"),
     ]:
         with pytest.raises(ValueError, match=message):
             edm_jax.sample(model, [0], labels=0, sampling=sampling)
@@ -109,6 +114,8 @@ def test_refusals(model):
         (["--config.objective.name=denoising", "--config.sampler.name=reflected"],
          r"config\.sampler: sampler 'reflected' keeps its states in a box"),
         (["--config.sampler.sigma_max=1.0"], r"config\.sampler: noise levels of a box"),
+        (["--config.sampler.name=ve_predictor_corrector"], "cannot take a reflected model"),
+        (["--config.sampler.name=vp_ode"], "'vp_ode' cannot take a reflected model"),
     ],
 )  # fmt: skip
 def test_a_configuration_is_refused_before_any_work(overrides, message):

@@ -265,6 +265,27 @@ def test_run_takes_every_kind_of_sampler(name):
     assert np.mean(distance < 0.02) > 0.97
 
 
+def test_samplers_that_a_box_cannot_have():
+    """Langevin steps of the whole space end anywhere, those of VP start where no level is."""
+    unfit = {name for name, info in samplers.SAMPLERS.items() if info.off_box}
+    vp = {name for name in samplers.SAMPLERS if name.startswith("vp_")}
+    assert unfit == {"ve_predictor_corrector"} | vp and len(vp) == 4
+    levels = np.float32([-1.0, -0.4, 0.1, 1.0])
+    denoise, keys = ReflectedPoints(levels).denoise, image_keys(range(8))
+    sigmas = grids.make_sigmas("ve", 24, sigma_min=0.02, sigma_max=4.0)
+    noise = jax.random.normal(jax.random.key(1), (8, 4, 4, 1))
+    for name in unfit:
+        with pytest.raises(ValueError, match=f"{name}' cannot take a reflected model"):
+            sampling.run(samplers.get(name), denoise, noise, sigmas, keys)
+    # The reason: without the refusal the steps from sigma = 2 on throw images so far away that
+    # the digits of what is folded are lost, and most end on one level.
+    wild = Box().lift(denoise)
+    x = samplers.sample_predictor_corrector(
+        wild, Box().prior(noise), sigmas, keys, trajectory=True
+    ).x
+    assert np.abs(x).max() > 2**24
+
+
 def test_network_calls():
     info = samplers.SAMPLERS
     assert info["reflected"].nfe(10) == 10
