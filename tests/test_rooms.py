@@ -96,6 +96,7 @@ TESTS_OF_MORE = {
     "test_rooms": "the folders",
     "ardm/test_training": "from an objective to a model that loads and draws",
     "configs/test_configs": "every configuration, by one table",
+    "docs/test_shown_commands": "all pages together",
     "docs/test_site": "all pages together",
     "evaluation/test_end_to_end": "from a model to every number of the paper",
     "experiments/training/test_kinds": "the program, with the objectives that are not EDM's",
