@@ -1,6 +1,6 @@
 r"""Speed of the likelihood, and what the divergence costs over a denoiser call.
 
-    python benchmarks/likelihood.py [--nets=digits,cifar10] [--num_steps=32]
+    python benchmarks/likelihood.py [--nets=digits,cifar10] [--num_steps=32] [--cpu_time]
 
 For each network: the time of one evaluation of denoiser and divergence with one random probe over
 that of one denoiser call, measured in turns in the same run (bound: 2.2 on a CPU); and the images
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 
 import common
 import jax
@@ -23,7 +24,9 @@ from edm_jax import image_keys, log_likelihood
 from edm_jax.likelihood import hutchinson_trace, probe_vectors
 
 
-def measure(name: str, num_steps: int, repeats: int, whole: bool) -> list:
+def measure(
+    name: str, num_steps: int, repeats: int, whole: bool, clock: Callable[[], float]
+) -> list:
     """One row of the table."""
     case = CASES[name]()
     model, batch = case.model(), case.batch()
@@ -43,7 +46,9 @@ def measure(name: str, num_steps: int, repeats: int, whole: bool) -> list:
         return hutchinson_trace(probes)(lambda x: denoise(x, sigma, rows), x)
 
     bare, both = common.interleaved(
-        [lambda: call(model, x, sigma), lambda: divergence(model, x, sigma)], repeats=repeats
+        [lambda: call(model, x, sigma), lambda: divergence(model, x, sigma)],
+        repeats=repeats,
+        clock=clock,
     )
     measured = "-"
     if whole:
@@ -68,6 +73,9 @@ def main() -> None:
     parser.add_argument("--num_steps", type=int, default=32, help="N of the flow")
     parser.add_argument("--repeats", type=int, default=5, help="timings taken, median shown")
     parser.add_argument("--whole", action="store_true", help="also time log_likelihood itself")
+    parser.add_argument(
+        "--cpu_time", action="store_true", help="time of the cores, for a machine that is shared"
+    )
     args = parser.parse_args()
     names = args.nets.split(",")
     for name in names:
@@ -77,10 +85,11 @@ def main() -> None:
     print(f"{device.platform} {device.device_kind}, jax {jax.__version__}, float32")
     header = ["network", "batch", "call ms", "+ divergence", "ratio", "flow img/s", "with check",
               "bound img/s"]  # fmt: skip
+    clock = time.process_time if args.cpu_time else time.perf_counter
     rows = []
     for name in names:
         print(f"measuring {name} ...", flush=True)
-        rows.append(measure(name, args.num_steps, args.repeats, args.whole))
+        rows.append(measure(name, args.num_steps, args.repeats, args.whole, clock))
     common.print_table(header, rows)
 
 

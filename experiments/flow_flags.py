@@ -74,6 +74,20 @@ def solver_options(values: types.SimpleNamespace) -> dict[str, Any]:
     return {name: getattr(values, name) for name in names if getattr(values, name) is not None}
 
 
+def check_solver(model: Model, options: dict[str, Any]) -> None:
+    """Raise ValueError for a solver or noise levels that the network cannot take.
+
+    Before images are drawn or folders made; `edm_jax.encode` and the like check the same.
+    """
+    from edm_jax.likelihood import flow_levels
+    from edm_jax.likelihood.denoisers import solver_for
+
+    solver_for(model, options.get("solver"), adaptive=False)
+    levels = {"num_steps": 2, **options}
+    levels.pop("solver", None)
+    flow_levels(preconditioning=model.preconditioning, **levels)
+
+
 def batch_size(values: types.SimpleNamespace, count: int) -> int:
     """How many images at a time: as asked, else as the run draws, and no more than there are."""
     from experiments.config import build

@@ -7,6 +7,7 @@ depend on the others.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,8 @@ from edm_jax.likelihood.levels import SIGMA_MAX, SIGMA_MIN
 from edm_jax.samplers import loop
 from edm_jax.samplers.adaptive import FIRST_STEP, SOLVERS
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, Key, PyTree
+
+_NEEDED = "adaptive steps need diffrax: pip install 'edm_jax[diffrax]'"
 
 
 def _largest_rms(tree: PyTree) -> Array:
@@ -104,6 +107,12 @@ def adaptive_log_likelihood(
     )
 
 
+def check_installed() -> None:
+    """Raise ValueError unless diffrax is there, before anything is computed or written."""
+    if importlib.util.find_spec("diffrax") is None:
+        raise ValueError(_NEEDED)
+
+
 def _check_takes_one(denoise: DenoiseFn, x: Array, rows: PyTree | None) -> None:
     """Raise ValueError unless the denoiser takes a batch of one image."""
     one = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
@@ -144,7 +153,7 @@ def _integrate(
     try:
         import diffrax
     except ImportError as error:
-        raise ImportError("adaptive steps need diffrax: pip install 'edm_jax[diffrax]'") from error
+        raise ImportError(_NEEDED) from error
     controller = diffrax.PIDController(rtol=tolerance, atol=tolerance, norm=_largest_rms)
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(slope),

@@ -150,7 +150,7 @@ def check_codes(z: ArrayLike, image_shape: tuple[int, ...]) -> None:
             f"codes of this model have shape (B, {', '.join(map(str, image_shape))}), got "
             f"{shape}; were they made by another model?"
         )
-    check_batch(z, "z")
+    check_batch(z, "codes")
     if is_known(z):
         rms = float(np.sqrt(np.mean(np.square(np.asarray(z, np.float64)))))
         if not rms < PLAUSIBLE_RMS:

@@ -12,7 +12,7 @@ import numpy as np
 from edm_jax import names, seeds
 from edm_jax.arguments import check_count, check_scalar
 from edm_jax.likelihood import batching, quantisation, solvers
-from edm_jax.likelihood.adaptive import adaptive_log_likelihood
+from edm_jax.likelihood.adaptive import adaptive_log_likelihood, check_installed
 from edm_jax.likelihood.bound import elbo
 from edm_jax.likelihood.divergence import EXACT_LIMIT
 from edm_jax.likelihood.flow import flow_log_likelihood
@@ -86,6 +86,8 @@ def settings(
     if num_probes is None:
         num_probes = 0 if math.prod(model.image_shape) <= EXACT_LIMIT else 1
     adaptive = solver == "adaptive"
+    if adaptive:
+        check_installed()
     return Settings(
         method, dequantisation, None if adaptive else int(num_steps), low, high, solver,
         tolerance if adaptive else None, num_probes, passes,
@@ -110,6 +112,7 @@ def _batch_pass(
     number: Array,
     grids: tuple[Array, Array],
     tolerance: Array,
+    table: Array | None,
     *,
     method: str,
     dequantisation: str,
@@ -123,11 +126,10 @@ def _batch_pass(
     keys = jax.vmap(jax.random.fold_in, (0, None))(seeds.image_keys(batch["ids"]), number)
     low, high = grids[0][0], grids[0][-1]
     if method == "bound":
-        table = jnp.asarray(known_levels(model.preconditioning))
         result = elbo(
             denoise, x, keys, sigma_min=low, sigma_max=high, num_levels=num_levels, rows=rows,
             levels=None if index is None else quantisation.eight_bit_levels(), index=index,
-            table=table if model.preconditioning.rounds else None,
+            table=table,
         )  # fmt: skip
         calls = jnp.full(x.shape[:1], num_levels)
         return result.log_likelihood, result.standard_error, result.step_difference, calls
@@ -150,10 +152,12 @@ def _batch_pass(
 
 def prepare(model: Model, settings: Settings) -> PassFn:
     """The pass over a batch with these settings."""
+    rounds = settings.method == "bound" and model.preconditioning.rounds
+    table = known_levels(model.preconditioning).astype(np.float32) if rounds else None
     return functools.partial(
         _batch_pass, grids=grids(model, settings), tolerance=np.float32(settings.tolerance or 0),
-        method=settings.method, dequantisation=settings.dequantisation, solver=settings.solver,
-        num_probes=settings.num_probes,
+        table=table, method=settings.method, dequantisation=settings.dequantisation,
+        solver=settings.solver, num_probes=settings.num_probes,
         num_levels=settings.num_steps if settings.method == "bound" else 0,
     )  # fmt: skip
 

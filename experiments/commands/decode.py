@@ -50,6 +50,7 @@ def run(values: types.SimpleNamespace) -> None:
     from edm_jax.evaluation.drawing import progress_bar
     from edm_jax.figures.sheets import save_image
     from edm_jax.generate import to_uint8
+    from edm_jax.likelihood.codes import check_codes
     from edm_jax.likelihood.model_codes import fingerprint
     from experiments.image_files import image_name
 
@@ -59,6 +60,13 @@ def run(values: types.SimpleNamespace) -> None:
             f"--workdir={values.workdir}; name those"
         )
     labels = _labels(values.labels, model, len(codes))
+    try:
+        check_codes(codes.values, model.image_shape)
+    except ValueError as error:
+        raise ValueError(f"--source={values.source}: {error}") from None
+    ends = {"sigma_min": codes.sigma_min, "sigma_max": codes.sigma_max}
+    options = {**ends, **more, **flow_flags.solver_options(values)}
+    flow_flags.check_solver(model, options)
     prepare(outdir, "outdir")
     compilation_cache.enable(values.compilation_cache)
     images = decode(
@@ -69,7 +77,7 @@ def run(values: types.SimpleNamespace) -> None:
         batch_size=flow_flags.batch_size(values, len(codes)),
         sharding=flow_flags.sharding(),
         progress=True,
-        **(more | flow_flags.solver_options(values)),
+        **options,
     )
     with progress_bar(len(images), "files") as bar:
         for i, image in enumerate(to_uint8(images)):

@@ -44,8 +44,6 @@ def run(values: types.SimpleNamespace) -> None:
     from edm_jax.figures.codes import strip
     from edm_jax.figures.sheets import save_image
     from edm_jax.generate import Sampling, to_uint8
-    from edm_jax.likelihood import flow_levels
-    from edm_jax.likelihood.denoisers import solver_for
     from experiments.config import build
     from experiments.workdir import CONFIG, read_config
 
@@ -55,10 +53,7 @@ def run(values: types.SimpleNamespace) -> None:
     model = flow_flags.load_model(values)
     labels = image_files.labels_of(values.labels, model, seeds)
     options = flow_flags.solver_options(values)
-    # What cannot work is said before the images are drawn.
-    solver_for(model, options.get("solver"), adaptive=False)
-    levels = {key: value for key, value in options.items() if key != "solver"}
-    flow_levels(levels.pop("num_steps", 2), preconditioning=model.preconditioning, **levels)
+    flow_flags.check_solver(model, options)
     compilation_cache.enable(values.compilation_cache)
     size, sharding = flow_flags.batch_size(values, len(seeds)), flow_flags.sharding()
     images = to_uint8(

@@ -81,8 +81,15 @@ def test_what_is_there_stays(exact, monkeypatch):  # noqa: F811
     model = exact.model
     codes = edm_jax.encode(model, images(2), [0, 1], num_steps=32)
     np.savez(exact.path / "theirs.npz", **codes.to_arrays())
+    theirs = ("decode", "--source=theirs.npz", "--outdir=new")
+    for flag, message in (("--solver=rk5", "did you mean"), ("--sigma_min=90", "sigma_min")):
+        assert message in one_line(exact(*theirs, flag, code=2))
+    broken = codes.to_arrays() | {"values": np.full_like(codes.values, np.nan)}
+    np.savez(exact.path / "broken.npz", **broken)
+    refused = one_line(exact("decode", "--source=broken.npz", "--outdir=new", code=2))
+    assert "--source=broken.npz: codes must be finite" in refused
     other = exact_model(num_classes=2, scale=0.5)
     monkeypatch.setattr(edm_jax, "load", lambda path, variant=None: other)
-    refused = one_line(exact("decode", "--source=theirs.npz", "--outdir=new", code=2))
+    refused = one_line(exact(*theirs, code=2))
     assert "made by another model or other weights" in refused
     assert not (exact.path / "new").exists()

@@ -1,6 +1,8 @@
 """--mode=likelihood: the numbers, where they go, stopping and going on, what is refused."""
 
 import json
+import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -97,6 +99,35 @@ def test_stopped_it_goes_on_with_the_same_numbers(exact, monkeypatch):  # noqa: 
     assert "cannot be read" in refused and "delete it" in refused
 
 
+def test_killed_at_any_moment_it_gives_the_same_result(exact, monkeypatch):  # noqa: F811
+    """Every state of its folder that a killed process can leave leads to the same files."""
+    flags = [SOURCE, "--num_steps=4", "--num_levels=4", "--batch_size=2"]
+    monkeypatch.setattr(likelihoods, "SAVE_SECONDS", 0.0)
+    evaluate, left = record.log_likelihood, []
+
+    def copies(*arguments, **options):
+        left.append(exact.path / f"left{len(left)}")
+        shutil.copytree(exact.path / "whole", left[-1])
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(record, "log_likelihood", copies)
+    exact("likelihood", *flags, "--outdir=whole")
+    whole, directory = result_of(exact.path / "whole")
+    monkeypatch.setattr(record, "log_likelihood", evaluate)
+    assert len(left) == 6  # before each of three batches, twice
+    for number, folder in enumerate(left):
+        (half,) = folder.iterdir()
+        (half / ".elbo.npz").write_bytes(b"killed while writing")
+        said = exact("likelihood", *flags, f"--outdir={folder.name}").stdout
+        assert ("of 5 images are there already" in said) == (number > 0)
+        assert result_of(folder)[0] == whole
+        for name in ("ode", "elbo"):
+            with np.load(half / f"{name}.npz") as a, np.load(directory / f"{name}.npz") as b:
+                assert set(a) == set(b)
+                for key in a:
+                    np.testing.assert_array_equal(a[key], b[key])
+
+
 def test_progress_has_rate_and_time_left():
     line = likelihoods._progress("ode", 640, 10_000, 320, 32.0)
     assert line == "ode: 640 of 10000 images, 10 a second, 15m36s left"
@@ -125,6 +156,17 @@ BAD = {
 def test_bad_input_is_one_line(case, exact):  # noqa: F811
     arguments, message = BAD[case]
     assert message in one_line(exact("likelihood", SOURCE, *arguments, code=2))
+
+
+def test_nothing_is_left_of_what_is_refused(exact, monkeypatch):  # noqa: F811
+    """A missing package, and pixels of another range."""
+    monkeypatch.setitem(sys.modules, "diffrax", None)  # as if it were not installed
+    refused = one_line(exact("likelihood", SOURCE, "--bound=ode", "--solver=adaptive", code=2))
+    assert "adaptive steps need diffrax: pip install" in refused
+    np.savez(exact.path / "floats.npz", images=images(2) / 127.5 - 1)
+    refused = one_line(exact("likelihood", "--source=floats.npz", code=2))
+    assert "expected one array of images, (n, H, W, C) uint8, got images float64" in refused
+    assert not list((exact.path / "run").iterdir())
 
 
 def test_other_images_and_models_are_one_line(exact, monkeypatch):  # noqa: F811
