@@ -2,8 +2,8 @@ r"""Speed of sampling, and what the sampling loop costs over bare network calls.
 
     python benchmarks/sampling.py [--nets=digits,cifar10] [--num_steps=18]
 
-For each network: images per second, compile time, number of traces over several calls with
-different settings (1 + 1: Heun and churn once each), and two ratios: the time of jitted N-step
+For each network: images per second, compile time, number of further traces over several calls with
+different settings (0 + 0: of Heun and of churn, none), and two ratios: the time of jitted N-step
 sampling over 2N - 1 single denoiser calls measured in turns in the same run (1.0 means the loop
 is free), and the compile time of Heun and of Algorithm 2 over that of one denoiser call (near 1:
 the program holds the network once).
