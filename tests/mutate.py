@@ -55,7 +55,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     ),
     "samplers/loop": ("samplers/test_stochastic.py", "samplers/test_loop.py"),
     "samplers/path": ("samplers/test_path.py",),
-    "generate": ("test_generate.py",),
+    "generate": ("test_generate.py", "test_sampling_request.py"),
     "store/checkpoints": ("store/test_checkpoints.py", "train/test_checkpoint.py"),
     "train/step": (
         "train/test_step.py", "train/test_step_published.py", "train/test_step_scripted.py",

@@ -167,6 +167,13 @@ def test_labels_of_a_table_stay_in_it(interpolate):
     np.testing.assert_allclose(rounded, levels[[-2, -2, 0, 0]], rtol=1e-6)
 
 
+def test_labels_between_levels_are_linear_in_the_logarithm():
+    path = adapters.TablePath(np.array([64.0, 4.0, 1.0, 0.0]), interpolate=True)
+    sigmas, labels = jnp.array([1.0, 2.0, 4.0, 16.0, 64.0]), [0, 0.5, 1, 1.5, 2]
+    np.testing.assert_allclose(path.label(sigmas), labels, atol=1e-6)
+    np.testing.assert_allclose(path.sigma(jnp.array(labels)), sigmas, rtol=1e-6)
+
+
 def test_ranges_of_adapted_networks():
     levels = respacing.ddpm_levels("linear")
     for interpolate in (False, True):

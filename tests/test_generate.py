@@ -115,6 +115,13 @@ def test_label_changes_the_image_but_not_its_noise():
     np.testing.assert_allclose(one_hot, mixed, **PIXELS)
 
 
+def test_labels_stay_with_their_seeds_in_later_batches():
+    labels = np.array([0, 1, 2, 2, 1, 0])
+    last = draw([4, 5], labels[4:])
+    np.testing.assert_allclose(draw(range(6), labels)[4:], last, **PIXELS)
+    np.testing.assert_allclose(draw(range(6), np.eye(3)[labels])[4:], last, **PIXELS)
+
+
 def test_eight_devices_equal_one():
     mesh = sharding.make_mesh()
     spread = draw(range(10), 1, batch_size=5, sharding=sharding.batch_sharding(mesh))

@@ -24,6 +24,7 @@ from edm_jax.guidance import (
 from edm_jax.model import Model
 from edm_jax.precond import iddpm_preconditioning
 from edm_jax.samplers import sample_ddpm, sample_heun
+from tests.support.exact_model import exact_model
 from tests.test_generate import PIXELS, draw, tiny_model
 
 GUIDED = {"label_dropout": 0.1}
@@ -49,6 +50,22 @@ def test_classifier_free_guidance_is_its_formula(interval):
     images = draw(range(2), 1, model, num_steps=4, guidance=classifier_free(2.0, interval))
     np.testing.assert_allclose(images, by_hand(model, 1, 2.0, *(interval or ())), **PIXELS)
     assert not np.allclose(images, draw(range(2), 1, model, num_steps=4), atol=1e-2)
+
+
+def test_a_network_without_classes_never_sees_the_labels_of_its_guide():
+    @jax.tree_util.register_static
+    class Onlooker:
+        def guide(self, denoise):
+            return denoise
+
+    model, sampling = exact_model(), Sampling(num_steps=2)
+    images = generate.sample_batch(
+        model, jnp.arange(2, dtype=jnp.uint32), jnp.eye(2),
+        sigmas=sampling.grid(model.preconditioning),
+        asked=sampling.request(model.preconditioning), guidance=Onlooker(), trajectory=False,
+    )  # fmt: skip
+    expected = edm_jax.sample(model, range(2), sampling=sampling)  # its means would be 1/4 away
+    np.testing.assert_allclose(images, expected, rtol=1e-5)
 
 
 def test_a_new_scale_never_recompiles(traces):

@@ -101,3 +101,11 @@ def test_weights_of_other_data():
 def test_empty_ranges_are_refused(ends):
     with pytest.raises(ValueError, match="sigma_min must be below sigma_max"):
         noise.LogUniform(*map(np.asarray, ends))
+
+
+def test_discrete_levels_are_drawn_evenly_and_zero_never():
+    distribution = noise.DiscreteLevels(np.array([7.0, 3.0, 2.0, 0.0], np.float32))
+    sigma = np.asarray(noise.sample_sigma(distribution, jax.random.key(0), (1000, 3)))
+    counts = [np.sum(sigma == level) for level in (7, 3, 2)]
+    assert sum(counts) == sigma.size
+    assert scipy.stats.chisquare(counts).pvalue > 0.01  # for a fixed key

@@ -56,6 +56,12 @@ def test_labels_have_a_stream_of_their_own():
     assert set(few) == {0, 1, 2}  # both ends are classes, the number of classes is none
 
 
+def test_a_seed_means_the_same_whatever_generator_a_program_prefers():
+    with jax.default_prng_impl("rbg"):
+        keys = seeds.image_keys([11])
+    np.testing.assert_array_equal(_plain(keys)[0], _plain(_key(11)))
+
+
 def test_one_key_draws_a_whole_batch():
     key = jax.random.key(5)
     expected = jax.random.normal(jax.random.fold_in(key, 0), (2, *SHAPE))

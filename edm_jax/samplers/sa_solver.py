@@ -218,9 +218,12 @@ def sample_sa_solver(
 
     def spans() -> path.Spans:
         xp, (levels, top, low, high) = rows_lib.concrete(sigmas, tau, tau_min, tau_max)
-        inside = xp.clip(levels[:-1], xp.maximum(low, levels[-2] / 2), xp.maximum(high, low))
-        clock = -xp.square(top) * xp.log(inside)
-        return path.Spans(clock, xp.concatenate([clock[1:], clock[-1:]]))
+        after = levels[1:-1]
+        # As `sa_rows` has it, the end of a step decides; other steps, as the last, draw none.
+        noisy = (low <= after) & (after <= high)
+        ends = (xp.where(noisy, level, 1.0) for level in (levels[:-2], after))
+        start, stop = (-xp.square(top) * xp.log(xp.append(end, 1.0)) for end in ends)
+        return path.Spans(start, stop)
 
     draw = path.noise_source(key, noise_fn, x, noise, spans)
     table = sa_rows(

@@ -1,6 +1,7 @@
 """Augmentation against recorded images of the published program and closed forms."""
 
 import dataclasses
+import itertools
 import json
 
 import jax
@@ -288,6 +289,30 @@ def test_kept_values_have_their_distributions(drawn):
     for values, limit in angles:
         uniform = scipy.stats.uniform(-limit, 2 * limit)
         assert scipy.stats.kstest(values[values != 0], uniform.cdf).pvalue > LEVEL
+
+
+def test_signs_are_independent(drawn):
+    """Of any two numbers of an image, its two shifts among them, where both are drawn."""
+    columns = {
+        **{name: getattr(drawn, name) for name in FIELDS if "translate" not in name},
+        **{f"int_{i}": drawn.translate_int[:, i] for i in (0, 1)},
+        **{f"frac_{i}": drawn.translate_w[:, i] for i in (0, 1)},
+    }
+    for name in ("xflip", "yflip", "lumaflip", "rotate_int"):
+        del columns[name]  # 0 is one of their values; `test_gates_are_independent` has gates
+    columns["xflip"] = 2 * drawn.xflip - 1
+    for (name, first), (other, second) in itertools.combinations(columns.items(), 2):
+        both = (first != 0) & (second != 0)
+        equal = np.sum(both & ((first > 0) == (second > 0)))
+        assert scipy.stats.binomtest(int(equal), int(both.sum())).pvalue > LEVEL, (name, other)
+
+
+def test_the_least_number_of_the_generator_is_a_finite_deviate(monkeypatch):
+    least = lambda key, shape, dtype: jnp.zeros(shape, dtype)  # noqa: E731
+    monkeypatch.setattr(jax.random, "uniform", least)
+    draw = jax.jit(lambda key: drawing.sample_params(key, (1, 8, 8, 3), ALL).scale_w)
+    # Half a spacing of the generator's 2^-24, whose normal deviate is this; erfinv to 1e-3.
+    np.testing.assert_allclose(draw(jax.random.key(0)), scipy.stats.norm.ppf(2.0**-25), rtol=1e-3)
 
 
 def test_p_zero_changes_nothing_but_keeps_the_label_columns():

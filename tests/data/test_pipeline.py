@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 
+import grain
 import jax
 import numpy as np
 import pytest
@@ -208,3 +209,44 @@ def test_the_coin_of_a_position():
     np.testing.assert_array_equal(flipped, expected)
     plain = np.concatenate([b["image"] for b in take(5, numbered(20), 8, seed=3)])
     assert not np.any(plain[:, 0, 0, 0] == 200)  # none by default
+
+
+def test_reading_processes_get_the_same_batches(monkeypatch):
+    """What is handed to them, read here in their place."""
+    monkeypatch.setattr(grain.IterDataset, "mp_prefetch", lambda stream, options: stream)
+    options = {"start_step": 3, "mirror": True, "process_index": 1, "process_count": 2}
+    expected = take(4, numbered(20), 8, **options)
+    found = take(4, numbered(20), 8, num_workers=2, **options)
+    for a, b in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(a["label"], b["label"])
+        np.testing.assert_array_equal(a["image"], b["image"])
+
+
+@pytest.mark.parametrize("wanted", [1, 3])
+def test_a_stream_that_is_left_or_ends_closes_what_it_reads(wanted):
+    class Batches:
+        left, closed = 3, False
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            if not self.left:
+                raise StopIteration
+            self.left -= 1
+            return {"image": np.zeros((8, 1))}
+
+        def close(self):
+            self.closed = True
+
+    batches = Batches()
+    where = sharding.batch_sharding(sharding.make_mesh())
+    stream = pipeline.device_batches(batches, where, prefetch=0)
+    for _ in range(wanted):
+        next(stream)
+        assert not batches.closed
+    if wanted == 3:
+        assert next(stream, None) is None
+    else:
+        stream.close()
+    assert batches.closed

@@ -158,3 +158,29 @@ def test_samples_have_the_moments_of_the_distribution(name):
     mean = bed.denoise(jnp.zeros((1, 2)), 1e4)[0]
     # 20000 draws of standard deviation below 2: four standard errors are 0.06.
     np.testing.assert_allclose(x.mean(0), mean, atol=0.06)
+    # Of products, of variance below 8: four standard errors are 0.08.
+    np.testing.assert_allclose(np.cov(x.T), _covariance(bed), atol=0.08)
+
+
+def _covariance(bed):
+    """That of the data, in closed form."""
+    if isinstance(bed, exact.Gaussian):
+        return np.diag(np.square(bed.std))
+    points = np.asarray(bed.points if isinstance(bed, exact.FiniteData) else bed.means)
+    weights = np.asarray(getattr(bed, "weights", np.ones(len(points))))
+    between = np.cov(points.T, aweights=weights, ddof=0)
+    within = np.average(np.square(getattr(bed, "stds", np.zeros(len(points)))), weights=weights)
+    return between + within * np.eye(len(between))
+
+
+def test_components_are_chosen_and_blurred_independently():
+    """One draw from each key: the noise within a component does not know which one it is."""
+    means, stds, weights = np.array([-50.0, 0.0, 50.0]), np.array([0.5, 1, 2]), [0.2, 0.3, 0.5]
+    bed = exact.GaussianMixture(means, stds, np.array(weights) * 7)
+    x = np.asarray(jax.vmap(bed.sample)(jax.random.split(jax.random.key(1), 5000)))
+    chosen = np.argmin(np.abs(x[:, None] - means), axis=1)
+    for k, weight in enumerate(weights):
+        own = (x[chosen == k] - means[k]) / stds[k]
+        # For a fixed key: the 1 % points.
+        assert scipy.stats.binomtest(len(own), 5000, weight).pvalue > 0.01
+        assert scipy.stats.kstest(own, "norm").pvalue > 0.01

@@ -1,6 +1,7 @@
 """Trajectories against the published program and independent float64 replays."""
 
 import functools
+import itertools
 import json
 
 import jax
@@ -205,6 +206,30 @@ def test_another_box_is_the_same_trajectory(golden, x64):
 
     both(stochastic)
     both(heun)
+
+
+@pytest.mark.parametrize("corrector_steps", [0, 2])
+def test_every_move_has_noise_of_its_own(corrector_steps, x64):
+    """A loop of the public steps; level i uses indices from i (corrector_steps + 1)."""
+    sigmas, rng = np.array([0.8, 0.4, 0.1, 0.0]), np.random.default_rng(4)
+    calls = corrector_steps + 1
+    noise, start = jnp.asarray(rng.normal(size=(3 * calls, 2, 3))), rng.uniform(size=(2, 3))
+
+    def denoise(x, sigma):
+        return 0.5 + 0.2 * (x - 0.5)
+
+    x = start
+    for i, (now, after) in enumerate(itertools.pairwise(sigmas)):
+        own = noise[i * calls : (i + 1) * calls]
+        for k in range(corrector_steps):
+            x, _ = steps.reflected_langevin_step(denoise, x, now, own[k], 0.3, box=UNIT)
+        last = own[-1] if after else jnp.zeros((2, 3))
+        x, _ = steps.reflected_step(denoise, x, now, now**2 - after**2, last, box=UNIT)
+    found = reflected.sample_reflected(
+        denoise, start, sigmas, box=UNIT, snr=0.3, corrector_steps=corrector_steps,
+        noise_fn=lambda i: noise[i],
+    )  # fmt: skip
+    np.testing.assert_allclose(found, x, rtol=1e-12)
 
 
 def test_corrector_is_bounded_where_the_published_one_breaks():

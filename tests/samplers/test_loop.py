@@ -56,6 +56,16 @@ def test_one_step_is_one_denoising(name, x64):
     assert visited.x.shape == (2, 2, 3) and visited.denoised.shape == (1, 2, 3)
 
 
+@pytest.mark.parametrize("name", ["ve_predictor_corrector", "reflected_predictor_corrector"])
+def test_a_predictor_shows_what_it_saw_itself(name):
+    """Not what the correctors before it saw: the last one ends on its own D."""
+    x, keys = jnp.array([[0.9], [-0.4]]), seeds.image_keys([0, 1])
+    options = {"corrector_steps": 2, "snr": 0.3, "trajectory": True}
+    visited = SAMPLERS[name](lambda x, sigma: 0.5 * x, x, [0.8, 0.4, 0.0], keys, **options)
+    # Rounding of x + (D - x), which is how the box has it.
+    np.testing.assert_allclose(visited.x[-1], visited.denoised[-1], rtol=1e-6)
+
+
 def _heun_by_hand(x, sigmas):
     visited = [x]
     for now, after in itertools.pairwise(sigmas[:-1]):

@@ -118,6 +118,29 @@ def test_more_steps_settle_on_the_same_image(name, options):
     assert error(44, "step") > 0.5
 
 
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [("ddim", 0.25), ("dpm_2_ancestral", 0.25), ("dpmpp_2s_ancestral", 0.25),
+     ("dpmpp_2m_sde", 0.5), ("dpmpp_3m_sde", 0.5), ("ddpm", 1), ("ve_reverse_diffusion", 1)],
+)  # fmt: skip
+def test_the_clock_runs_as_the_noise_is_renewed(name, rate, monkeypatch):
+    """At the rate eta^2 of ln sigma in the SDE of eta, at eta in DPM-Solver++; eta = 1/2."""
+    asked = []
+
+    def silent(key, spans, x):
+        asked.append(spans)
+        return lambda index: jnp.zeros_like(x)
+
+    monkeypatch.setattr(path, "path_draw", silent)
+    x, sigmas = jnp.ones((1, 2)), np.array([8.0, 4.0, 1.0, 0.0])
+    options = {} if rate == 1 else {"eta": 0.5}
+    SAMPLERS[name](BED.denoise, x, sigmas, seeds.image_keys([0]), noise="tree", **options)
+    (spans,) = asked
+    np.testing.assert_allclose(spans.start, -rate * np.log([8.0, 4.0, 1.0]), atol=1e-12)
+    # The step to 0 draws none.
+    np.testing.assert_allclose(spans.stop, -rate * np.log([4.0, 1.0, 1.0]), atol=1e-12)
+
+
 def test_both_noises_of_dpmpp_sde_must_come_from_one_path(x64):
     """Weak order 2; unrelated draws leave 1 (the negative control), and more error."""
     from edm_jax.exact import bed, subjects
