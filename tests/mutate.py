@@ -53,6 +53,8 @@ MODULES: dict[str, tuple[str, ...]] = {
         "samplers/test_baselines.py", "samplers/test_stochastic.py",
         "samplers/test_dpmpp_single.py", "samplers/test_methods.py",
     ),
+    "samplers/sa_solver": ("samplers/test_sa_solver.py", "samplers/test_named.py"),
+    "samplers/reflected": ("reflected/test_sampling.py",),
     "samplers/loop": ("samplers/test_stochastic.py", "samplers/test_loop.py"),
     "samplers/path": ("samplers/test_path.py",),
     "generate": ("test_generate.py", "test_sampling_request.py"),
@@ -80,6 +82,7 @@ ACCEPTED: dict[tuple[str, str, str], str] = {
     ("train/objective", "keys[:, 2]", "2 -> 3"): "an index beyond the last is the last",
     ("train/step", "shapes = jax.eval_shape", "0 -> 1"): "all rounds have the same shapes",
     ("store/checkpoints", "json.dumps(digests, indent=1)", "1 -> 2"): "the layout of a file",
+    ("store/checkpoints", "lines[0][:200]", "200 ->"): "how much of a message is shown",
     ("data/pipeline", ".random() < 0.5", "<= 0.5"): "no draw is 1/2",
     ("data/pipeline", "threads", ""): "how fast, not what",
 }
