@@ -83,6 +83,7 @@ ACCEPTED: dict[tuple[str, str, str], str] = {
     ("train/step", "shapes = jax.eval_shape", "0 -> 1"): "all rounds have the same shapes",
     ("store/checkpoints", "json.dumps(digests, indent=1)", "1 -> 2"): "the layout of a file",
     ("store/checkpoints", "lines[0][:200]", "200 ->"): "how much of a message is shown",
+    ("samplers/dpmpp_single", "safe = ", "1 -> 2"): "it divides a noise of 0",
     ("data/pipeline", ".random() < 0.5", "<= 0.5"): "no draw is 1/2",
     ("data/pipeline", "threads", ""): "how fast, not what",
 }
