@@ -14,6 +14,7 @@ from edm_jax.model import describe, from_description
 from edm_jax.samplers import Churn, sample_heun
 from edm_jax.sampling import Sampling
 from edm_jax.train import sharding
+from tests.support.drawn import drawn_variables
 from tests.support.exact_model import exact_model
 
 # Two float32 runs of the same network in batches of another shape: measured 2e-6.
@@ -34,12 +35,8 @@ def tiny_model(num_classes=3, **options):
         num_classes=num_classes,
     )
     net = models.build(network.pop("name"), **network)
-    variables = models.init_variables(net, jax.random.key(0))
-    # The last layer starts near zero; noise everywhere makes every input matter.
-    leaves, tree = jax.tree.flatten(variables)
-    rng = np.random.default_rng(1)
-    leaves = [a + 0.2 * rng.standard_normal(a.shape).astype(np.float32) for a in leaves]
-    return from_description(description, jax.tree.unflatten(tree, leaves))
+    # No layer is near zero, where the last one starts: every input matters.
+    return from_description(description, drawn_variables(net, seed=1))
 
 
 def draw(some_seeds, labels=None, model=None, **options):
@@ -162,7 +159,7 @@ def test_trajectory_ends_in_the_sample():
 def test_one_step_is_the_denoiser_at_sigma_max():
     model = tiny_model()
     latent = seeds.latents(seeds.image_keys([7]), (1, 4, 4, 2)) * 80.0
-    expected = model.denoise(latent, 80.0, 2)
+    expected = jax.jit(lambda x: model.denoise(x, 80.0, 2))(latent)
     np.testing.assert_allclose(draw([7], 2, num_steps=1), expected, **PIXELS)
 
 
@@ -170,6 +167,7 @@ def test_sampling_is_pure_under_jit_vmap_and_grad():
     model = tiny_model()
     sigmas = edm_jax.karras_sigmas(2).astype(np.float32)
 
+    @jax.jit
     def energy(scale, x):
         def denoise(x, sigma):
             return scale * model.denoise(x, sigma, 1)
@@ -181,7 +179,7 @@ def test_sampling_is_pure_under_jit_vmap_and_grad():
     slope = jax.jit(jax.grad(energy))(scale, x)
     numeric = (energy(scale + 1e-2, x) - energy(scale - 1e-2, x)) / 2e-2
     np.testing.assert_allclose(slope, numeric, rtol=2e-2)  # central difference in float32
-    both = jax.vmap(energy, in_axes=(0, None))(jnp.float32([0.9, 1.1]), x)
+    both = jax.jit(jax.vmap(energy, in_axes=(0, None)))(jnp.float32([0.9, 1.1]), x)
     np.testing.assert_allclose(both[0], energy(scale, x), rtol=1e-4)
 
 
@@ -268,14 +266,14 @@ def test_gradient_with_respect_to_churn_is_finite_at_zero():
         )  # fmt: skip
         return jnp.sum(x)
 
-    assert np.isfinite(jax.grad(energy)(0.0))
+    assert np.isfinite(jax.jit(jax.grad(energy))(0.0))
 
 
 @pytest.mark.parametrize("sampler", ["edm", "general"])
 def test_churned_levels_are_rounded_for_a_network_with_a_table(sampler):
     """Algorithm 2 with the levels of EDM section C.3, step by step."""
     model = exact_model("iddpm")
-    churn, keys = Churn(1.5), seeds.image_keys([3, 8])
+    denoise, churn, keys = jax.jit(model.denoise), Churn(1.5), seeds.image_keys([3, 8])
     levels = grids.make_sigmas("edm", 3, preconditioning=model.preconditioning)
     x = seeds.latents(keys, (2, *model.image_shape)) * np.float32(levels[0])
     for i in range(3):
@@ -284,10 +282,10 @@ def test_churned_levels_are_rounded_for_a_network_with_a_table(sampler):
             np.float32(levels[i] * (1 + min(0.5, 2**0.5 - 1)))
         )
         x = x + np.sqrt(np.maximum(raised**2 - np.float32(levels[i]) ** 2, 0)) * noise
-        d = (x - model.denoise(x, raised)) / raised
+        d = (x - denoise(x, raised)) / raised
         x_next = x + (levels[i + 1] - raised) * d
         if i < 2:
-            again = (x_next - model.denoise(x_next, levels[i + 1])) / levels[i + 1]
+            again = (x_next - denoise(x_next, levels[i + 1])) / levels[i + 1]
             x_next = x + (levels[i + 1] - raised) * (d + again) / 2
         x = x_next
     numbers = {"s_churn": 1.5} if sampler == "general" else {"churn": churn}

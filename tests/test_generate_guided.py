@@ -41,7 +41,7 @@ def by_hand(model, label, scale, low=0.0, high=np.inf, steps=4):
         acts = (low < sigma) & (sigma <= high)
         return jnp.where(acts, null + scale * (conditional - null), conditional)
 
-    return sample_heun(denoise, x, sigmas)
+    return jax.jit(lambda x: sample_heun(denoise, x, sigmas))(x)
 
 
 @pytest.mark.parametrize("interval", [None, (0.1, 20.0)])
@@ -146,7 +146,7 @@ def test_the_shifted_mean_of_adm_from_a_request(clipped):
         slope = -1 - (up - down)
         return jnp.broadcast_to(30.0 * slope / 32, x.shape)
 
-    expected = sample_ddpm(denoise, x, sigmas, keys, shift=push)
+    expected = jax.jit(lambda x, keys: sample_ddpm(denoise, x, sigmas, keys, shift=push))(x, keys)
     np.testing.assert_allclose(images, expected, **PIXELS)
     plain = draw(range(2), 1, model, **asked)
     assert not np.allclose(images, plain, atol=1e-2)

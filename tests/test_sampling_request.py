@@ -104,7 +104,8 @@ def test_samplers_are_those_of_the_registry(name):
     model, grid = tiny_model(), grids.make_sigmas("edm", 4).astype(np.float32)
     keys = seeds_lib.image_keys([0, 1])
     x = seeds_lib.latents(keys, (2, *model.image_shape)) * grid[0]
-    expected = samplers.get(name)(lambda x, s: model.denoise(x, s, 1), x, grid, keys)
+    denoise = lambda x, s: model.denoise(x, s, 1)  # noqa: E731
+    expected = jax.jit(lambda x, keys: samplers.get(name)(denoise, x, grid, keys))(x, keys)
     images = edm_jax.sample(model, [0, 1], 1, sampler=name, num_steps=4)
     np.testing.assert_allclose(images, expected, **PIXELS)
 

@@ -120,13 +120,15 @@ def test_trajectories(golden, x64, name):
         c["num_steps"], sigma_min=c["sigma_min"], sigma_max=c["sigma_max"], rho=c["rho"]
     )
     x = golden["traj/latents"] * sigmas[0]
-    denoise = lambda x, sigma: guided(x, sigma, rows)  # noqa: E731
     if "S_churn" in c:
         churn = Churn(c["S_churn"], c["S_min"], c["S_max"], c["S_noise"])
         noise = jnp.asarray(golden[f"traj/{name}/noise"])
-        result = sample_stochastic(denoise, x, sigmas, None, churn, noise_fn=lambda i: noise[i])
+        run = lambda x: sample_stochastic(  # noqa: E731
+            evaluate, x, sigmas, None, churn, noise_fn=lambda i: noise[i]
+        )
     else:
-        result = sample_heun(denoise, x, sigmas)
+        run = lambda x: sample_heun(evaluate, x, sigmas)  # noqa: E731
+    result = jax.jit(run)(x)
     close(result, golden[f"traj/{name}/result"])
 
 
@@ -142,13 +144,13 @@ def test_interval_by_step(golden, x64):
     sample = functools.partial(
         g.sample_heun_by_step, g.classifier_free(c["w"]), model.denoise, x, sigmas, rows
     )
-    run = sample(first=c["first"], last=c["last"], trajectory=True)
+    run = jax.jit(lambda: sample(first=c["first"], last=c["last"], trajectory=True))()
     close(run.x[-1], golden[f"traj/{name}/result"])
     close(run.x[:-1], golden[f"traj/{name}/call_x"][::2])
     # By sigma the same levels give another image: the corrector of step 2 is guided.
     ends = sigmas[c["last"] + 1], sigmas[c["first"]]
     by_sigma = g.classifier_free(c["w"], ends).guide(model.denoise)
-    other = sample_heun(lambda x, s: by_sigma(x, s, rows), x, sigmas)
+    other = jax.jit(lambda x: sample_heun(lambda x, s: by_sigma(x, s, rows), x, sigmas))(x)
     assert np.abs(other - run.x[-1]).max() > 1e-3
 
 
@@ -161,7 +163,8 @@ def test_classifier_guidance_is_classifier_free_guidance(golden, x64):
     cfg = g.classifier_free(1.7).guide(model.denoise)
     classifier = g.classifier_guidance(model, 1.7).guide(lambda x, s, r: model.denoise(x, s))
     one, other = (
-        sample_heun(lambda x, s, d=d: d(x, s, rows), x, sigmas) for d in (cfg, classifier)
+        jax.jit(lambda x, d=d: sample_heun(lambda x, s: d(x, s, rows), x, sigmas))(x)
+        for d in (cfg, classifier)
     )
     np.testing.assert_allclose(one, other, atol=1e-9)  # rounding of sigma^2 g at sigma 20
 
@@ -173,6 +176,8 @@ def test_stateful_samplers_store_the_guided_denoiser(golden, x64):
     guided = g.classifier_free(2.5).guide(model.denoise)
     sigmas = karras_sigmas(4, sigma_min=0.02, sigma_max=20.0)
     x = golden["traj/latents"] * sigmas[0]
-    run = sample_heun(lambda x, s: guided(x, s, rows), x, sigmas, trajectory=True)
+    run = jax.jit(
+        lambda x: sample_heun(lambda x, s: guided(x, s, rows), x, sigmas, trajectory=True)
+    )(x)
     assert isinstance(run, loop.Trajectory)
     close(run.denoised[0], guided(x, sigmas[0], rows))

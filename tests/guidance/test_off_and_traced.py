@@ -134,7 +134,8 @@ def test_interval_skips_the_second_pass(model, batch, together):
     guidance = g.classifier_free(2.0, (0.3, 3.0), together=together)
     guided = guidance.guide(counting(model.denoise, count))
     sigmas = karras_sigmas(6, sigma_min=0.02, sigma_max=20.0).astype(np.float32)
-    jax.block_until_ready(sample_heun(lambda x, s: guided(x, s, rows), x * sigmas[0], sigmas))
+    run = jax.jit(lambda x: sample_heun(lambda x, s: guided(x, s, rows), x, sigmas))
+    jax.block_until_ready(run(x * sigmas[0]))
     jax.effects_barrier()
     levels = g.visited_levels(lambda d, x: sample_heun(d, x, sigmas))
     want = np.concatenate([[sigmas[0]], np.repeat(sigmas[1:-1], 2)])
@@ -174,12 +175,17 @@ def test_images_do_not_mix(model, batch, together):
     x, rows = batch
     sigma, w = np.float32([0.1, 0.5, 2.0, 9.0]), np.float32([0.5, 1.0, 2.0, -1.0])
 
-    def run(index):
+    numbers = (w, np.float32([0.5, 0.8, 0.9, 1.0]), x, sigma, rows)
+
+    @jax.jit
+    def guided(w, percentile, x, sigma, rows):
         guidance = g.chain(
-            g.classifier_free(w[index], (0.2, 5.0), together=together),
-            g.dynamic_threshold(np.float32([0.5, 0.8, 0.9, 1.0])[index]),
+            g.classifier_free(w, (0.2, 5.0), together=together), g.dynamic_threshold(percentile)
         )
-        return guidance.guide(model.denoise)(x[index], sigma[index], rows[index])
+        return guidance.guide(model.denoise)(x, sigma, rows)
+
+    def run(index):
+        return guided(*(np.asarray(v)[index] for v in numbers))
 
     whole, order = run(np.arange(4)), np.array([2, 0, 3, 1])
     np.testing.assert_allclose(run(order), whole[order], atol=1e-6)
@@ -202,7 +208,7 @@ def test_guidance_is_an_argument(model, batch):
     each = [run(build(*v), 0.5) for v in values]
     assert run._cache_size() == 1
     numbers = [jnp.asarray(v, jnp.float32) for v in zip(*values, strict=True)]
-    swept = jax.vmap(lambda *v: build(*v).guide(model.denoise)(x, 0.5, rows))(*numbers)
+    swept = jax.jit(jax.vmap(lambda *v: build(*v).guide(model.denoise)(x, 0.5, rows)))(*numbers)
     np.testing.assert_allclose(swept, jnp.stack(each), atol=1e-6)
 
 
@@ -238,7 +244,7 @@ def test_other_samplers_and_gradients(model, batch):
         guided = g.classifier_free(w, (0.1, 5.0)).guide(model.denoise)
         return jnp.sum(sample_dpmpp_2m(lambda x, s: guided(x, s, rows), x, sigmas) ** 2)
 
-    gradient = jax.grad(loss, argnums=(0, 1))(x * sigmas[0], 1.5)
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))(x * sigmas[0], 1.5)
     assert all(np.all(np.isfinite(v)) for v in gradient)
     step = 1e-2
     slope = (loss(x * sigmas[0], 1.5 + step) - loss(x * sigmas[0], 1.5 - step)) / (2 * step)

@@ -42,6 +42,19 @@ def test_output(case):
         assert_close(out, nhwc(archive["out_no_augment"]))
 
 
+def test_an_image_does_not_depend_on_the_others(case):
+    archive, _, variables, apply = case
+    x, c_noise, given = nhwc(archive["x"]), archive["noise_labels"], labels(archive)
+    whole = apply(variables, x, c_noise, **given)
+    others = np.full(len(x), True)
+    others[1] = False
+    moved = {k: np.where(others[:, None], v[::-1], v) for k, v in given.items()}
+    x = np.where(others[:, None, None, None], -x, x)
+    out = apply(variables, x, np.where(others, c_noise + 1, c_noise).astype(np.float32), **moved)
+    np.testing.assert_array_equal(out[1], whole[1])
+    assert np.abs(out - whole)[others].max() > 0.1
+
+
 def test_every_intermediate_output(case):
     archive, net, variables, _ = case
 

@@ -32,12 +32,16 @@ def parts(golden, prefix=""):
 
 
 class Exact:
-    """``denoise(x, sigma, rows)`` of a labelled mixture; rows of zeros or None: no label."""
+    """``denoise(x, sigma, rows)`` of a labelled mixture; rows of zeros or None: no label.
+
+    Both functions are compiled, once for a shape: op by op everything would be.
+    """
 
     def __init__(self, golden, prefix=""):
         self.all, self.each, self.shares = parts(golden, prefix)
+        self.denoise, self.logits = jax.jit(self._denoise), jax.jit(self._logits)
 
-    def denoise(self, x, sigma, rows=None):
+    def _denoise(self, x, sigma, rows=None):
         unlabelled = self.all.denoise(x, sigma)
         if rows is None:
             return unlabelled
@@ -45,7 +49,7 @@ class Exact:
         labelled = sum(column[:, c] * self.each[c].denoise(x, sigma) for c in range(3))
         return jnp.where(jnp.any(column != 0, axis=1), labelled, unlabelled)
 
-    def logits(self, x, sigma):
+    def _logits(self, x, sigma):
         """log p(x, c; sigma)."""
         each = [
             mixture.log_density(x, sigma) + np.log(share)

@@ -27,7 +27,8 @@ def _loss(arrays, weight, dtype):
     images, noise = (arrays[f"loss/{k}"].astype(dtype) for k in ("images", "noise"))
     levels = noise_lib.LogUniform(0.01 * 500**1e-5, 5.0)  # t from 1e-5 to 1
     sigma = levels.sigma(arrays["loss/u"].astype(dtype))
-    return sigma, reflected.score_matching_loss(_stand_in, UNIT, images, sigma, noise, weight)
+    loss = jax.jit(lambda *a: reflected.score_matching_loss(_stand_in, UNIT, *a, weight))
+    return sigma, loss(images, sigma, noise)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -63,14 +64,16 @@ def test_score_form_equals_denoiser_form(golden, x64):
     # A preconditioned network: precondition() and scaled_score_fn() are the same model.
     net_fn = lambda x, c_noise: jnp.tanh(x + c_noise.reshape(-1, 1, 1, 1))  # noqa: E731
     for coefs in (precond.reflected_coefs, precond.edm_coefs):
-        denoised = precond.precondition(net_fn, coefs)(x, sigma)
-        scaled = reflected.scaled_score_fn(net_fn, coefs)(x, sigma)
+        scaled_score = reflected.scaled_score_fn(net_fn, coefs)
+        denoised = jax.jit(precond.precondition(net_fn, coefs))(x, sigma)
+        scaled = jax.jit(scaled_score)(x, sigma)
         column = sigma.reshape(-1, 1, 1, 1)
         np.testing.assert_allclose(x + column * scaled, denoised, atol=1e-12)
-        loss = reflected.score_matching_loss(
-            reflected.scaled_score_fn(net_fn, coefs),
-            UNIT, images, jnp.asarray(sigma), noise, reflected.image_weight,
-        )  # fmt: skip
+        loss = jax.jit(
+            lambda *given, f=scaled_score: reflected.score_matching_loss(
+                f, UNIT, *given, reflected.image_weight
+            )
+        )(images, sigma, noise)
         by_denoiser = 0.5 * ((denoised - target) / column) ** 2
         np.testing.assert_allclose(loss, by_denoiser, rtol=1e-7, atol=1e-9)
 
@@ -106,7 +109,7 @@ def test_the_exact_score_has_the_least_loss(x64):
         return source.scaled_score(x, sigma) + 0.3 * jnp.cos(3 * x)
 
     x = source.box.corrupt(y, sigma, noise)
-    excess = np.asarray(loss(shifted) - loss(source.scaled_score))
+    excess = np.asarray(jax.jit(lambda: loss(shifted) - loss(source.scaled_score))())
     expected = np.mean(0.5 * np.square(0.3 * np.cos(3 * x)))
     error = 4 * excess.std() / np.sqrt(excess.size)
     assert abs(excess.mean() - expected) < error < 0.3 * expected
@@ -127,15 +130,16 @@ def test_objective_contract():
     batch = {"image": np.random.default_rng(0).integers(0, 256, (4, 4, 4, 1), np.uint8)}
     key, ids = jax.random.key(0), jnp.arange(4)
     params = {"w": jnp.float32(0.3)}
-    loss, sigma = _objective().per_image(params, {}, batch, key, ids)
+    per_image = jax.jit(_objective().per_image)
+    loss, sigma = per_image(params, {}, batch, key, ids)
     assert loss.shape == sigma.shape == (4,)
     assert np.all((sigma >= 0.02) & (sigma <= 10.0)) and np.all(loss > 0)
     half = {"image": batch["image"][2:]}
-    loss_2, sigma_2 = _objective().per_image(params, {}, half, key, ids[2:])
+    loss_2, sigma_2 = per_image(params, {}, half, key, ids[2:])
     np.testing.assert_allclose(loss_2, loss[2:], rtol=1e-6)
     np.testing.assert_array_equal(sigma_2, sigma[2:])
-    gradient = jax.grad(lambda p: jnp.sum(_objective().per_image(p, {}, batch, key, ids)[0]))
-    assert np.isfinite(gradient(params)["w"]) and gradient(params)["w"] != 0
+    gradient = jax.grad(lambda p: jnp.sum(per_image(p, {}, batch, key, ids)[0]))(params)
+    assert np.isfinite(gradient["w"]) and gradient["w"] != 0
 
 
 def test_augmented_images_stay_in_the_box():
@@ -146,8 +150,11 @@ def test_augmented_images_stay_in_the_box():
         return images * 1.2, None
 
     args = ({"w": jnp.float32(0.0)}, {}, batch, jax.random.key(0), jnp.arange(2))
-    plain = _objective().per_image(*args)[0]
-    np.testing.assert_array_equal(_objective(augment=overshoot).per_image(*args)[0], plain)
+    plain, augmented = (
+        jax.jit(_objective(**options).per_image)(*args)[0]
+        for options in ({}, {"augment": overshoot})
+    )
+    np.testing.assert_array_equal(augmented, plain)
 
 
 def _perceptron(variables, x, c_noise, labels=None, augment_labels=None, **_):
@@ -195,16 +202,19 @@ def test_training_on_digits():
     net_fn = lambda x, c_noise: _perceptron({"params": trained}, x, c_noise)  # noqa: E731
     learnt = reflected.scaled_score_fn(net_fn, precond.reflected_coefs)
     exact = ReflectedPoints(y).scaled_score
+    noise = jax.random.normal(jax.random.key(2), y[:64].shape)
+
+    @jax.jit
+    def losses(sigma):
+        given = (Box(), jnp.asarray(y[:64]), sigma, noise, reflected.image_weight)
+        return [
+            jnp.mean(reflected.score_matching_loss(f, *given))
+            for f in (lambda x, sigma: jnp.zeros_like(x), learnt, exact)
+        ]
+
     # At 0.1 the digits are told apart by the exact score and hardly by so small a network.
     for sigma, most in [(0.3, 0.8), (0.7, 0.6), (1.2, 0.85)]:
-        given = (
-            Box(), jnp.asarray(y[:64]), jnp.full(64, sigma),
-            jax.random.normal(jax.random.key(2), y[:64].shape), reflected.image_weight,
-        )  # fmt: skip
-        none, of_net, least = (
-            float(jnp.mean(jax.jit(lambda f=f, g=given: reflected.score_matching_loss(f, *g))()))
-            for f in (lambda x, sigma: jnp.zeros_like(x), learnt, exact)
-        )
+        none, of_net, least = losses(np.full(64, sigma, np.float32))
         assert least < of_net < most * none
 
     denoise = precond.precondition(net_fn, precond.reflected_coefs)

@@ -1,6 +1,7 @@
 """The training step: devices, batches, running metrics, bad steps, accumulation."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,13 @@ def make(batch_size=8, num_classes=3, log_every=4, lr=0.1, halflives=(0.5, 0.1),
     return step, init_state({"params": params}, optimizer, averaging)
 
 
+@functools.cache
+def compiled(**options):
+    """The step as one program, shared by the tests, and its first state."""
+    step, state = make(**options)
+    return jax.jit(step), state
+
+
 def make_batch(batch_size=8, seed=0):
     rng = np.random.default_rng(seed)
     return {
@@ -48,8 +56,8 @@ def make_batch(batch_size=8, seed=0):
 
 
 def test_first_step_changes_no_weights_but_adam():
-    step, state = make()
-    after = jax.jit(step)(state, make_batch(), jax.random.key(0))
+    step, state = compiled()
+    after = step(state, make_batch(), jax.random.key(0))
     for before, now in zip(
         jax.tree.leaves((state.params, state.ema)),
         jax.tree.leaves((after.params, after.ema)),
@@ -97,16 +105,17 @@ def test_noise_of_an_image_does_not_depend_on_the_batch():
     objective = DenoisingObjective(linear_apply, edm_preconditioning(), LogNormal(), edm_weight, 3)
     params = {"a": jnp.float32(0.3), "b": jnp.float32(0.1), "table": jnp.ones((3, 1))}
     batch, ids, key = make_batch(), jnp.arange(8), jax.random.key(3)
-    whole, sigma = objective.per_image(params, {}, batch, key, ids)
+    per_image = jax.jit(objective.per_image)
+    whole, sigma = per_image(params, {}, batch, key, ids)
     part = {k: v[5:7] for k, v in batch.items()}
-    some, sigma_some = objective.per_image(params, {}, part, key, ids[5:7])
+    some, sigma_some = per_image(params, {}, part, key, ids[5:7])
     np.testing.assert_array_equal(sigma[5:7], sigma_some)
     np.testing.assert_allclose(whole[5:7], some, rtol=1e-6)
 
 
 def test_gradient_is_sum_over_pixels_mean_over_batch():
     """Against a float64 NumPy loss and its numeric derivative."""
-    step, state = make(lr=0.0)
+    step, state = compiled(lr=0.0)
     batch, key = make_batch(), jax.random.key(5)
     after = step(state, batch, key)
     # Adam's first moment after one step is (1 - b1) times the gradient.
@@ -132,7 +141,7 @@ def test_gradient_is_sum_over_pixels_mean_over_batch():
 
 
 def test_metrics_window_and_bins():
-    step, state = make(log_every=2)
+    step, state = compiled(log_every=2)
     for i in range(3):
         state = step(state, make_batch(seed=i), jax.random.key(0))
     assert int(state.metrics["loss"]["count"]) == 1  # the third step began a new window
@@ -152,7 +161,7 @@ def with_params(state, value):
 
 
 def test_first_bad_step_is_remembered():
-    step, state = make()
+    step, state = compiled()
     key = jax.random.key(0)
     state = step(state, make_batch(), key)
     assert int(state.failed_step) == -1 and int(state.bad_streak) == 0
@@ -179,7 +188,7 @@ def test_a_bad_loss_stays_out_of_the_bins_of_others():
 
 
 def test_only_a_whole_streak_of_bad_steps_is_a_failure():
-    step, state = make(max_bad_steps=3, log_every=10)
+    step, state = compiled(max_bad_steps=3, log_every=10)
     key, failed, streaks = jax.random.key(0), [], []
     for bad in (0, 1, 1, 0, 1, 1, 1, 0):
         state = step(with_params(state, jnp.nan if bad else 0.5), make_batch(), key)
@@ -303,7 +312,7 @@ def test_what_are_no_averages(halflives):
 
 
 def test_averages_see_the_weights_after_the_step_and_the_images_before():
-    step, state = make(lr=0.1, halflives=(0.064,))
+    step, state = compiled(lr=0.1, halflives=(0.064,))
     key = jax.random.key(0)
     for i in range(4):
         before = state

@@ -38,7 +38,8 @@ def test_convolution(case):
         weight, bias = (ARCHIVE[f"conv2d/{case}/{k}"] for k in ("weight", "bias"))
         variables = {"params": {"kernel": names.to_flax_layout(weight), "bias": bias}}
     # Float32 against float64 is 7e-7 here.
-    assert_close(layer.apply(variables, nhwc(arrays["x"])), nhwc(arrays["y"]), atol=1e-5)
+    y = jax.jit(layer.apply)(variables, nhwc(arrays["x"]))
+    assert_close(y, nhwc(arrays["y"]), atol=1e-5)
 
 
 def transposed_convolution(x, taps, padding):
@@ -72,10 +73,15 @@ def strided_convolution(x, taps, padding):
 def test_resampling_by_definition(taps, shape):
     # Asymmetric filters tell a correlation from a convolution; odd sizes the end points.
     x = np.random.default_rng(0).standard_normal(shape)
-    for padding in (0, (len(taps) - 1) // 2):
-        up = resample.upsample(jnp.asarray(x, jnp.float32), taps, padding)
+    paddings = (0, (len(taps) - 1) // 2)
+
+    @jax.jit
+    def run(x):
+        functions = (resample.upsample, resample.downsample)
+        return [[f(x, taps, padding) for f in functions] for padding in paddings]
+
+    for padding, (up, down) in zip(paddings, run(x.astype(np.float32)), strict=True):
         np.testing.assert_allclose(up, transposed_convolution(x, taps, padding), atol=2e-6)
-        down = resample.downsample(jnp.asarray(x, jnp.float32), taps, padding)
         np.testing.assert_allclose(down, strided_convolution(x, taps, padding), atol=2e-6)
 
 
@@ -97,7 +103,8 @@ def test_group_norm(case):
     assert layers.num_groups(channels) == arrays["num_groups"]
     variables = {"params": {"scale": arrays["weight"], "bias": arrays["bias"]}}
     norm = layers.GroupNorm(float(arrays["eps"]))
-    assert_close(norm.apply(variables, nhwc(arrays["x"])), nhwc(arrays["y"]), atol=1e-5)
+    y = jax.jit(norm.apply)(variables, nhwc(arrays["x"]))
+    assert_close(y, nhwc(arrays["y"]), atol=1e-5)
 
 
 def test_group_norm_of_images_far_from_zero():
@@ -107,7 +114,7 @@ def test_group_norm_of_images_far_from_zero():
     expected = grouped - grouped.mean((1, 3), keepdims=True)
     expected /= np.sqrt(grouped.var((1, 3), keepdims=True) + 1e-5)
     variables = {"params": {"scale": jnp.ones(16), "bias": jnp.zeros(16)}}
-    y = layers.GroupNorm(1e-5).apply(variables, jnp.asarray(x, jnp.float32))
+    y = jax.jit(layers.GroupNorm(1e-5).apply)(variables, x.astype(np.float32))
     # The mean is known to 1000 * 6e-8.
     np.testing.assert_allclose(y, expected.reshape(x.shape), atol=5e-4)
 
@@ -123,11 +130,16 @@ def test_group_norm_with_its_surroundings():
     def wide(v):
         return v[:, None, None, :]
 
-    shifted = norm.apply(variables, x + wide(shift))
-    np.testing.assert_allclose(norm.apply(variables, x, shift=shift), shifted, atol=2e-6)
-    modulated = jax.nn.silu(norm.apply(variables, x) * (1 + wide(a)) + wide(b))
-    fused = layers.GroupNorm(1e-6, silu=True).apply(variables, x, modulation=(a, b))
-    np.testing.assert_allclose(fused, modulated, atol=2e-6)
+    @jax.jit
+    def run(x, shift, a, b):
+        modulated = jax.nn.silu(norm.apply(variables, x) * (1 + wide(a)) + wide(b))
+        return (
+            (norm.apply(variables, x, shift=shift), norm.apply(variables, x + wide(shift))),
+            (layers.GroupNorm(1e-6, silu=True).apply(variables, x, modulation=(a, b)), modulated),
+        )
+
+    for fused, apart in run(x, shift, a, b):
+        np.testing.assert_allclose(fused, apart, atol=2e-6)
 
 
 def test_group_norm_of_joined_parts():
@@ -136,9 +148,10 @@ def test_group_norm_of_joined_parts():
     x = np.concatenate(parts, -1)  # groups of four channels, and more that cross a seam
     variables = {"params": {"scale": jnp.ones(32), "bias": jnp.zeros(32)}}
     norm = layers.GroupNorm(1e-5, groups=2)
-    together = norm.apply(variables, x)
+    together = jax.jit(norm.apply)(variables, x)
     # The same sums of each channel, in one order or another.
-    np.testing.assert_allclose(norm.apply(variables, x, parts=parts), together, atol=2e-6)
+    of_parts = jax.jit(norm.apply)(variables, x, parts=parts)
+    np.testing.assert_allclose(of_parts, together, atol=2e-6)
     grouped = x.astype(np.float64).reshape(2, 16, 2, 16)
     expected = grouped - grouped.mean((1, 3), keepdims=True)
     expected /= np.sqrt(grouped.var((1, 3), keepdims=True) + 1e-5)
@@ -150,8 +163,9 @@ def test_group_norm_of_joined_parts():
 def test_moments_of_half_precision_in_one_pass(dtype, ratio):
     """They are as good as the numbers: rounding of these moves the variance by as much."""
     exact = ratio + np.random.default_rng(3).standard_normal((4, 16, 16, 32))
-    x = jnp.asarray(exact, dtype).astype(jnp.float32)
-    mean, var = layers.channel_moments(x, once=True)
+    x = exact.astype(jnp.dtype(dtype)).astype(np.float32)
+    moments = jax.jit(lambda x: layers.channel_moments(x, once=True))
+    mean, var = moments(x)
     wide = np.asarray(x, np.float64)
     square = 1 + ratio**2
     # Sums of 256 numbers, in float32: two units of rounding of the mean square.
@@ -163,7 +177,7 @@ def test_moments_of_half_precision_in_one_pass(dtype, ratio):
     if dtype == "bfloat16" and ratio >= 3:
         assert 4 * 2**-24 * square < spacing**2 / 12
     # None of it is negative, or not a number, of a constant channel.
-    constant = layers.channel_moments(jnp.full((1, 8, 8, 2), ratio + 0.1), once=True)[1]
+    constant = moments(np.full((1, 8, 8, 2), ratio + 0.1, np.float32))[1]
     assert (np.asarray(constant) >= 0).all()
 
 
@@ -174,7 +188,7 @@ def test_the_gradient_of_moments_is_that_of_two_passes():
         mean, var = layers.channel_moments(x, once)
         return jnp.sum(jnp.sin(mean) + var**1.5)
 
-    first, second = (jax.grad(total)(x, once) for once in (True, False))
+    first, second = jax.jit(lambda x: [jax.grad(total)(x, once) for once in (True, False)])(x)
     np.testing.assert_allclose(first, second, atol=1e-6)
 
 
@@ -196,9 +210,10 @@ def test_gradient_of_group_norm():
         return jnp.sum(norm.apply({"params": params}, x, shift=shift) * weight)
 
     arguments = jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), (x, shift, variables["params"]))
-    expected = jax.grad(plain, (0, 1, 2))(*arguments)
-    for a, b in zip(jax.tree.leaves(jax.grad(ours, (0, 1, 2))(*arguments)),
-                    jax.tree.leaves(expected), strict=True):  # fmt: skip
+    found, expected = jax.jit(lambda *a: [jax.grad(f, (0, 1, 2))(*a) for f in (ours, plain)])(
+        *arguments
+    )
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
@@ -211,7 +226,7 @@ def test_positional_embedding(case):
     )
     x, y = (ARCHIVE[f"pos_embedding/{case}/{k}"] for k in "xy")
     # Phases up to 1000 radians carry a float32 error of 6e-5.
-    assert_close(layer.apply({}, x), y, atol=2e-4)
+    assert_close(jax.jit(layer.apply)({}, x), y, atol=2e-4)
 
 
 def test_positional_embedding_of_a_published_value():
@@ -254,8 +269,14 @@ def attention_weights(q, k):
 
 def test_attention_weights_and_gradients():
     q, k, w, weight, dq, dk = (ARCHIVE[f"attention/{n}"] for n in ("q", "k", "w", "R", "dq", "dk"))
-    assert_close(attention_weights(q, k), w, atol=1e-6)
-    grads = jax.grad(lambda q, k: jnp.sum(attention_weights(q, k) * weight), (0, 1))(q, k)
+
+    @jax.jit
+    def run(q, k):
+        total = lambda q, k: jnp.sum(attention_weights(q, k) * weight)  # noqa: E731
+        return attention_weights(q, k), jax.grad(total, (0, 1))(q, k)
+
+    found, grads = run(q, k)
+    assert_close(found, w, atol=1e-6)
     assert_close(grads[0], dq, atol=1e-6)
     assert_close(grads[1], dk, atol=1e-6)
 
@@ -335,7 +356,7 @@ def test_distribution_of_initial_weights(row):
     )
     n = 200_000
     init = initializers.weight_init(str(mode), int(fan_in), int(fan_out), gain=1.0)
-    draw = np.asarray(init(jax.random.key(row), (n,), jnp.float32), np.float64)
+    draw = np.asarray(jax.jit(lambda key: init(key, (n,), jnp.float32))(jax.random.key(row)), float)
     # Six standard errors of a mean, a standard deviation (at most 0.71/sqrt(n) relative)
     # and a kurtosis (at most 5/sqrt(n), measured for the normal, plus that of the golden).
     assert abs(draw.mean()) < 6 * std / math.sqrt(n)
@@ -350,9 +371,11 @@ def test_initial_values_of_every_parameter(name):
     config = json.loads(str(ARCHIVE[f"init/{name}/config"]))
     net = models.build("DhariwalUNet" if name == "adm" else "SongUNet", **config)
     draws = 8
+    keys = jax.vmap(jax.random.key)(np.arange(draws))
+    drawn = jax.jit(jax.vmap(lambda key: models.init_variables(net, key)))(keys)
     state_dicts = [
-        models.to_state_dict(models.init_variables(net, jax.random.key(seed)))
-        for seed in range(draws)
+        models.to_state_dict(jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], drawn))
+        for i in range(draws)
     ]
     arrays = {k: ARCHIVE[f"init/{name}/{k}"] for k in ("names", "numel", "rms", "absmax")}
     assert set(arrays["names"]) == set(state_dicts[0])
@@ -401,11 +424,12 @@ def test_parameters_are_cast_to_the_activation():
 
 def test_derivatives_of_silu_and_moments():
     # Their own rules against those of the formulas, forward, reverse and twice.
-    x = jnp.linspace(-30, 30, 241)
-    dx = jnp.cos(x)
-    for f, g in [(jax.jvp(layers.silu, (x,), (dx,)), jax.jvp(jax.nn.silu, (x,), (dx,)))]:
-        np.testing.assert_allclose(f, g, atol=3e-6)  # 30 times the rounding of a sigmoid
-    second = [jax.vmap(jax.grad(jax.grad(f)))(x) for f in (layers.silu, jax.nn.silu)]
+    x = np.linspace(-30, 30, 241, dtype=np.float32)
+    dx = np.cos(x)
+
+    first = [jax.jvp(f, (x,), (dx,)) for f in (layers.silu, jax.nn.silu)]
+    np.testing.assert_allclose(*first, atol=3e-6)  # 30 times the rounding of a sigmoid
+    second = [jax.jit(jax.vmap(jax.grad(jax.grad(f))))(x) for f in (layers.silu, jax.nn.silu)]
     np.testing.assert_allclose(*second, atol=3e-6)
 
     def plain(x):
@@ -413,18 +437,17 @@ def test_derivatives_of_silu_and_moments():
         return mean[:, 0, 0], jnp.square(x - mean).mean((1, 2))
 
     rng = np.random.default_rng(0)
-    x, v, w = (jnp.asarray(rng.standard_normal((2, 3, 4, 5)), jnp.float32) for _ in range(3))
-    x = x + 3
+    x, v, w = (rng.standard_normal((2, 3, 4, 5)).astype(np.float32) for _ in range(3))
 
-    def scalar(f):
-        return lambda x: sum(jnp.sum(jnp.sin(m)) for m in f(x))
+    @jax.jit
+    def of_moments(x, v, w):
+        def derivatives(moments):
+            grad = jax.grad(lambda x: sum(jnp.sum(jnp.sin(m)) for m in moments(x)))
+            hessian = jax.jvp(grad, (x,), (v,))
+            return moments(x), *hessian, jax.grad(lambda x: jnp.vdot(grad(x), w))(x)
 
-    for a, b in zip(layers.channel_moments(x), plain(x), strict=True):
+        return [derivatives(f) for f in (layers.channel_moments, plain)]
+
+    ours, theirs = of_moments(x + 3, v, w)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
-    pairs = [(scalar(layers.channel_moments), scalar(plain))]
-    for ours, theirs in pairs:
-        np.testing.assert_allclose(jax.grad(ours)(x), jax.grad(theirs)(x), atol=1e-6)
-        hessian = [jax.jvp(jax.grad(f), (x,), (v,))[1] for f in (ours, theirs)]
-        np.testing.assert_allclose(*hessian, atol=1e-6)
-        twice = [jax.grad(lambda x, f=f: jnp.vdot(jax.grad(f)(x), w))(x) for f in (ours, theirs)]
-        np.testing.assert_allclose(*twice, atol=1e-6)
