@@ -10,6 +10,9 @@ import numpy as np
 from edm_jax.figures import files
 from edm_jax.figures.nfe import MARKERS
 
+# Values further apart are drawn on a logarithmic axis.
+LOG_RANGE = 10
+
 
 def ladder(
     path: pathlib.Path,
@@ -44,11 +47,14 @@ def ladder(
                 axes.plot(np.full(len(values), at), values, ".", color=files.colour(i), ms=2.5,
                           alpha=0.5)  # fmt: skip
         axes.set_xticks(range(len(steps)), list(steps))
-        axes.set(ylabel=ylabel, title=title, xlabel="training configuration")
-        axes.set_ylim(bottom=0)
+        axes.set(ylabel=ylabel, title=title, xlabel="training configuration\n"
+                 "(bars: standard error; dots: single runs)")  # fmt: skip
+        values = [v for points in lines.values() for step in points for v in step]
+        if values and min(values) > 0 and max(values) > LOG_RANGE * min(values):
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3, lw=0.4)
         if axes.has_data():
             axes.legend(framealpha=0.7)
-        axes.annotate("bars: standard error; dots: single runs", (0.98, 0.02), ha="right",
-                      xycoords="axes fraction", fontsize=6, color="#555555")  # fmt: skip
         files.save(fig, path)
