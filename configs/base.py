@@ -229,7 +229,7 @@ def get_config() -> ml_collections.ConfigDict:
             rho=placeholder(float),
             sigmas=(),  # these noise levels, down to 0, in place of a discretization
             options="",  # further ones of the sampler: "eta=0.5,order=3", or JSON
-            policy="uniform",  # of the sampler "ardm": uniform, optimal, or numbers up to D
+            policy="uniform",  # of the sampler "ardm": uniform, optimal, or 0,4,..,D
             s_churn=0.0,
             s_tmin=0.0,
             s_tmax=float("inf"),

@@ -26,12 +26,9 @@ def _levels(text: str) -> tuple[float, ...]:
 
 
 def _policy(text: str) -> str | tuple[int, ...]:
-    if not text[:1].isdigit():
-        return text
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError("must be uniform, optimal, or numbers such as 0,4,16,64") from None
+    from experiments.config.sampling import parse_policy
+
+    return parse_policy(text)
 
 
 FLAGS = (

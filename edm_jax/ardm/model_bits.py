@@ -30,10 +30,11 @@ def model_values(model: Any, images: ArrayLike) -> Array:
 
     Args:
       model: of kind "ardm".
-      images: ``(B, H, W, C)`` uint8, or ``(B, L)`` integers.
+      images: ``(B, H, W, C)`` pixels 0..255, or ``(B, L)`` integers.
 
     Raises:
-      ValueError: for another shape, or values outside 0..K-1.
+      ValueError: for another shape, values outside 0..K-1, or pixels outside 0..255, such as the
+        floats that `sample` returns.
     """
     images = np.asarray(images)
     if images.shape[1:] != model.image_shape:
@@ -43,6 +44,7 @@ def model_values(model: Any, images: ArrayLike) -> Array:
         )
     num_values = build(**model.description["process"]).num_values
     if model.description.get("levels", False):
+        check_values(images, 256, "pixels")
         return to_levels(jnp.asarray(images), num_values)
     check_values(images, num_values, "data")
     return jnp.asarray(images, jnp.int32)

@@ -44,7 +44,7 @@ def check_policy(policy: ArrayLike, num_variables: int, start: int = 0) -> NDArr
       start: variables known beforehand.
     """
     values = np.asarray(policy)
-    cure = "build it with uniform_policy or optimal_policy"
+    cure = "build it with uniform_policy or optimal_policies"
     if values.ndim != 1 or values.size < 2 or values.dtype.kind not in "iu":
         raise ValueError(
             f"a policy must be a list of at least two integers, got {policy!r}; {cure}"
@@ -197,14 +197,16 @@ def optimal_policies(loss_t: ArrayLike, num_calls: int, num_stages: int = 1) -> 
     return np.stack([policy_table(loss, num_calls).policy(num_calls) for loss in stages])
 
 
-def stage_policies(policy: ArrayLike | jax.Array, stages: int, num_variables: int) -> jax.Array:
+def stage_policies(
+    policy: ArrayLike | jax.Array, stages: int, num_variables: int, start: int | None = 0
+) -> jax.Array:
     """One policy for each stage, ``(S, n + 1)`` int32; known ones are checked.
 
     Args:
-      policy: ``(n + 1,)`` for all stages or ``(S, n + 1)``; may be traced.  The first entry may
-        be a number of variables given beforehand.
+      policy: ``(n + 1,)`` for all stages or ``(S, n + 1)``; may be traced.
       stages: S.
       num_variables: D.
+      start: the first entry; None where it may be any number of variables given beforehand.
     """
     shape = np.shape(policy)
     if (len(shape) == 2 and shape[0] != stages) or len(shape) not in (1, 2):
@@ -214,7 +216,8 @@ def stage_policies(policy: ArrayLike | jax.Array, stages: int, num_variables: in
         )
     if is_known(policy):
         rows = np.atleast_2d(np.asarray(policy))
-        start = int(rows[0, 0]) if rows.size and rows.dtype.kind in "iu" else 0
+        if start is None:
+            start = int(rows[0, 0]) if rows.size and rows.dtype.kind in "iu" else 0
         for row in rows:
             check_policy(row, num_variables, start)
     rows = jnp.atleast_2d(jnp.asarray(policy, jnp.int32))

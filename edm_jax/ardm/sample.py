@@ -113,7 +113,8 @@ def sample_ardm(
         all stages, ``(S, B, *mask_shape)`` for each.  Given variables come first in them.
       values, given: condition on ``values`` ``(B, *shape)`` where the mask ``given``
         ``(B, *mask_shape)`` is True.  Calls of the policy that would draw only given ones
-        do nothing: ``num_given + optimal_policy(loss_t[num_given:], n)`` wastes none.
+        do nothing: ``num_given + policy_table(loss_t[num_given:]).policy(n)`` wastes
+        none.
       uniform_fn: index of the call -> ``(B, *noise_shape)`` uniforms, to replay recorded ones.
       trajectory: return all states, and what is known in them.
       progress: False; True for a bar on the terminal; or a function ``(done, total)``.
@@ -127,7 +128,7 @@ def sample_ardm(
     """
     shape, batch = tuple(shape), keys.shape[0]
     mask_shape, stages = process.mask_shape(shape), process.num_stages
-    policies = stage_policies(policy, stages, num_variables(process, shape))
+    policies = stage_policies(policy, stages, num_variables(process, shape), start=None)
     x, num_given = _start(process, (batch, *shape), values, given)
     _check_start(policies, num_given)
     if ranks is not None:
@@ -141,7 +142,8 @@ def sample_ardm(
         if ranks is None:
             keys_of_order = _streams(keys, stage, _ORDER)
             ranks = orders.drawn_ranks(process.order, keys_of_order, mask_shape, given)
-        k = jnp.maximum(k[:, None], num_given[None, :])
+        # Whatever a traced policy begins with: everything that is not given is drawn.
+        k = jnp.maximum(k[:, None], num_given[None, :]).at[0].set(num_given)
 
         def call(x: Array, inputs: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array] | None]:
             i, t, t_next = inputs

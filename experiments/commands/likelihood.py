@@ -148,7 +148,8 @@ def _settings(values: types.SimpleNamespace, model: Model) -> dict[str, Settings
     numbers = [values.bound] if values.bound else numbers
     for name in _OF_ODE:
         if name in values.given and "ode" not in numbers:
-            raise UsageError(f"--{name} belongs to --bound=ode, which this model has not")
+            cure = "; the calls of its policy are --num_levels" * (model.kind == "ardm")
+            raise UsageError(f"--{name} belongs to --bound=ode, which this model has not{cure}")
     return {
         name: kind.settings(model, method=METHODS[name], **common, **own[name]) for name in numbers
     }

@@ -52,6 +52,22 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def parse_policy(text: str) -> str | tuple[int, ...]:
+    """A policy of autoregressive diffusion: its name, or the numbers of ``0,4,16,64``.
+
+    Raises:
+      ValueError: for something else that begins with a digit.
+    """
+    if not text[:1].isdigit():
+        return text
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(
+            f"policy must be uniform, optimal, or numbers such as 0,4,16,64, got {text!r}"
+        ) from None
+
+
 def read_decoding(group: Mapping[str, Any]) -> Decoding:
     """The request of a ``config.sampler`` group for autoregressive diffusion.
 
@@ -65,7 +81,8 @@ def read_decoding(group: Mapping[str, Any]) -> Decoding:
         )
     with named("config.sampler", ("num_steps", "policy")):
         policy = group["policy"]
-        return Decoding(None if not isinstance(policy, str) else group["num_steps"], policy)
+        policy = parse_policy(policy) if isinstance(policy, str) else tuple(policy)
+        return Decoding(group["num_steps"] if isinstance(policy, str) else None, policy)
 
 
 def read_sampling(group: Mapping[str, Any], kind: str = "denoiser") -> Sampling | Decoding:

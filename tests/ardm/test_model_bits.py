@@ -61,6 +61,12 @@ def test_values(images):
     model = tiny_model(PLAIN, SHAPE, levels=True)
     expected = np.rint(images / 85).astype(int)  # 255 / 3: the nearest of four grey levels
     np.testing.assert_array_equal(model_values(model, images), expected)
+    # The range of what `sample` returns, and what no byte holds.
+    for wrong in (images / 127.5 - 1, images.astype(int) + 1000, -images.astype(int)):
+        with pytest.raises(ValueError, match=r"pixels must hold integers 0\.\.255"):
+            model_values(model, wrong)
+    with pytest.raises(ValueError, match="a policy must begin with 0"):
+        model_bits(model, images, policies=[2, 16], exact=True)
     plain = tiny_model(PLAIN, SHAPE)
     np.testing.assert_array_equal(model_values(plain, expected), expected)
     with pytest.raises(ValueError, match=r"data must hold integers 0\.\.3, got"):

@@ -148,6 +148,15 @@ def test_given_values_of_different_number(archive):
     np.testing.assert_array_equal(drawn[0], free[0])
 
 
+def test_everything_is_drawn_whatever_a_traced_policy_begins_with(archive):
+    """A policy that cannot be looked at and begins too late: its first call draws what is left."""
+    process = Absorbing(Softmax(5), 2)
+    keys, predict = seeds.image_keys(range(4)), models.linear_predict(archive)
+    drawn = jax.jit(lambda steps: sample_ardm(predict, process, keys, (9,), steps))
+    expected = _linear(archive, range(4), policy=[0, 7, 9])
+    np.testing.assert_array_equal(drawn(jnp.array([5, 7, 9])), expected)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
