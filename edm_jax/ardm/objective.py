@@ -4,6 +4,9 @@ Hoogeboom et al. 2022, section 3.  With t known variables all D - t unknown ones
 predicted at once and averaged, an unbiased estimate of the bound of the order:
 
     L_t = E_order[ 1/(D-t) sum_{k unknown} -ln p(x_k | the t known ones) ],  -ln p(x) <= sum_t L_t
+
+A model of one order has no such choice of the next variable: with t known it is that of rank t
+alone, L_t = -ln p(x_t | x_0 .. x_{t-1}), and -ln p(x) is their sum.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import jax.numpy as jnp
 from edm_jax.ardm import orders
 from edm_jax.ardm.process import PredictFn, Process, network_predictor, num_steps, num_variables
 from edm_jax.ardm.profile import LossProfile
+from edm_jax.arguments import check_number
 from edm_jax.losses import one_hot_labels
 from edm_jax.typing import Array, Key, PyTree
 
@@ -29,8 +33,8 @@ class Terms(NamedTuple):
     """Estimates from one step of one order, ``(B,)`` each, positive.
 
     Attributes:
-      nll: -ln p summed over the unknown variables, in nats.
-      elbo_per_t: nll / (D - t) in bits, over D: one term of the bound.
+      nll: -ln p summed over the unknown variables, in nats; of one order, over those drawn next.
+      elbo_per_t: nll for each of these in bits, over D: one term of the bound.
       elbo: S D elbo_per_t, an unbiased estimate of the bound, in bits per dimension.
       ce: nll in bits, over D: the unweighted cross entropy.
     """
@@ -47,7 +51,7 @@ def bound_terms(log_prob: Array, known: Array, t: Array, num_stages: int = 1) ->
     Args:
       log_prob: ``(B, *mask_shape)``, natural.
       known: bool of that shape; those variables do not enter.
-      t: ``(B,)`` how many are known, at most D - 1.
+      t: ``(B,)`` how many these are, at most D - 1.
       num_stages: S.
     """
     variables = math.prod(log_prob.shape[1:])
@@ -59,9 +63,18 @@ def bound_terms(log_prob: Array, known: Array, t: Array, num_stages: int = 1) ->
 
 
 def step_terms(
-    predict: PredictFn, process: Process, x: Array, ranks: Array, t: Array, stage: Array
+    predict: PredictFn,
+    process: Process,
+    x: Array,
+    ranks: Array,
+    t: Array,
+    stage: Array,
+    t_next: Array | None = None,
 ) -> Terms:
     """The terms of given steps of given orders; 1 network call.
+
+    Of random orders all unknown variables count, any of which could have come next; of one order
+    those of ranks t .. t_next - 1.
 
     Args:
       predict: the model, see `edm_jax.ardm.process`.
@@ -70,10 +83,16 @@ def step_terms(
       ranks: ``(B, *mask_shape)``, see `orders`.
       t: ``(B,)`` int32, variables known in the stage, 0..D-1.
       stage: ``(B,)`` int32, 0..S-1.
+      t_next: ``(B,)`` int32, known after the step, more than t; None: one more.
     """
     known = ranks < orders.per_variable(t, ranks)
     outputs = predict(process.shown(x, known, stage), known, t, stage)
-    return bound_terms(process.log_prob(outputs, x, stage), known, t, process.num_stages)
+    log_prob, stages = process.log_prob(outputs, x, stage), process.num_stages
+    if process.order == "random":
+        return bound_terms(log_prob, known, t, stages)
+    t_next = t + 1 if t_next is None else t_next
+    apart = known | (ranks >= orders.per_variable(t_next, ranks))
+    return bound_terms(log_prob, apart, ranks[0].size - (t_next - t), stages)
 
 
 def to_levels(images: Array, num_values: int) -> Array:
@@ -101,8 +120,8 @@ class OrderAgnostic:
       process: the kind of model.
       shape: of one example, ``(H, W, C)`` or ``(L,)``.
       batch_size: images of the global batch, for the grid.
-      ce_weight: of the auxiliary cross entropy; published: 0.001 for images, 0.0001 for text
-        and audio.
+      ce_weight: of the auxiliary cross entropy, at least 0; published: 0.001 for images, 0.0001
+        for text and audio.
       steps: ``uniform`` draws a step per image, ``grid`` spreads those of a batch evenly
         ("antithetic").
       levels: whether the data are pixels 0..255, of which the nearest of K levels count;
@@ -124,6 +143,7 @@ class OrderAgnostic:
     def __post_init__(self) -> None:
         if self.steps not in STEPS:
             raise ValueError(f"steps must be one of {', '.join(STEPS)}, got {self.steps!r}")
+        check_number("ce_weight", self.ce_weight, least=0)
 
     @property
     def level_edges(self) -> tuple[float, ...]:
@@ -201,5 +221,5 @@ class OrderAgnostic:
           loss, step: ``(B,)``, as `per_image` returns them.
         """
         variables = num_variables(self.process, self.shape)
-        unknown = variables - step % variables
-        return loss / (self.process.num_stages * variables + self.ce_weight * unknown)
+        counted = variables - step % variables if self.process.order == "random" else 1
+        return loss / (self.process.num_stages * variables + self.ce_weight * counted)

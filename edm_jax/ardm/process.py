@@ -107,7 +107,8 @@ class Absorbing:
       absorbing: the value shown; K // 2 by default, which the float input of a network maps
         to about 0 (images, audio: the mask tells it from a real one).  K is one more input
         class (text).
-      order: ``random``, or ``raster`` for the ordinary autoregressive model.
+      order: ``random``, or ``raster`` for the ordinary autoregressive model, which is trained
+        to predict the next variable alone.
     """
 
     output: Output

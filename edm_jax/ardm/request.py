@@ -86,13 +86,18 @@ class Decoding:
           loss_per_step: ``(S D,)`` L_t, which the optimal policy is made of.
 
         Raises:
-          ValueError: for more calls than variables, a policy that does not end in D, or an
-            optimal one without a profile.
+          ValueError: for more calls than variables, a policy that does not end in D, an optimal
+            one without a profile, or several variables at once of a model of one order.
         """
         variables, stages = num_variables(process, shape), process.num_stages
+        n = variables if self.num_steps is None else int(self.num_steps)
+        if process.order != "random" and n < variables:
+            raise ValueError(
+                f"a model of the {process.order} order has learnt to draw the next variable alone, "
+                f"in {variables} calls, got num_steps={n}; leave num_steps and policy out"
+            )
         if not isinstance(self.policy, str):
             return np.asarray(stage_policies(self.policy, stages, variables))
-        n = variables if self.num_steps is None else int(self.num_steps)
         if n > variables:
             raise ValueError(
                 f"num_steps must be at most {variables}, the variables of an example of shape "

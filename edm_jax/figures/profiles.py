@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -38,19 +39,23 @@ def budget_costs(
     return calls, np.asarray(best), np.asarray(equal)
 
 
-def loss_per_step(path: pathlib.Path, profile: ArrayLike, num_stages: int = 1) -> None:
+def loss_per_step(
+    path: pathlib.Path, profile: ArrayLike, num_stages: int = 1, *, policies: bool = True
+) -> None:
     """Left the profile, right the bits per dimension against the number of calls.
 
     Args:
       path: file to write, .png, .pdf or .svg.
       profile: ``(S D,)`` L_t, as `LossProfile.loss_per_step` returns it.
       num_stages: S.
+      policies: False leaves the right out: the losses of a model of one order are no cost of
+        several variables at once.
     """
     profile = np.asarray(profile, np.float64)
-    variables = len(profile) // num_stages
-    calls, best, equal = budget_costs(profile, num_stages)
+    variables, columns = len(profile) // num_stages, 1 + policies
     with files.style():
-        fig, (left, right) = files.subplots(1, 2, size=(2 * files.COLUMN, 2.4))
+        fig, axes = files.subplots(1, columns, size=(columns * files.COLUMN, 2.4))
+        left = np.ravel(axes)[0]
         for stage, loss in enumerate(profile.reshape(num_stages, variables)):
             name = f"stage {stage}" if num_stages > 1 else None
             left.plot(np.arange(variables), loss * variables, lw=0.8, label=name)
@@ -58,9 +63,16 @@ def loss_per_step(path: pathlib.Path, profile: ArrayLike, num_stages: int = 1) -
         left.set_ylim(0, 1.1 * variables * max(float(profile.max()), 1e-12))
         if num_stages > 1:
             left.legend(frameon=False)
-        right.plot(calls, equal, color=ORANGE, label="equal shares")
-        right.plot(calls, best, color=GREEN, label="optimal")
-        right.axhline(best[-1], color=INK, lw=0.6, ls=":")
-        right.set(xlabel="network calls per stage", ylabel="bits per dimension", xscale="log")
-        right.legend(frameon=False)
+        if policies:
+            _draw_costs(axes[1], *budget_costs(profile, num_stages))
         files.save(fig, path)
+
+
+def _draw_costs(
+    axis: Any, calls: NDArray[np.int64], best: NDArray[np.float64], equal: NDArray[np.float64]
+) -> None:
+    axis.plot(calls, equal, color=ORANGE, label="equal shares")
+    axis.plot(calls, best, color=GREEN, label="optimal")
+    axis.axhline(best[-1], color=INK, lw=0.6, ls=":")
+    axis.set(xlabel="network calls per stage", ylabel="bits per dimension", xscale="log")
+    axis.legend(frameon=False)

@@ -21,8 +21,13 @@ NUM_TEXTS = 8
 
 def draw_profile(path: pathlib.Path, model: Model) -> None:
     """The loss of every step, and what the number of calls costs."""
-    stages = build(**model.description["process"]).num_stages
-    profiles.loss_per_step(path, model.description["loss_per_step"], stages)
+    process = build(**model.description["process"])
+    profiles.loss_per_step(
+        path,
+        model.description["loss_per_step"],
+        process.num_stages,
+        policies=process.order == "random",
+    )
 
 
 def draw_decodings(run: Run, path: pathlib.Path, model: Model) -> None:

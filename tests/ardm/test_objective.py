@@ -156,6 +156,35 @@ def test_a_model_of_one_order_knows_the_first_pixels():
     assert len(np.unique(time)) > 1
 
 
+def test_a_model_of_one_order_is_trained_on_the_next_pixel_alone():
+    """Its loss is D times the bits of that pixel, over D; others have no gradient."""
+    made = objective.OrderAgnostic(
+        lambda variables, x, *inputs, **kwargs: variables["params"],
+        Absorbing(Softmax(5), order="raster"),
+        (2, 2, 1),
+        8,
+        ce_weight=0.5,
+    )
+    outputs = jax.random.normal(jax.random.key(1), (8, 2, 2, 5))
+    images = jax.random.randint(jax.random.key(2), (8, 2, 2, 1), 0, 5)
+
+    def loss(outputs):
+        key, ids = jax.random.key(0), jnp.arange(8)
+        values, step = made.per_image(outputs, {}, {"image": images}, key, ids)
+        return values.sum(), (values, step)
+
+    gradient, (values, step) = jax.grad(loss, has_aux=True)(outputs)
+    step = np.asarray(step).astype(int)
+    follows = np.any(np.asarray(gradient).reshape(8, 4, 5) != 0, axis=-1)
+    np.testing.assert_array_equal(follows, np.arange(4) == step[:, None])
+    log_p = np.asarray(jax.nn.log_softmax(outputs), np.float64).reshape(8, 4, 5)
+    bits = -log_p[np.arange(8), step, np.asarray(images).reshape(8, 4)[np.arange(8), step]]
+    bits /= np.log(2)
+    # Float32 sums of a few terms.
+    np.testing.assert_allclose(values, bits * (1 + 0.5 / 4), rtol=1e-5)
+    np.testing.assert_allclose(made.elbo_per_t(values, jnp.asarray(step)), bits / 4, rtol=1e-5)
+
+
 def test_labels_reach_the_network():
     def apply(variables, x, time, known, stage, rows, **kwargs):
         return jnp.broadcast_to(rows[:, None, None, None, :] * 9, (*x.shape, 5))
@@ -281,3 +310,5 @@ def test_refused_settings():
         _objective(steps="antithetic")
     with pytest.raises(ValueError, match="absorbing must be a value"):
         Absorbing(Softmax(5), 6)
+    with pytest.raises(ValueError, match="ce_weight must be "):
+        _objective(ce_weight=-1)

@@ -32,6 +32,15 @@ def test_the_optimal_policy_is_made_of_the_profile():
     np.testing.assert_array_equal(both, [[0, 1, 6], [0, 3, 6]])
 
 
+def test_one_order_goes_one_variable_at_a_time():
+    process = registry.build("absorbing", num_values=4, order="raster")
+    for decoding in (Decoding(), Decoding(6, "optimal"), Decoding(policy=tuple(range(7)))):
+        np.testing.assert_array_equal(decoding.policies(process, SHAPE), [np.arange(7)])
+    for decoding in (Decoding(5), Decoding(2, "optimal"), Decoding(policy=(0, 1, 6))):
+        with pytest.raises(ValueError, match="raster order has learnt to draw the next variable"):
+            decoding.policies(process, SHAPE, [1.0] * 6)
+
+
 @pytest.mark.parametrize(
     "request_", [Decoding(), Decoding(5, "optimal"), Decoding(policy=(0, 4, 6))]
 )
@@ -62,6 +71,7 @@ def test_refusals(arguments, message):
     [
         (Decoding(7), None, "num_steps must be at most 6, the variables of .* shape 2x3x1, got 7"),
         (Decoding(policy=(0, 5)), None, "a policy must end in D = 6, got last entry 5"),
+        (Decoding(policy=(2, 6)), None, "a policy must begin with 0"),
         (Decoding(policy=(0, 3, 3, 6)), None, "a policy must increase, got 3 then 3"),
         (Decoding(2, "optimal"), None, "this model has none; use policy='uniform'"),
         (Decoding(2, "optimal"), [1.0] * 5, "must be 6 numbers, one for each step"),

@@ -68,6 +68,7 @@ def test_digits():
     assert experiment.training.batch_size % 64 == 0
     raster, _ = _network(digits_ardm.get_config("raster"), (8, 8, 1), 10)
     assert raster.process.order == "raster" and raster.objective["order_agnostic"]["ce_weight"] == 0
+    assert raster.sampling.policies(raster.process, (8, 8, 1)).shape == (1, 65)
     for variant, outputs in (("", 17), ("direct", 2 * 5)):
         experiment, net = _network(digits_ardm_upscale.get_config(variant), (8, 8, 1), 10)
         assert (net.num_stages, net.out_channels) == (2, outputs)
@@ -80,6 +81,11 @@ def _changed(config, **values):
     return config
 
 
+def test_a_policy_of_numbers():
+    experiment = build.experiment(_changed(digits_ardm.get_config(), sampler__policy="0,8,64"))
+    assert experiment.sampling.policy == (0, 8, 64) and experiment.sampling.num_steps == 2
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -90,6 +96,7 @@ def _changed(config, **values):
         ({"objective__order_agnostic__process__name": "absorb"}, "did you mean 'absorbing'"),
         ({"sampler__name": "heun"}, "config.sampler.name: a model of kind 'ardm' is drawn from by"),
         ({"sampler__policy": "best"}, "config.sampler.policy: policy must be one of uniform"),
+        ({"sampler__policy": "0,x"}, "config.sampler.policy: policy must be uniform, optimal, or"),
         ({"sampler__num_steps": 0}, "config.sampler.num_steps: num_steps must be an integer of"),
     ],
 )  # fmt: skip

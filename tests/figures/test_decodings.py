@@ -43,3 +43,7 @@ def test_costs_of_budgets(tmp_path):
     np.testing.assert_allclose(both[1], 2 * best)
     profiles.loss_per_step(tmp_path / "profile.png", [*profile, *profile], 2)
     assert (tmp_path / "profile.png").stat().st_size > 1000
+    # Of one order there are no policies: the profile alone, half as wide.
+    profiles.loss_per_step(tmp_path / "order.png", profile, policies=False)
+    widths = [Image.open(tmp_path / f"{name}.png").size[0] for name in ("profile", "order")]
+    assert widths[1] < 0.6 * widths[0]
