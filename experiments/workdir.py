@@ -95,7 +95,7 @@ def locked(path: pathlib.Path) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            if [entry.name for entry in path.iterdir()] == [".lock"]:
+            if path.is_dir() and [entry.name for entry in path.iterdir()] == [".lock"]:
                 (path / ".lock").unlink()
                 path.rmdir()
             raise
