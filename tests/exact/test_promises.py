@@ -22,9 +22,11 @@ right.order = 2
 
 def wrong_coefficient(denoise, x, sigmas):
     """Euler with a slope ten per cent too small."""
-    for i in range(len(sigmas) - 1):
-        x = x + 0.9 * (sigmas[i + 1] - sigmas[i]) * (x - denoise(x, sigmas[i])) / sigmas[i]
-    return x
+
+    def step(i, x):
+        return x + 0.9 * (sigmas[i + 1] - sigmas[i]) * (x - denoise(x, sigmas[i])) / sigmas[i]
+
+    return jax.lax.fori_loop(0, len(sigmas) - 1, step, x)
 
 
 def overpromised(denoise, x, sigmas):
@@ -110,10 +112,12 @@ def fails_for_many_steps(denoise, x, sigmas):
 
 def for_images_only(denoise, x, sigmas):
     """Euler with a column of levels, as written for (B, H, W, C)."""
-    for i in range(len(sigmas) - 1):
+
+    def step(i, x):
         sigma = jnp.full((x.shape[0],), sigmas[i])[:, None, None, None]
-        x = x + (sigmas[i + 1] - sigma) * (x - denoise(x, sigma[:, 0, 0, 0])) / sigma
-    return x
+        return x + (sigmas[i + 1] - sigma) * (x - denoise(x, sigma[:, 0, 0, 0])) / sigma
+
+    return jax.lax.fori_loop(0, len(sigmas) - 1, step, x)
 
 
 def not_a_number(denoise, x, sigmas):
@@ -183,7 +187,7 @@ def test_a_right_sampler_passes():
 )
 def test_a_wrong_sampler_fails_with_its_reason(name, reason, few_samples):
     subject = _loaded(name)
-    if name == "wrong_coefficient":  # its loop is unrolled: long to compile
+    if name != "fails_for_many_steps":  # what is wrong shows at any number
         subject = dataclasses.replace(subject, steps=(16, 32))
     report = promises.validate(subject)
     assert not report.passed and reason in "; ".join(report.failures)
@@ -240,16 +244,18 @@ def test_a_sampler_that_cannot_be_traced_is_run_without(monkeypatch):
 
 @pytest.mark.parametrize("name", ["ancestral", "second_order_sde", "second_order_sde_replayed"])
 def test_right_stochastic_samplers_of_a_user_pass(name, few_samples):
-    report = promises.validate(_loaded(name))
+    subject, sampled = _loaded(name), name != "second_order_sde_replayed"
+    if sampled:  # hundreds of thousands of draws a step
+        subject = dataclasses.replace(subject, steps=(16, 32))
+    report = promises.validate(subject)
     assert report.passed and report.stochastic, report.failures
-    assert report.nfe == (32, 64, 128)
-    sampled = any("sampling" in note for note in report.notes)
-    assert sampled == (name != "second_order_sde_replayed")
+    assert report.nfe == ((16, 32, 64) if sampled else (32, 64, 128))
+    assert any("sampling" in note for note in report.notes) == sampled
     if not sampled:  # as the library's own, exactly: its third digit is 2.08
         np.testing.assert_allclose(report.measured_order, 2.08, atol=0.005)
 
 
-def test_noise_that_is_not_replayed_is_noticed(x64):
+def test_noise_that_is_not_replayed_is_noticed(x64, few_samples):
     replayed, deaf = _loaded("second_order_sde_replayed"), _loaded("deaf")
     assert bed.replays_faithfully(replayed) and not bed.replays_faithfully(deaf)
 
