@@ -224,17 +224,21 @@ def test_published_results_on_gaussian_data(row, x64):
         calls.append(0)
         return _gaussian_denoiser(x, sigma)
 
-    result = samplers.sample_general(
-        denoise,
-        jnp.array([1.0, -0.5]) * sigmas[0],
-        sigmas,
-        solver=solver,
-        alpha=alpha,
-        schedule=made_schedule,
-        scaling=made_scaling,
-        churn=Churn(s_churn, 0.05, 50.0, 1.003) if s_churn else None,
-        noise_fn=lambda i: jnp.ones(2),
-    )
+    @jax.jit
+    def run(x):
+        return samplers.sample_general(
+            denoise,
+            x,
+            sigmas,
+            solver=solver,
+            alpha=alpha,
+            schedule=made_schedule,
+            scaling=made_scaling,
+            churn=Churn(s_churn, 0.05, 50.0, 1.003) if s_churn else None,
+            noise_fn=lambda i: jnp.ones(2),
+        )
+
+    result = run(np.array([1.0, -0.5]) * sigmas[0])
     # Eight published digits; both results of the 512-step row are 7e-8 above what
     # float64 NumPy gives for the same formula.
     atol = 1e-7 if num_steps == 512 else 2e-8
@@ -250,7 +254,8 @@ def test_published_result_on_a_narrow_range(x64):
     np.testing.assert_array_equal(clamped, sigmas)
     # Requested 0.002..80 on a network that knows 0.02..100.
     sigmas = grids.make_sigmas("edm", 5, preconditioning=precond.ve_preconditioning())
-    result = samplers.sample_heun(_gaussian_denoiser, jnp.array([1.0, -0.5]) * sigmas[0], sigmas)
+    run = jax.jit(lambda x: samplers.sample_heun(_gaussian_denoiser, x, sigmas))
+    result = run(np.array([1.0, -0.5]) * sigmas[0])
     np.testing.assert_allclose(result, [1.36533001, -0.23868004], atol=2e-8)
 
 
@@ -322,11 +327,10 @@ def test_repeated_levels_are_allowed_with_rounding_only(x64):
     x = jnp.ones((1, 3)) * repeated[0]
     with pytest.raises(ValueError, match="strictly decreasing"):
         samplers.sample_general(_gaussian_denoiser, x, repeated)
-    full = samplers.sample_general(
-        _gaussian_denoiser, x, repeated, round_sigma=made.round_sigma, churn=Churn(),
-        key=jax.random.key(0),
-    )  # fmt: skip
-    short = samplers.sample_general(_gaussian_denoiser, x, merged)
+    run = functools.partial(samplers.sample_general, _gaussian_denoiser)
+    rounded = {"round_sigma": made.round_sigma, "churn": Churn(), "key": jax.random.key(0)}
+    full = jax.jit(lambda x: run(x, repeated, **rounded))(x)
+    short = jax.jit(lambda x: run(x, merged))(x)
     np.testing.assert_allclose(full, short, rtol=1e-12)  # a step between equal levels is none
 
 
