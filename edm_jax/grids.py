@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import jax
 import numpy as np
 
 from edm_jax import names, schedules
@@ -200,8 +199,7 @@ def round_grid(
     check_in_range(sigmas, preconditioning)
     if not preconditioning.rounds:
         return sigmas
-    with jax.ensure_compile_time_eval():  # known numbers, even while a caller is traced
-        rounded = np.asarray(preconditioning.round_sigma(sigmas[:-1]), np.float64)
+    rounded = preconditioning.round_known(sigmas[:-1])
     if merge:
         rounded = rounded[np.append(True, np.diff(rounded) < 0)]
     return append_zero(rounded)

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -278,6 +279,18 @@ class Preconditioning:
     def sigma_data(self) -> float | None:
         """Deviation of the data that the coefficients were made for; None where they ask none."""
         return getattr(self.coefs, "keywords", {}).get("sigma_data")
+
+    def round_known(self, sigmas: ArrayLike) -> np.ndarray:
+        """`round_sigma` of levels that are numbers, as numbers, even while a caller is traced.
+
+        Args:
+          sigmas: of any shape, not traced.
+
+        Returns:
+          float64 of that shape.
+        """
+        with jax.ensure_compile_time_eval():
+            return np.asarray(self.round_sigma(np.asarray(sigmas, np.float64)), np.float64)
 
     def __call__(self, sigma: ArrayLike) -> Coefs:
         return self.coefs(sigma)

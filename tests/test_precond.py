@@ -1,12 +1,14 @@
 """Preconditioning: golden coefficients and denoisers, published table, identities, limits."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edm_jax import precond
+from edm_jax import grids, precond
+from edm_jax.likelihood.levels import flow_levels, known_levels
 from edm_jax.precond import Coefs
 
 NAMES = ["edm", "iddpm", "ve", "vp"]  # the columns of Table 1
@@ -265,3 +267,22 @@ def test_the_other_channels_are_the_variance():
     np.testing.assert_allclose(v, (2 - f_x) / 2, atol=1e-6)  # float32, values of order 1
     with pytest.raises(ValueError, match="twice the channels of the image, got 0 more than its 3"):
         precond.precondition_with_variance(_stand_in, coefs)(x, sigma)
+
+
+def test_known_levels_are_rounded_while_a_caller_is_traced():
+    """A grid made inside a compiled function is that made outside."""
+    network = precond.iddpm_preconditioning()
+    asked = np.array([50.0, 3.0, 0.02])
+    table = network.levels[:-1].astype(np.float32)  # as the network sees them
+    nearest = table[np.abs(table - asked[:, None]).argmin(axis=1)]
+    makers = (
+        lambda: network.round_known(asked),
+        lambda: grids.round_grid(np.append(asked, 0.0), network)[:-1],
+        lambda: flow_levels(2, sigma_min=0.02, sigma_max=50.0, preconditioning=network)[::-2],
+        lambda: known_levels(network)[::-1],
+    )
+    for make, expected in zip(makers, (nearest, nearest, nearest[::2], table), strict=True):
+        inside = []
+        jax.jit(lambda x, make=make, inside=inside: (inside.append(make()), x)[1])(0.0)
+        np.testing.assert_allclose(inside[0], expected, rtol=1e-6)  # float32 tables
+        np.testing.assert_array_equal(inside[0], make())

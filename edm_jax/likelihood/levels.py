@@ -51,7 +51,7 @@ def noise_range(
     low, high = low if sigma_min is None else sigma_min, high if sigma_max is None else sigma_max
     check_range(1, low, high)
     if preconditioning is not None and preconditioning.rounds:
-        low, high = np.asarray(preconditioning.round_sigma(np.array([low, high])), np.float64)
+        low, high = preconditioning.round_known([low, high])
         if not low < high:
             raise ValueError(
                 f"sigma_min and sigma_max are nearest to the same level {low:g} of the "
@@ -93,7 +93,7 @@ def flow_levels(
     levels = np.array(levels, np.float64)
     levels[0], levels[-1] = low, high
     if preconditioning is not None and preconditioning.rounds:
-        levels = np.unique(np.asarray(preconditioning.round_sigma(levels), np.float64))
+        levels = np.unique(preconditioning.round_known(levels))
     return levels
 
 
@@ -104,7 +104,7 @@ def known_levels(preconditioning: Preconditioning) -> np.ndarray:
     # A grid finer than any table, rounded to it.
     low, high = preconditioning.sigma_min, preconditioning.sigma_max
     fine = np.exp(np.linspace(np.log(low), np.log(high), 2**16))
-    return np.unique(np.asarray(preconditioning.round_sigma(fine), np.float64))
+    return np.unique(preconditioning.round_known(fine))
 
 
 def every_second(levels: ArrayLike) -> np.ndarray:

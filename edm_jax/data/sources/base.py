@@ -306,7 +306,11 @@ class Unlabelled(_Wrapper):
 
 
 def stack_source(source: ImageSource, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """All (or the first) images and labels of a source, labels empty if it has none."""
+    """All (or the first ``limit``) images and labels of a source.
+
+    Returns:
+      ``(n, H, W, C)`` images, and ``(n,)`` or ``(n, K)`` labels, ``(0,)`` if it has none.
+    """
     count = len(source) if limit is None else min(limit, len(source))
     examples = [source[i] for i in range(count)]
     images = np.stack([e["image"] for e in examples])
