@@ -25,6 +25,7 @@ def network(
     shape: costs.DataShape,
     state: TrainState,
 ) -> None:
+    """Parameters, in all and by part."""
     leaves = jax.tree.leaves(state.params)
     total = sum(leaf.size for leaf in leaves)
     pipe = experiment.augment
