@@ -99,18 +99,19 @@ def pictures(values: types.SimpleNamespace) -> None:
     prepare(directory, "outdir")
     compilation_cache.enable(values.compilation_cache)
     written: list[pathlib.Path] = []
-    result = evaluate_images(
-        images,
-        [*files, source],
-        metrics=metrics,
-        num_images=values.num_images,
-        name=str(values.images),
-        resume=folder / evaluations.UNFINISHED,
-        report=_say,
-        on_samples=_picture(directory),
-        finished=lambda result: written.append(_write(directory, request, result)),
-        **features,
-    )
+    with evaluations.unfinished(folder) as kept:
+        result = evaluate_images(
+            images,
+            [*files, source],
+            metrics=metrics,
+            num_images=values.num_images,
+            name=str(values.images),
+            resume=kept,
+            report=_say,
+            on_samples=_picture(directory),
+            finished=lambda result: written.append(_write(directory, request, result)),
+            **features,
+        )
     if written:
         _show(result, written[0])
 
@@ -200,24 +201,25 @@ def _evaluate(
     guidance: Any,
 ) -> dict[str, Any]:
     """One result, written before what it was going on from is removed."""
-    return evaluate(
-        model,
-        plan,
-        metrics=asked["metrics"],
-        num_images=asked["num_images"],
-        blocks=asked["blocks"],
-        first_seed=asked["first_seed"],
-        labels=asked["labels"],
-        sampling=asked["sampling"],
-        guidance=guidance,
-        guidance_json=asked["guidance"],
-        batch_size=asked["batch_size"],
-        resume=folder / evaluations.UNFINISHED,
-        report=_say,
-        on_samples=_picture(directory),
-        finished=functools.partial(_write, directory, request),
-        more=_bound(model, asked),
-    )
+    with evaluations.unfinished(folder) as kept:
+        return evaluate(
+            model,
+            plan,
+            metrics=asked["metrics"],
+            num_images=asked["num_images"],
+            blocks=asked["blocks"],
+            first_seed=asked["first_seed"],
+            labels=asked["labels"],
+            sampling=asked["sampling"],
+            guidance=guidance,
+            guidance_json=asked["guidance"],
+            batch_size=asked["batch_size"],
+            resume=kept,
+            report=_say,
+            on_samples=_picture(directory),
+            finished=functools.partial(_write, directory, request),
+            more=_bound(model, asked),
+        )
 
 
 def _bound(model: Model, asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from experiments.workdir import EVALUATION, WorkdirError, to_json, write_atomically
@@ -26,6 +27,16 @@ ALSO_ASKED = {
 }
 # Where evaluations that are not finished keep what they have, inside FOLDER.
 UNFINISHED = ".unfinished"
+
+
+@contextlib.contextmanager
+def unfinished(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Where an evaluation keeps what it has, inside the folder of all; gone once it is empty."""
+    path = folder / UNFINISHED
+    yield path
+    for empty in (path, folder):
+        with contextlib.suppress(OSError):  # others keep theirs there
+            empty.rmdir()
 
 
 def references_directory() -> pathlib.Path:

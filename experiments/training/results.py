@@ -139,26 +139,29 @@ def _evaluate(run: Run, model: Model, poll: Poll, num_images: int) -> dict[str, 
         told = {"weights": model.variant, "progress": model.description.get("progress")}
         return {"kind": model.kind, **told, **bound}
     group = run.experiment.evaluation
-    result = protocol.evaluate(
-        model,
-        [pathlib.Path(group.reference).expanduser(), run.source] if group.reference else run.source,
-        run.experiment.data.open_test(),
-        metrics=tuple(group.metrics),
-        num_images=num_images,
-        blocks=group.blocks if num_images == group.num_images else 1,
-        first_seed=group.first_seed,
-        labels=label_choice(group.labels),
-        sampling=run.experiment.sampling,
-        weights=group.weights,
-        options={name: f"config.evaluation.{name}" for name in group.weights},
-        batch_size=run.experiment.sample_batch,
-        cache=evaluations.references_directory(),
-        resume=run.path / evaluations.FOLDER / evaluations.UNFINISHED,
-        report=run.status.say,
-        poll=poll,
-        strict=False,
-        more=bound,
-    )
+    with evaluations.unfinished(run.path / evaluations.FOLDER) as kept:
+        result = protocol.evaluate(
+            model,
+            [pathlib.Path(group.reference).expanduser(), run.source]
+            if group.reference
+            else run.source,
+            run.experiment.data.open_test(),
+            metrics=tuple(group.metrics),
+            num_images=num_images,
+            blocks=group.blocks if num_images == group.num_images else 1,
+            first_seed=group.first_seed,
+            labels=label_choice(group.labels),
+            sampling=run.experiment.sampling,
+            weights=group.weights,
+            options={name: f"config.evaluation.{name}" for name in group.weights},
+            batch_size=run.experiment.sample_batch,
+            cache=evaluations.references_directory(),
+            resume=kept,
+            report=run.status.say,
+            poll=poll,
+            strict=False,
+            more=bound,
+        )
     # An infinite end of churn is not JSON.
     return {k: workdir.to_json(v) if k == "sampling" else v for k, v in result.items()}
 

@@ -59,3 +59,14 @@ def test_what_cannot_be_read_is_nothing(tmp_path):
     (tmp_path / "evaluation.json").write_text(json.dumps({"class_accuracy": 0.5}))
     evaluations.write(tmp_path, RESULT)  # one of an older program moves aside too
     assert len(evaluations.found(tmp_path, tmp_path / evaluations.FOLDER)) == 2
+
+
+def test_what_is_unfinished_leaves_no_empty_folder(tmp_path):
+    with evaluations.unfinished(tmp_path / "evaluations") as kept:
+        kept.mkdir(parents=True)
+    assert not (tmp_path / "evaluations").exists()
+    with evaluations.unfinished(tmp_path / "evaluations") as kept:
+        kept.mkdir(parents=True)
+        (kept / "of another").mkdir()
+        (tmp_path / "evaluations" / "result").mkdir()
+    assert (kept / "of another").exists() and (tmp_path / "evaluations" / "result").exists()
