@@ -59,8 +59,8 @@ def test_the_whole_study_in_little(tmp_path, capsys):
     calls = [row["calls"] for row in table if row["model"] == ardm.UPSCALE]
     assert calls == [4, 4, 128]
     for row in table:
-        # Two steps from the uniform distribution; two stages of five values count 25.
-        values = 25 if row["model"] == ardm.UPSCALE else 17
+        # Two steps from the uniform distribution; direct outputs, two digits of five, count 25.
+        values = 25 if row["model"] == ardm.DIRECT else 17
         assert row["bits"] == pytest.approx(np.log2(values), abs=0.5) and 0 <= row["accuracy"] <= 1
     assert json.loads((tmp_path / "ardm.json").read_text())["rows"] == table
     assert (tmp_path / "ardm_decoding.png").stat().st_size > 1000
