@@ -31,7 +31,7 @@ TPU = ["jax[tpu]>=0.10.0"]
 TUNE = ["optuna>=4.2"]
 NOTEBOOKS = ["ipykernel>=6.29", "jupytext>=1.16", "nbclient>=0.10"]
 # The documentation site.
-DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"]
+DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27", "latex2mathml>=3.77"]
 TEST = ["hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.7", "ruff>=0.9", "safetensors>=0.5"]
 
 setup(

@@ -62,5 +62,8 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     for page in pages():
         assert (tmp_path / "site" / page).with_suffix(".html").stat().st_size > 2000
+    blocks = sum(path.read_text().count("```math") for path in DOCS.rglob("*.md"))
+    typeset = sum(path.read_text().count("<math") for path in (tmp_path / "site").rglob("*.html"))
+    assert typeset == blocks > 5
     reference = (tmp_path / "site" / "api" / "samplers.html").read_text()
     assert "sample_heun" in reference and "SamplerInfo" in reference
