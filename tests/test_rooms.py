@@ -136,6 +136,7 @@ TESTED_ELSEWHERE = {
     "edm_jax/studies/guidances.py": "studies/test_running: a study of guidance",
     "edm_jax/studies/planning.py": "studies/test_running, studies/test_tuning",
     "edm_jax/train/distributed.py": "experiments/training/test_processes",
+    "edm_jax/studies/bench.py": "studies/test_tuning",
     "experiments/tuning.py": "experiments/commands/test_tune",
     "experiments/training/preemption.py": "experiments/training/test_survival",
 }

@@ -1,0 +1,88 @@
+"""Single settings measured on blocks of seeds, each once, with what that costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from edm_jax.model import Model
+from edm_jax.studies import blocks, planning, running
+from edm_jax.studies import grid as grids
+from edm_jax.studies import space as spaces
+from edm_jax.studies.declaration import Study
+
+
+@dataclasses.dataclass
+class Bench:
+    """Measures settings on blocks of seeds, and counts what it costs."""
+
+    study: Study
+    plan: Any
+    read: Mapping[str, Callable[[], Model]]
+    identity: Mapping[str, Any]
+    sharding: Any
+    poll: Any
+    images: int = 0
+    calls: int = 0
+    known: dict[tuple[str, int], float] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def open(
+        cls,
+        study: Study,
+        models: Mapping[str, Model],
+        reference: Any,
+        sharding: Any,
+        report: Callable[[str], None],
+        poll: Any,
+        making: Mapping[str, Any],
+    ) -> Bench:
+        """With the models' readers and the plan of the metrics."""
+        read = {name: functools.cache(one) for name, one in running.readers(study, models).items()}
+        plan = running.plan_metrics(study, read, reference, report, making)
+        identity = running.identity_of(study, plan)
+        return cls(study, plan, read, identity, sharding, poll)
+
+    @functools.cached_property
+    def _about(self) -> dict[str, dict[str, Any]]:
+        return {
+            name: planning.about_model(self.study, self.read[name](), self.identity)
+            for name in self.study.models
+        }
+
+    @functools.cached_property
+    def _accurate(self) -> dict[str, blocks.Accurate]:
+        return {n: blocks.Accurate(self.read[n](), self.study) for n in self.study.models}
+
+    def cell(self, settings: Mapping[str, Any]) -> planning.Planned:
+        """The settings, checked; ValueError if they cannot work."""
+        cell = grids.cell(settings, list(self.study.models))
+        model = self.read[cell.model]()
+        return planning.planned_cell(cell, self.study, model, self._about[cell.model])
+
+    def block(self, one: planning.Planned, block: int, key: str) -> float:
+        """The measure on a block; each is drawn once."""
+        if (one.digest, block) not in self.known:
+            name = one.cell.model
+            (found,) = blocks.measure(
+                self.study, self.plan, self.read[name](), [one], block, self._accurate[name],
+                sharding=self.sharding, poll=self.poll,
+            )  # fmt: skip
+            if isinstance(found, Exception):
+                raise found
+            calls = one.nfe if one.rows is None else sum(one.rows.values())
+            self.images += self.study.num_images
+            self.calls += self.study.num_images * int(calls or 0)
+            self.known[one.digest, block] = found.values[key]
+        return self.known[one.digest, block]
+
+    def values(
+        self, base: Mapping[str, Any], point: Mapping[str, Any], which: range, key: str
+    ) -> np.ndarray:
+        """The measure on several blocks."""
+        one = self.cell(spaces.settings_of(base, point))
+        return np.array([self.block(one, block, key) for block in which])
