@@ -67,6 +67,31 @@ def _stack(source: ImageSource, indices: np.ndarray) -> np.ndarray:
     return images.astype(np.float32) / 127.5 - 1
 
 
+def _check_fits(model: Model, source: ImageSource) -> None:
+    if model.kind != "denoiser":
+        raise ValueError(f"a diagnosis is of a denoiser, and this model is a {model.kind}")
+    if tuple(source.image_shape) != model.image_shape:
+        raise ValueError(
+            f"the model makes images of shape {model.image_shape}, the data have "
+            f"{tuple(source.image_shape)}; give the --config of its data"
+        )
+
+
+def _drawn(
+    model: Model,
+    source: ImageSource,
+    seeds: np.ndarray,
+    sampling: Sampling | None,
+    batch_size: int,
+) -> np.ndarray:
+    """Samples of all classes of the data, clipped to [-1, 1]."""
+    labels = labels_of(model, seeds, "balanced", source)
+    samples = sample(model, seeds, labels, sampling=sampling, batch_size=batch_size)
+    if not np.isfinite(samples).all():
+        raise ValueError("the model gives images that are not finite: has its run diverged?")
+    return np.clip(samples, -1, 1)
+
+
 def diagnose(
     model: Model,
     source: ImageSource,
@@ -104,13 +129,7 @@ def diagnose(
     Raises:
       ValueError: for a model that is no denoiser, or images of another shape.
     """
-    if model.kind != "denoiser":
-        raise ValueError(f"a diagnosis is of a denoiser, and this model is a {model.kind}")
-    if tuple(source.image_shape) != model.image_shape:
-        raise ValueError(
-            f"the model makes images of shape {model.image_shape}, the data have "
-            f"{tuple(source.image_shape)}; give the --config of its data"
-        )
+    _check_fits(model, source)
     if min(num_levels, num_images, num_samples, max_training) < 2:
         raise ValueError("num_levels, num_images, num_samples, max_training must be at least 2")
     kept = max_size_indices(len(source), min(max_training, len(source)))
@@ -132,11 +151,7 @@ def diagnose(
     )  # fmt: skip
     report(f"drawing {num_samples} samples")
     seeds = first_seed + np.arange(num_samples)
-    labels = labels_of(model, seeds, "balanced", source)
-    samples = sample(model, seeds, labels, sampling=sampling, batch_size=batch_size)
-    if not np.isfinite(samples).all():
-        raise ValueError("the model gives images that are not finite: has its run diverged?")
-    clipped = np.clip(samples, -1, 1)
+    clipped = _drawn(model, source, seeds, sampling, batch_size)
     sample_near = near.nearest(clipped, training)
     key = jax.random.key(0, impl="threefry2x32")
     draws = sample_sigma(distribution or LogNormal(), key, (20_000,))

@@ -77,6 +77,27 @@ def _check_functions(report: Any, **others: Any) -> None:
         check_function(name, function)
 
 
+def _asked(
+    model: Model,
+    sampling: Sampling,
+    guidance: PyTree | None,
+    guidance_json: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """What the result says of the model and of how it draws."""
+    asked = {
+        "nfe": requests.network_calls(model, sampling),
+        "num_steps": sampling.num_steps,
+        "sampling": sampling.to_json(),
+        "weights": model.variant,
+        "weights_sha256": reporting.weights_digest(model),
+        "progress": model.description.get("progress"),
+    }
+    if guidance is not None:
+        asked["guidance"] = dict(guidance_json) if guidance_json else repr(guidance)
+        asked["network_rows"] = network_rows_of(guidance, sampling, model)
+    return asked
+
+
 def evaluate(
     model: Model,
     reference: Any,
@@ -170,25 +191,15 @@ def evaluate(
         )  # fmt: skip
     wanted = labels_of(model, seeds.reshape(-1), labels, plan.real)
     classes = [None] * blocks if wanted is None else np.split(wanted, blocks)
-    nfe = requests.network_calls(model, sampling)
     asked = {
         "num_images": int(num_images),
         "first_seed": int(first_seed),
         "metrics": list(metrics),
-        "nfe": nfe,
-        "num_steps": sampling.num_steps,
-        "sampling": sampling.to_json(),
-        "weights": model.variant,
-        "progress": model.description.get("progress"),
         "labels": labels if model.num_classes else None,
         "num_blocks": blocks,
     }
-    if guidance is not None:
-        asked["guidance"] = dict(guidance_json) if guidance_json else repr(guidance)
-        asked["network_rows"] = network_rows_of(guidance, sampling, model)
-    asked["weights_sha256"] = reporting.weights_digest(model)
+    asked |= _asked(model, sampling, guidance, guidance_json)
     asked |= more or {}
-
     if not plan.asked:
         return {**asked, **reporting.measured(plan, [], {})}
 
@@ -198,7 +209,7 @@ def evaluate(
             batch_size=batch_size, done=done, finite=True,
         )  # fmt: skip
 
-    told = describe_calls(nfe, asked.get("network_rows"))
+    told = describe_calls(asked["nfe"], asked.get("network_rows"))
     report(f"drawing {blocks * num_images} images, {told} each")
     return _measure_blocks(
         plan, batches, classes, asked, Kept(resume, save_seconds, finished), report, poll,

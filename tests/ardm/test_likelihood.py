@@ -92,7 +92,7 @@ def test_cost_of_a_policy_is_its_bound(archive, index):
     )
 
 
-def _mean_within(values, expected, sigmas=5):
+def assert_mean_within(values, expected, sigmas=5):
     """The mean of independent values lies within five standard errors."""
     got = likelihood.estimate(np.asarray(values))
     # Where nothing is left to chance, float32 is: 1e-6.
@@ -105,7 +105,7 @@ def test_random_steps_estimate_the_bound(archive):
     keys = jax.random.split(jax.random.key(1), 20000)
     nats = 4 * np.log(2)
     values = likelihood.bound_sample(predict, process, x, keys)
-    _mean_within(nats * values, -archive["tabular/free/elbo"][40])
+    assert_mean_within(nats * values, -archive["tabular/free/elbo"][40])
 
 
 @pytest.mark.parametrize("index", [1, 3, 5])
@@ -116,7 +116,7 @@ def test_random_calls_estimate_the_bound_of_a_policy(archive, index):
     x = jnp.broadcast_to(archive["tabular/x"][17], (20000, 4))
     keys = jax.random.split(jax.random.key(index), 20000)
     values = likelihood.policy_bound_sample(predict, process, x, keys, steps)
-    _mean_within(4 * np.log(2) * values, abs(archive["tabular/free/policy_bound"][index, 17]))
+    assert_mean_within(4 * np.log(2) * values, abs(archive["tabular/free/policy_bound"][index, 17]))
 
 
 @pytest.mark.parametrize("index", [0, 3])
@@ -148,9 +148,9 @@ def test_one_order_has_its_own_code_length(archive, index):
     keys = jax.random.split(jax.random.key(index), 20000)
     if index == 0:
         values = likelihood.bound_sample(predict, process, one, keys)
-        _mean_within(4 * np.log(2) * values, expected[17])
+        assert_mean_within(4 * np.log(2) * values, expected[17])
     values = likelihood.policy_bound_sample(predict, process, one, keys, steps)
-    _mean_within(4 * np.log(2) * values, expected[17])
+    assert_mean_within(4 * np.log(2) * values, expected[17])
 
 
 def test_long_calls_do_not_make_the_bound_of_a_policy_vary():
