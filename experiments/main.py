@@ -34,7 +34,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # what a user names as module:function may lie in the working directory.
 sys.path[:] = [str(ROOT), *(entry for entry in sys.path if entry not in ("", str(ROOT))), ""]
 
-from experiments import commands, flags  # noqa: E402
+from experiments import commands, cores, flags  # noqa: E402
 from experiments.config.flag import UsageError  # noqa: E402
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: not an error; the same command goes on
@@ -157,6 +157,7 @@ def _set_up() -> None:
     logging.set_verbosity(logging.FATAL)
     standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    cores.as_devices()
     # What we warn of is for the user: one line, without the place in the code.
     warnings.showwarning = lambda message, *where: print(f"warning: {message}", file=sys.stderr)
     warnings.filterwarnings("ignore", category=DeprecationWarning)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 
-from experiments import flags
+from experiments import cores, flags
 
 FLAGS = (
     flags.text(
@@ -22,3 +22,4 @@ def join(values: types.SimpleNamespace) -> None:
     from edm_jax.train import distributed
 
     distributed.initialize(values.coordinator_address, values.num_processes, values.process_id)
+    cores.among_processes()

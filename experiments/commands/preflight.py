@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import types
 
-from experiments import compilation_cache, flags
+from experiments import compilation_cache, cores, flags
 from experiments.preflight import topologies
 
 FLAGS = (
@@ -57,9 +57,11 @@ def run(values: types.SimpleNamespace) -> int:
     elif "slices" in values.given:
         raise UsageError("--slices is of a --topology; give that too")
 
+    experiment = build.experiment(values.config)
+    cores.for_batch(experiment.training.together)
     compilation_cache.enable(values.compilation_cache)
     return report.preflight(
-        build.experiment(values.config),
+        experiment,
         values.workdir,
         mesh_devices=values.devices,
         quick=False,

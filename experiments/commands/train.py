@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import types
 
-from experiments import compilation_cache, flags, processes
+from experiments import compilation_cache, cores, flags, processes
 
 FLAGS = (
     flags.config(),
@@ -43,5 +43,7 @@ def run(values: types.SimpleNamespace) -> None:
 
     watch = Watch(monitor.parse_steps(values.profile_steps), values.wandb, values.figure_format)
     processes.join(values)
+    experiment = build.experiment(values.config)
+    cores.for_batch(experiment.training.together)
     compilation_cache.enable(values.compilation_cache)
-    loop.train(build.experiment(values.config), values.workdir, watch)
+    loop.train(experiment, values.workdir, watch)

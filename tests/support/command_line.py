@@ -24,7 +24,7 @@ MAIN = ROOT / "experiments" / "main.py"
 def environment(tmp_path_factory):
     """One CPU device, no tensorflow, and compiled programs shared by the processes of the tests."""
     return os.environ | {
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
         "PYTHONPATH": str(ROOT / "tests" / "support" / "without_tensorflow"),
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
