@@ -1,19 +1,22 @@
 r"""Speed and memory of the published networks: forward pass and training step.
 
     python benchmarks/networks.py [--nets=cifar10-ddpmpp,...] [--batch=8] [--quick] [--profile]
+    python benchmarks/networks.py --nets=small --batch=64 --devices=2
 
 For each network: images per second, GFLOP/s (operations of the convolutions and matrix
 products as they are defined, however they are computed), their
 share of the speed of a large matrix product measured in turns with it, compile time and
 memory.  A training step is the EDM loss, its gradient and Adam.  Then: by how much half
 precision changes the output, and what recomputing the blocks saves.  With --profile, where
-the time of a step goes.
+the time of a step goes.  With --devices=N the batch is shared by so many devices; cores of a
+CPU are made that many, as experiments/cores.py does.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from typing import Any
 
@@ -24,6 +27,7 @@ import op_times
 import optax
 
 from edm_jax import losses, models, noise, precond
+from edm_jax.train.sharding import batch_sharding, make_mesh
 from experiments.preflight import costs
 
 RGB = {"in_channels": 3, "out_channels": 3}
@@ -37,7 +41,22 @@ NETS: dict[str, tuple[str, dict[str, Any]]] = {
     "ffhq64-ddpmpp": ("ddpmpp", FFHQ),
     "ffhq64-ncsnpp": ("ncsnpp", FFHQ),
     "imagenet64-adm": ("adm", {"img_resolution": 64, "label_dim": 1000, **RGB}),
+    # What a newcomer trains first.
+    "small": (
+        "SongUNet",
+        {
+            "img_resolution": 32,
+            "in_channels": 1,
+            "out_channels": 1,
+            "model_channels": 32,
+            "channel_mult": (1, 2, 2),
+            "num_blocks": 1,
+            "attn_resolutions": (16,),
+            "dropout": 0.13,
+        },
+    ),
 }
+PUBLISHED = tuple(name for name in NETS if name != "small")
 
 
 def build(name: str, **changes: Any) -> models.UNet:
@@ -81,6 +100,15 @@ def inputs(net: models.UNet, batch: int) -> dict[str, Any]:
         "c_noise": jax.random.normal(keys[2], (batch,)) / 4,
         "labels": labels,
     }
+
+
+def shared(variables: Any, data: Any) -> tuple[Any, Any]:
+    """The variables on every device, and the batch shared by them; on one device, as they are."""
+    if jax.device_count() == 1:
+        return variables, data
+    mesh = make_mesh()
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.device_put(variables, everywhere), jax.device_put(data, batch_sharding(mesh))
 
 
 def make_forward(net: models.UNet) -> Any:
@@ -168,8 +196,7 @@ def speed_row(
 def measure(name: str, batch: int, repeats: int, profile: bool) -> list[list[str]]:
     """Rows of the first table for one network."""
     net = build(name)
-    variables = random_variables(net, jax.random.key(0))
-    data = inputs(net, batch)
+    variables, data = shared(random_variables(net, jax.random.key(0)), inputs(net, batch))
     program = make_forward(net)
     forward, seconds = common.compile_timed(program, variables, data)
     flops = costs.flops(program.trace(variables, data).jaxpr)
@@ -180,6 +207,7 @@ def measure(name: str, batch: int, repeats: int, profile: bool) -> list[list[str
 
     optimizer = optax.adam(1e-4)
     key = jax.random.key(2)
+    # Made from the parameters, so it lies where they do.
     state = (variables, jax.jit(optimizer.init)(variables["params"]))
     program = make_step(net, optimizer)
     step, seconds = common.compile_timed(program, *state, data, key)
@@ -232,11 +260,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--nets", default=",".join(NETS), help="default: all")
+    parser.add_argument("--nets", default=",".join(PUBLISHED), help=f"of {', '.join(NETS)}")
     parser.add_argument("--batch", type=int, default=8, help="images per call")
     parser.add_argument("--repeats", type=int, default=5, help="timings taken, median shown")
     parser.add_argument("--quick", action="store_true", help="first network, one timing, batch 2")
     parser.add_argument("--profile", action="store_true", help="where the time goes")
+    parser.add_argument("--devices", type=int, help="share the batch; of a CPU's cores so many")
     args = parser.parse_args()
     names = args.nets.split(",")
     for name in names:
@@ -244,6 +273,11 @@ def main() -> None:
             parser.error(f"--nets: {name!r} is not one of {', '.join(NETS)}")
     if args.batch < 1 or args.repeats < 1:
         parser.error("--batch and --repeats must be at least 1")
+    if args.devices is not None:
+        count = f"--xla_force_host_platform_device_count={args.devices}"  # before JAX starts
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}"
+        if args.devices < 1 or args.batch % args.devices:
+            parser.error(f"--devices must divide --batch={args.batch}, got {args.devices}")
     if args.quick:
         names, args.batch, args.repeats = names[:1], 2, 1
 
@@ -251,8 +285,8 @@ def main() -> None:
     ceiling = Ceiling()
     seconds = common.seconds_per_call(ceiling, repeats=5)
     print(
-        f"{device.platform} {device.device_kind}, jax {jax.__version__}, float32; "
-        f"matrix product {ceiling.flops / seconds / 1e9:.0f} GFLOP/s"
+        f"{jax.device_count()} {device.platform} {device.device_kind}, jax {jax.__version__}, "
+        f"float32; matrix product {ceiling.flops / seconds / 1e9:.0f} GFLOP/s"
     )
     header = ["network", "batch", "img/s", "GFLOP/img", "GFLOP/s", "of product", "compile s", "MB"]
     rows = []
