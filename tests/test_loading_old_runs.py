@@ -24,6 +24,7 @@ def test_goes_on_to_the_weights_it_would_have_reached(old_run, command, environm
     """A resumed run ends where the revision that began it ended."""
     # Compiled as it was then: this optimizer turns gradients of rounding into whole steps.
     monkeypatch.setitem(environment, "JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+    monkeypatch.setitem(environment, "XLA_FLAGS", "")
     command(
         "--config=configs/tiny.py", f"--workdir={old_run}", "--config.train.keep_last=2",
         "--config.train.checkpoint_kimg=0.24", "--config.evaluation.num_images=0",

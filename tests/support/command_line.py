@@ -15,6 +15,7 @@ import pytest
 
 from edm_jax.store import checkpoints
 from experiments import compilation_cache, main
+from tests.support import compiler
 from tests.support.paths import ROOT
 
 MAIN = ROOT / "experiments" / "main.py"
@@ -24,7 +25,7 @@ MAIN = ROOT / "experiments" / "main.py"
 def environment(tmp_path_factory):
     """One CPU device, no tensorflow, and compiled programs shared by the processes of the tests."""
     return os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "XLA_FLAGS": compiler.with_devices(1),
         "PYTHONPATH": str(ROOT / "tests" / "support" / "without_tensorflow"),
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
