@@ -4,6 +4,7 @@ The real program, as a user starts it, on the tiny configuration.
 """
 
 import importlib.util
+import shutil
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from edm_jax.store import checkpoints
 from edm_jax.train import distributed
 from tests.support import command_line
 from tests.support.command_line import metric_rows, start, wait_until
+from tests.support.compiler import with_devices
 
 TINY = "--config=configs/tiny.py"
 
@@ -58,26 +60,34 @@ def assert_close_pictures(a, b, name):
     np.testing.assert_allclose(one, other, atol=1)
 
 
-def with_devices(environment, count):
-    return environment | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
-
-
 LAYOUTS = [pytest.param("data", marks=pytest.mark.soak), "fsdp"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_resumed_on_other_numbers_of_devices(layout, run_dir, command, environment, tmp_path):
-    """Begun on two devices, killed; gone on with on eight, killed; ended on one."""
+def test_resumed_on_other_numbers_of_devices(layout, run_dir, environment, tmp_path):
+    """Begun on one device; gone on with on eight, killed; ended on two."""
     path = tmp_path / "moved"
+    begun_only(run_dir, path, step=20)
     arguments = [TINY, f"--workdir={path}", f"--config.train.sharding={layout}"]
-    for count, lines in ((2, 2), (8, 4)):
-        process = start(with_devices(environment, count), *arguments)
-        assert wait_until(lambda least=lines: len(metric_rows(path)) >= least, process)
+    saved = path / "checkpoints"
+    for count, step in ((8, 25), (2, 30)):
+        process = start(environment | {"XLA_FLAGS": with_devices(count)}, *arguments)
+        assert wait_until((saved / f"{step:08d}").exists, process)
         process.kill()
         process.wait()
-    assert "resuming" in command(*arguments).stdout
     assert_close_run(run_dir, path)
+
+
+def begun_only(run, path, step):
+    """A copy of a run as if it had been killed right after the checkpoint of a step."""
+    shutil.copytree(run, path)
+    for later in checkpoints.checkpoint_steps(path / "checkpoints"):
+        if int(later.name) > step:
+            shutil.rmtree(later)
+    lines = (path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (path / "metrics.jsonl").write_text("".join(lines[: step // 5]))
+    (path / "evaluation.json").unlink()
 
 
 def start_both(environment, path, port, *arguments):
@@ -110,37 +120,30 @@ def free_port():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_two_processes_train_as_one(layout, run_dir, environment, tmp_path, free_port):
+def test_two_processes_stop_resume_and_train_as_one(
+    layout, run_dir, environment, tmp_path, free_port
+):
+    """SIGTERM to one of them; then both pass over a damaged checkpoint and go on to the end."""
     path = tmp_path / "two"
-    both = start_both(environment, path, free_port, f"--config.train.sharding={layout}")
-    said = [process.communicate(timeout=300) for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    assert "2 cpu device(s)" in said[0][0]
-    assert "kimg" not in said[1][0]  # one process speaks
-    assert_close_run(run_dir, path)
-    assert_close_pictures(run_dir, path, "kimg-000000.0.png")  # each drew its half
-    assert edm_jax.load(path).description["progress"]["step"] == 30
-
-
-@pytest.mark.slow
-def test_two_processes_stop_and_resume_together(run_dir, command, environment, tmp_path, free_port):
-    """SIGTERM to one of them; then both pass over a damaged checkpoint; the end is alone."""
-    path = tmp_path / "two"
-    both = start_both(environment, path, free_port)
+    arguments = (environment, path, free_port, f"--config.train.sharding={layout}")
+    both = start_both(*arguments)
     assert wait_until(lambda: len(metric_rows(path)) >= 2, both[0])
     both[1].terminate()
     said = [process.communicate(timeout=300) for process in both]
     assert {process.returncode for process in both} == {75}, said
     newest = checkpoints.checkpoint_steps(path / "checkpoints")[-1]
     (newest / checkpoints.CHECKSUMS).unlink()
-    both = start_both(environment, path, free_port)
-    assert wait_until(newest.with_name(f"damaged-{newest.name}").exists, both[0])
-    both[0].terminate()
+
+    both = start_both(*arguments)
     said = [process.communicate(timeout=300) for process in both]
-    assert {process.returncode for process in both} == {75}, said
+    assert [process.returncode for process in both] == [0, 0], said
     assert "passed over" in said[0][0] and "passed over" not in said[1][0]
-    command(TINY, f"--workdir={path}")
+    assert newest.with_name(f"damaged-{newest.name}").exists()
+    assert "2 cpu device(s)" in said[0][0]
+    assert "kimg" not in said[1][0]  # one process speaks
     assert_close_run(run_dir, path)
+    assert_close_pictures(run_dir, path, "kimg-000000.0.png")  # each drew its half
+    assert edm_jax.load(path).description["progress"]["step"] == 30
 
 
 @pytest.mark.soak
