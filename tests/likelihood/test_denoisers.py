@@ -17,8 +17,8 @@ LABELS = {"vp_ddpmpp_uncond": None, "ve_skip_cond": [1, 3], "iddpm_adm_cond": [1
 RANGES = {"vp_ddpmpp_uncond": (0.002, 80), "ve_skip_cond": (0.02, 80)}
 
 
-# What is special of VP and VE, tests with an exact network show too.
-_OTHERS = (pytest.param(name, marks=pytest.mark.slow) for name in RANGES)
+# What is special of VP and VE, test_model_likelihood.py shows with an exact network too.
+_OTHERS = (pytest.param(name, marks=pytest.mark.soak) for name in RANGES)
 
 
 @pytest.fixture(scope="module", params=["iddpm_adm_cond", *_OTHERS])
