@@ -34,6 +34,7 @@ from tests.support.command_line import (  # noqa: F401  (fixtures)
     call,
     command,
     environment,
+    one_device,
     run_dir,
 )
 from tests.support.old_run import old_run  # noqa: F401  (fixture)

@@ -20,8 +20,8 @@ def get_config():
     with config.unlocked():
         config.model.name = "TinyTransformer"
         config.model.TinyTransformer = dict(width=16, patch=4)
-    config.train.total_kimg = 0.16
-    config.train.checkpoint_kimg = 0.08
+    config.train.update(total_kimg=0.08, checkpoint_kimg=0.08, sample_kimg=0)
+    config.evaluation.update(num_images=0, trajectory_seeds=0)
     return config
 """
 
@@ -63,7 +63,7 @@ def registered(monkeypatch):
     monkeypatch.setitem(models.NETWORKS, "TinyTransformer", TinyTransformer)
 
 
-def test_it_trains_loads_samples_exports_and_preflights(registered, call, tmp_path):
+def test_it_trains_loads_samples_exports_and_preflights(registered, one_device, call, tmp_path):
     config, run = tmp_path / "mine.py", tmp_path / "run"
     config.write_text(CONFIG)
     told = call("--mode=preflight", f"--config={config}").stdout
@@ -71,7 +71,7 @@ def test_it_trains_loads_samples_exports_and_preflights(registered, call, tmp_pa
 
     call(f"--config={config}", f"--workdir={run}")
     assert "finished" in call(f"--config={config}", f"--workdir={run}").stdout
-    call(f"--config={config}", f"--workdir={run}", "--config.train.total_kimg=0.24")  # resumes
+    call(f"--config={config}", f"--workdir={run}", "--config.train.total_kimg=0.16")  # resumes
 
     model = edm_jax.load(run)
     assert isinstance(model.net, TinyTransformer) and model.net.width == 16

@@ -588,7 +588,7 @@ def test_newer_description_is_refused():
 
 
 @pytest.mark.slow
-def test_dataset_then_training_on_it(call, tmp_path):
+def test_dataset_then_training_on_it(one_device, call, tmp_path):
     """A folder of images to the EDM zip to a (short) training run."""
     rng = np.random.default_rng(0)
     for i in range(24):
@@ -611,8 +611,10 @@ def test_dataset_then_training_on_it(call, tmp_path):
         f"--config.data.path={data}",
         "--config.augment.probability=0.5",
         "--config.train.micro_batch=8",
-        "--config.train.total_kimg=0.08",
+        "--config.train.total_kimg=0.032",
+        "--config.train.sample_kimg=0",
         "--config.evaluation.num_images=12",
+        "--config.evaluation.trajectory_seeds=0",
     ]
     call("--mode=preflight", *options)
     call(*options, f"--workdir={run}")
@@ -624,7 +626,7 @@ def test_dataset_then_training_on_it(call, tmp_path):
 
 
 @pytest.mark.soak
-def test_watched_run(call, tmp_path):
+def test_watched_run(one_device, call, tmp_path):
     """Evaluations and a profile during training, Weights & Biases that is not there."""
     run = tmp_path / "watched"
     watch = ["--profile_steps=12-13", "--wandb=edm"]
@@ -644,12 +646,15 @@ def test_watched_run(call, tmp_path):
 
 
 @pytest.mark.slow
-def test_flags_from_a_file_and_figures_as_pdf(call, tmp_path):
+def test_flags_from_a_file_and_figures_as_pdf(run_dir, call, tmp_path):
     """A configuration by its short name from anywhere, also through --flagfile."""
     words = tmp_path / "flags.txt"
-    words.write_text("--config=configs/tiny.py\n--config.train.total_kimg=0.08\n")
+    words.write_text("--config=configs/tiny.py\n--config.train.max_bad_steps=7\n")
     flags = [f"--flagfile={words}", f"--workdir={tmp_path / 'run'}", "--figure_format=pdf"]
-    call(*flags, "--config.evaluation.num_images=0", cwd=tmp_path)
+    # A finished run, whose figures of this format are to be made.
+    shutil.copytree(run_dir, tmp_path / "run")
+    call(*flags, cwd=tmp_path)
+    assert json.loads((tmp_path / "run/config.json").read_text())["train"]["max_bad_steps"] == 7
     for name in ("loss", "loss_per_noise_level", "trajectories"):
         assert (tmp_path / "run" / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     words.write_text("--config=configs/tiny.py\n--config.train.lrr=1\n")

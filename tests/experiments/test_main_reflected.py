@@ -93,7 +93,7 @@ def test_other_models_are_refused_in_one_line(model, call, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_reflected_run(call, tmp_path):
+def test_a_reflected_run(one_device, call, tmp_path):
     path = tmp_path / "run"
     tiny = (*SMALL, "--config.sampler.num_steps=3", "--config.sampler.batch_size=20",
             "--config.evaluation.trajectory_seeds=2")  # fmt: skip

@@ -79,6 +79,16 @@ def call(monkeypatch):
     return run
 
 
+@pytest.fixture
+def one_device(monkeypatch):
+    """A run in this process sees one device, as on a laptop: on eight it takes thrice as long."""
+    first = jax.devices()[:1]
+    for name in ("devices", "local_devices"):
+        monkeypatch.setattr(jax, name, lambda *arguments, **options: first)
+    for name in ("device_count", "local_device_count"):
+        monkeypatch.setattr(jax, name, lambda *arguments, **options: 1)
+
+
 @pytest.fixture(scope="session")
 def run_dir(command, tmp_path_factory):
     """A finished tiny run, trained from another directory by a relative config path."""

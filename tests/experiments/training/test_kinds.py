@@ -35,7 +35,7 @@ CLASSIFIER = ("--config.model.NoisyClassifier.channel_mult=(1,)",)
 
 
 @pytest.fixture
-def trained_classifier(call, tmp_path):
+def trained_classifier(one_device, call, tmp_path):
     """A tiny classifier that was trained in two sessions, and what the second one said."""
     path = tmp_path / "classifier"
     call(*small("digits_classifier.py", path, *CLASSIFIER, kimg=0.008))
@@ -91,7 +91,7 @@ def test_preflight_of_a_classifier(call, tmp_path):
 
 
 @pytest.mark.slow
-def test_ddpm_with_learned_variance_from_its_configuration(call, tmp_path):
+def test_ddpm_with_learned_variance_from_its_configuration(one_device, call, tmp_path):
     path = tmp_path / "ddpm"
     tiny = (
         "--config.model.SongUNet.model_channels=8",

@@ -143,7 +143,7 @@ def _use(call, path, tmp_path, model):
 
 
 @pytest.mark.slow
-def test_a_run_of_text(call, tmp_path, text_file):
+def test_a_run_of_text(one_device, call, tmp_path, text_file):
     path = tmp_path / "run"
     data = f"--config.data.path={text_file}"
     said = call(*words("text8_ardm.py", path, *ENCODER, data)).stdout

@@ -32,7 +32,7 @@ def _folder(path, count, labels):
         (6, True, ("classifier",)),
     ],
 )
-def test_what_can_be_given_is_given(count, labels, left_out, call, tmp_path):
+def test_what_can_be_given_is_given(count, labels, left_out, one_device, call, tmp_path):
     path = _folder(tmp_path / "images", count, labels)
     words = ["--config=configs/tiny.py", *RUN, f"--config.data.path={path}",
              f"--config.data.conditional={labels}"]  # fmt: skip
