@@ -8,14 +8,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests run tiny networks once or twice: what they wait for is the compiler.  Without its costly
 # passes it takes a quarter of the time.  JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests what users run.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# Read by the XLA client when it starts, so it must be set before jax is used.  Workers inherit it.
-if "PYTEST_XDIST_WORKER" not in os.environ:
-    _quick = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
-    os.environ["XLA_FLAGS"] = " ".join([
-        compiler.quick_flags() if _quick else "",
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
-    ])  # fmt: skip
+# Read by the XLA client when it starts, so it must be set before jax is used.
+os.environ["XLA_FLAGS"] = compiler.flags()
 
 import atexit
 import collections

@@ -31,6 +31,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 
+from tests.support import compiler
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 # Module -> the test files that answer for it; the quickest first.
@@ -331,6 +333,7 @@ class _Cached:
 def _load_what_does_not_change() -> None:
     """Libraries that every mutant needs, without starting a device (a fork would break it)."""
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # short programs: compile fast
+    os.environ["XLA_FLAGS"] = compiler.flags()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="edm_jax-mutants-"))
     for name in LIBRARIES:
         importlib.import_module(name)

@@ -6,16 +6,26 @@ import sys
 
 # The older of two code generators for CPUs takes less than half as long.
 _QUICK = "--xla_cpu_use_fusion_emitters=false"
+_EIGHT = "--xla_force_host_platform_device_count=8"
 
 
-def quick_flags():
-    """The flag where XLA knows it: one that it does not know ends the process."""
+def flags():
+    """XLA_FLAGS of the tests and of their workers, which inherit them and do not ask again."""
+    given = os.environ.get("XLA_FLAGS", "")
+    if _EIGHT in given:
+        return given
+    quick = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and _is_known(_QUICK)
+    return " ".join([_QUICK if quick else "", given, _EIGHT]).strip()
+
+
+def _is_known(flag):
+    """Whether this XLA knows a flag: one that it does not know ends the process."""
     done = subprocess.run(
         [sys.executable, "-c", "import jax; jax.devices()"],
-        env=os.environ | {"XLA_FLAGS": _QUICK, "JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
     )
-    return _QUICK if done.returncode == 0 else ""
+    return done.returncode == 0
 
 
 def with_devices(count):
