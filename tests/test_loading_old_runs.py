@@ -24,7 +24,8 @@ def test_loads_and_samples_as_before(old_run):
 def test_goes_on_to_the_weights_it_would_have_reached(old_run, environment):
     """A resumed run ends where the revision that began it ended."""
     # Compiled as it was then: this optimizer turns gradients of rounding into whole steps.
-    as_then = environment | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": ""}
+    one = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    as_then = environment | one | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
     process = start(
         as_then, "--config=configs/tiny.py", f"--workdir={old_run}", "--config.train.keep_last=2",
         "--config.train.checkpoint_kimg=0.24", "--config.train.sample_kimg=0",
