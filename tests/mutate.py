@@ -35,7 +35,8 @@ from tests.support import compiler
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# Module -> the test files that answer for it; the quickest first.
+# Module -> the test files that answer for it, the quickest first.  Of a file with words behind its
+# name only the tests that have one of them in theirs.
 MODULES: dict[str, tuple[str, ...]] = {
     "ema": ("test_ema.py",),
     "seeds": ("test_seeds.py",),
@@ -46,6 +47,12 @@ MODULES: dict[str, tuple[str, ...]] = {
     "precond": ("test_precond.py",),
     "adapters": ("test_adapters.py",),
     "exact/distributions": ("exact/test_distributions.py",),
+    "exact/bed": ("exact/test_promises.py",),
+    "exact/contract": ("exact/test_promises.py",),
+    "exact/promises": ("exact/test_promises.py",),
+    "exact/subjects": ("exact/test_promises.py",),
+    "exact/likelihood_promises": ("exact/test_likelihood_promises.py",),
+    "exact/reflected_promises": ("exact/test_reflected_promises.py",),
     "samplers/stochastic": ("samplers/test_stochastic.py",),
     "samplers/heun": ("samplers/test_heun.py", "samplers/test_stochastic.py"),
     "samplers/general": ("samplers/test_general.py", "samplers/test_loop.py"),
@@ -55,11 +62,78 @@ MODULES: dict[str, tuple[str, ...]] = {
         "samplers/test_baselines.py", "samplers/test_stochastic.py",
         "samplers/test_dpmpp_single.py", "samplers/test_methods.py",
     ),
-    "samplers/sa_solver": ("samplers/test_sa_solver.py", "samplers/test_named.py"),
+    "samplers/sa_solver": (
+        "samplers/test_sa_solver.py", "samplers/test_named.py sa_",
+        "samplers/test_registry_settings.py sa_",
+    ),
     "samplers/reflected": ("reflected/test_sampling.py",),
     "samplers/loop": ("samplers/test_stochastic.py", "samplers/test_loop.py"),
     "samplers/path": ("samplers/test_path.py",),
-    "generate": ("test_generate.py", "test_sampling_request.py"),
+    "samplers/restart": (
+        "samplers/test_named.py restart published segments",
+        "samplers/test_registry_settings.py restart",
+    ),
+    "samplers/predictor_corrector": (
+        "samplers/test_methods.py corrector", "samplers/test_loop.py predictor",
+        "samplers/test_registry_settings.py predictor_corrector",
+        "samplers/test_registry.py predictor_corrector",
+    ),
+    "samplers/ddpm": (
+        "samplers/test_methods.py ddpm", "samplers/test_ddpm_guided.py",
+        "samplers/test_registry_settings.py ddpm", "samplers/test_path.py ddpm",
+        "samplers/test_registry.py [ddpm]",
+    ),
+    "samplers/er_sde": (
+        "samplers/test_named.py er_sde", "samplers/test_registry_settings.py er_sde",
+        "samplers/test_path.py er_sde", "samplers/test_registry.py er_sde",
+    ),
+    "samplers/seeds_2_3": (
+        "samplers/test_named.py seeds_", "samplers/test_seeds_2_3.py",
+        "samplers/test_registry_settings.py seeds_", "samplers/test_path.py seeds_",
+        "samplers/test_registry.py seeds_",
+    ),
+    "samplers/deis": (
+        "samplers/test_named.py deis", "samplers/test_registry_settings.py deis",
+        "samplers/test_registry.py deis",
+    ),
+    "samplers/dpm_2": (
+        "samplers/test_named.py dpm_2", "samplers/test_registry_settings.py dpm_2",
+        "samplers/test_path.py dpm_2", "samplers/test_registry.py dpm_2",
+    ),
+    "samplers/ipndm": (
+        "samplers/test_named.py pndm", "samplers/test_registry_settings.py ipndm",
+        "samplers/test_registry.py ipndm",
+    ),
+    "samplers/lms": (
+        "samplers/test_methods.py lms", "samplers/test_registry_settings.py lms",
+        "samplers/test_registry.py lms",
+    ),
+    "samplers/unipc": (
+        "samplers/test_methods.py unipc", "samplers/test_registry_settings.py unipc",
+        "samplers/test_registry.py unipc",
+    ),
+    "samplers/dpmpp": (
+        "samplers/test_methods.py dpmpp sde_solvers",
+        "samplers/test_registry_settings.py dpmpp_2m dpmpp_3m",
+        "samplers/test_registry.py scan orders lower eta dpmpp_2m dpmpp_3m",
+        "samplers/test_path.py dpmpp_2m dpmpp_3m",
+    ),
+    "samplers/lcm": (
+        "samplers/test_named.py lcm", "samplers/test_registry_settings.py lcm",
+        "samplers/test_registry.py lcm",
+    ),
+    "samplers/ancestral": (
+        "samplers/test_dpmpp_single.py ancestral", "samplers/test_named.py ancestral",
+        "samplers/test_path.py ancestral",
+    ),
+    "samplers/adaptive": ("samplers/test_adaptive.py",),
+    "samplers/info": (
+        "samplers/test_registry.py budget combinations respects [heun]",
+        "samplers/test_named.py published", "samplers/test_aliases.py",
+    ),
+    "samplers/aliases": ("samplers/test_aliases.py",),
+    "samplers/request": ("samplers/test_request.py",),
+    "generate": ("test_generate.py", "test_generate_hosts.py", "test_sampling_request.py"),
     "store/checkpoints": ("store/test_checkpoints.py", "train/test_checkpoint.py"),
     "train/step": (
         "train/test_step.py", "train/test_step_published.py", "train/test_step_scripted.py",
@@ -86,6 +160,12 @@ ACCEPTED: dict[tuple[str, str, str], str] = {
     ("store/checkpoints", "json.dumps(digests, indent=1)", "1 -> 2"): "the layout of a file",
     ("store/checkpoints", "lines[0][:200]", "200 ->"): "how much of a message is shown",
     ("samplers/dpmpp_single", "safe = ", "1 -> 2"): "it divides a noise of 0",
+    ("samplers/lms", "pad = ", ""): "distinct levels that no row uses",
+    ("samplers/deis", "pad = ", ""): "distinct levels that no row uses",
+    ("samplers/er_sde", "one = xp.where", "1.0 -> 1.1"): "a gap that no row uses",
+    ("samplers/er_sde", "gap = xp.maximum", "-> at_end - clock(now)"): "it cuts off rounding",
+    ("samplers/restart", "np.arange(num_steps) * 1.0", "/ 1.0"): "the same number",
+    ("samplers/unipc", "xp.stack(", "-1 -> 1"): "the same axis",
     ("data/pipeline", ".random() < 0.5", "<= 0.5"): "no draw is 1/2",
     ("data/pipeline", "threads", ""): "how fast, not what",
 }
@@ -232,6 +312,8 @@ def _frozen(tree: ast.Module) -> set[int]:
             name = getattr(node.func, "attr", getattr(node.func, "id", ""))
             if name in ("check_number", "check_protocol", "isinstance", "field", "_first_line"):
                 freeze(node)  # tests/test_arguments.py
+            for keyword in node.keywords if name == "zip" else ():
+                freeze(keyword)  # strict: a check of ours
     return frozen
 
 
@@ -313,9 +395,11 @@ def run_tests(files: tuple[str, ...], mutant: Mutant | None, limit: float) -> st
     def work() -> int:
         if mutant is not None:
             sys.meta_path.insert(0, _Wrong(mutant))
-        paths = [str(ROOT / "tests" / file) for file in files]
-        options = ["-x", "-q", "-n", "0", "-m", "not slow", "-p", "no:cacheprovider"]
-        return pytest.main([*options, *paths], plugins=[_Cached()])
+        words = {file: some for file, *some in map(str.split, files)}
+        paths = [str(ROOT / "tests" / file) for file in words]
+        quick = ["-m", "not slow and not soak"]
+        options = ["-x", "-q", "-n", "0", *quick, "-p", "no:cacheprovider"]
+        return pytest.main([*options, *paths], plugins=[_Cached(), _Chosen(words)])
 
     code = _in_a_fork(work, limit)
     return "killed (time)" if code is None else "survived" if code == 0 else "killed"
@@ -328,6 +412,18 @@ class _Cached:
         import jax
 
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+class _Chosen:
+    """Leaves the tests that have none of the words of their file, where there are some."""
+
+    def __init__(self, words: dict[str, list[str]]):
+        self._words = {ROOT / "tests" / file: some for file, some in words.items()}
+
+    def pytest_collection_modifyitems(self, items: list) -> None:
+        found = [(item.name, self._words[item.path]) for item in items]
+        keep = [not some or any(word in name for word in some) for name, some in found]
+        items[:] = [item for item, kept in zip(items, keep, strict=True) if kept]
 
 
 def _load_what_does_not_change() -> None:

@@ -74,8 +74,8 @@ def er_sde_rows(
     second = xp.square(t) / 2 + xp.sum(measure * (v - now[:, None]), axis=1)
 
     gaps = now - rows_lib.earlier(xp, now, 1)  # sigma_i - sigma_{i-1}, negative
-    one = xp.where(np.arange(num_steps - 1) > 0, gaps, -1.0)
-    two = xp.where(np.arange(num_steps - 1) > 1, rows_lib.earlier(xp, one, 1), -1.0)
+    one = xp.where(np.arange(num_steps - 1) > 0, gaps, -1.0)  # there is none: not used
+    two = rows_lib.earlier(xp, one, 1)
     orders = rows_lib.step_orders(num_steps, order, False)
     slope = xp.where(orders >= 2, first, 0.0)
     bend = xp.where(orders >= 3, first * kappa * one / 2 + second, 0.0) * 2 / (one + two)
