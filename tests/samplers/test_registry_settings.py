@@ -1,6 +1,7 @@
 """Orders and defaults of samplers: what may be asked for, and what it then means."""
 
 import inspect
+import itertools
 import math
 
 import jax.numpy as jnp
@@ -53,7 +54,7 @@ def test_order_one_is_eulers_method(name, options, x64):
     sigmas, keys = grids.karras_sigmas(4, sigma_min=0.1, sigma_max=5.0), seeds.image_keys([0, 1])
     start = np.array([[1.0, -2.0], [0.5, 3.0]]) * sigmas[0]
     x = start
-    for now, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for now, after in itertools.pairwise(sigmas):
         denoised = 0.3 + 0.25 / (0.25 + now**2) * (x - 0.3)
         x = x + (after - now) * (x - denoised) / now
     bed = exact.Gaussian(0.3, 0.5)

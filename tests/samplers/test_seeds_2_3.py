@@ -1,5 +1,7 @@
 """SEEDS-2 with its second evaluation anywhere in a step, written out in NumPy as published."""
 
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ def test_any_place_of_the_second_evaluation(variant, r, eta, x64):
     sigmas = grids.karras_sigmas(4, sigma_min=0.1, sigma_max=10.0)
     noise = np.random.default_rng(0).normal(size=(6, 2, 3))
     x = start = np.array([[1.0, -0.5, 0.1], [0.3, 2.0, -1.0]]) * sigmas[0]
-    for i, (now, after) in enumerate(zip(sigmas[:-2], sigmas[1:-1], strict=True)):
+    for i, (now, after) in enumerate(itertools.pairwise(sigmas[:-1])):
         h = np.log(now / after)
         g, middle = (1 + eta) * h, now * np.exp(-r * h)
         d_0 = _denoise(x, now)
