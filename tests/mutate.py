@@ -55,12 +55,19 @@ MODULES: dict[str, tuple[str, ...]] = {
     "exact/reflected_promises": ("exact/test_reflected_promises.py",),
     "samplers/stochastic": ("samplers/test_stochastic.py",),
     "samplers/heun": ("samplers/test_heun.py", "samplers/test_stochastic.py"),
-    "samplers/general": ("samplers/test_general.py", "samplers/test_loop.py"),
-    "samplers/baselines": ("samplers/test_baselines.py", "samplers/test_methods.py"),
+    "samplers/general": (
+        "samplers/test_general.py", "samplers/test_registry_settings.py general",
+        "samplers/test_loop.py",
+    ),
+    "samplers/baselines": (
+        "samplers/test_baselines.py", "samplers/test_methods.py vp_ ve_ ddim",
+        "samplers/test_registry_settings.py ddim sample_vp sample_ve",
+        "samplers/test_registry.py [vp_ [ve_r [ve_o [ddim]",
+    ),
     "samplers/dpmpp_single": ("samplers/test_dpmpp_single.py",),
     "samplers/rows": (
         "samplers/test_baselines.py", "samplers/test_stochastic.py",
-        "samplers/test_dpmpp_single.py", "samplers/test_methods.py",
+        "samplers/test_sa_solver.py", "samplers/test_dpmpp_single.py", "samplers/test_methods.py",
     ),
     "samplers/sa_solver": (
         "samplers/test_sa_solver.py", "samplers/test_named.py sa_",
@@ -68,7 +75,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     ),
     "samplers/reflected": ("reflected/test_sampling.py",),
     "samplers/loop": ("samplers/test_stochastic.py", "samplers/test_loop.py"),
-    "samplers/path": ("samplers/test_path.py",),
+    "samplers/path": ("samplers/test_named.py tree", "samplers/test_path.py"),
     "samplers/restart": (
         "samplers/test_named.py restart published segments",
         "samplers/test_registry_settings.py restart",
@@ -139,8 +146,12 @@ MODULES: dict[str, tuple[str, ...]] = {
         "train/test_step.py", "train/test_step_published.py", "train/test_step_scripted.py",
     ),
     "train/objective": ("train/test_objective.py",),
-    "augment/drawing": ("augment/test_pipe.py",),
-    "augment/pipe": ("augment/test_pipe.py",),
+    "augment/drawing": (
+        "augment/test_pipe.py draws gates whole kept signs least zero off nine bad labels_and",
+    ),
+    "augment/pipe": (
+        "augment/test_pipe.py labels flips -matmul oblong identity gain their_batch dtype off bad",
+    ),
     "data/pipeline": ("data/test_pipeline.py",),
 }  # fmt: skip
 
@@ -165,6 +176,10 @@ ACCEPTED: dict[tuple[str, str, str], str] = {
     ("samplers/er_sde", "one = xp.where", "1.0 -> 1.1"): "a gap that no row uses",
     ("samplers/er_sde", "gap = xp.maximum", "-> at_end - clock(now)"): "it cuts off rounding",
     ("samplers/restart", "np.arange(num_steps) * 1.0", "/ 1.0"): "the same number",
+    ("samplers/loop", "visited if trajectory else None", "-> visited"): "it is not returned",
+    ("samplers/rows", "draws=np.append", "np.append(np.tile(drawn, steps), False) if uses"): (
+        "nothing is drawn without coefficients"
+    ),
     ("samplers/unipc", "xp.stack(", "-1 -> 1"): "the same axis",
     ("data/pipeline", ".random() < 0.5", "<= 0.5"): "no draw is 1/2",
     ("data/pipeline", "threads", ""): "how fast, not what",

@@ -401,6 +401,8 @@ def test_bad_images_and_parameters():
         apply_augment(jnp.zeros((3, 8, 8, 3)), params, EDM_AUGMENT)
     with pytest.raises(ValueError, match="1 or 3 channels, got 4"):
         apply_augment(jnp.zeros((2, 8, 8, 4)), params, ALL)
+    with pytest.raises(ValueError, match="1 or 3 channels, got 4"):  # one is enough
+        apply_augment(jnp.zeros((2, 8, 8, 4)), params, AugmentPipe(hue=1.0))
     with pytest.raises(ValueError, match="need one key"):
         sample_params(jax.random.split(jax.random.key(0), 3), (2, 8, 8, 3), ALL)
     with pytest.raises(ValueError, match="need typed keys"):

@@ -355,3 +355,18 @@ def test_bad_input():
         samplers.get("reflcted")
     with pytest.raises(ValueError, match="has no option 's_churn'"):
         samplers.SAMPLERS["reflected"].check(s_churn=1.0)
+
+
+@pytest.mark.parametrize("boundary", ["reflect", "project", "threshold"])
+def test_the_network_is_called_inside_the_box_only(boundary):
+    """Of noise of deviation 4 most states of "threshold" lie outside; D is continued there."""
+
+    def denoise(x, sigma):
+        return jnp.where(jnp.abs(x) <= 1, 0.5 * x, jnp.nan)
+
+    x = jnp.linspace(-0.9, 0.9, 40).reshape(4, 10)
+    found = reflected.sample_reflected(
+        denoise, x, [8.0, 4.0, 0.5, 0.0], image_keys(range(4)), boundary=boundary, trajectory=True
+    )
+    assert np.all(np.isfinite(found.x)) and np.all(np.abs(found.x[-1]) <= 1)
+    assert np.any(np.abs(found.x) > 1) == (boundary == "threshold")

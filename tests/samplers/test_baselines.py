@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edm_jax import exact, grids, samplers
+from edm_jax import exact, grids, samplers, seeds
 from edm_jax.samplers import baselines, rows
 
 BED = exact.Gaussian(0.3, 0.5)
@@ -49,3 +49,14 @@ def test_traced_noise_is_finite(eta):
         lambda eta: samplers.sample_ddim(BED.denoise, x, sigmas, jax.random.key(0), eta=eta)
     )
     assert np.all(np.isfinite(run(eta)))
+
+
+def test_least_steps_of_the_predictors():
+    """The rates of the discrete ones, up to (beta_d + beta_min)/N = 20/N, must not exceed 1."""
+    x, keys = jnp.ones((1, 2)), seeds.image_keys([0])
+    few = grids.vp_sigmas(4)
+    result = samplers.sample_vp(BED.denoise, x, few, keys)
+    assert np.all(np.isfinite(result))
+    for method in ("reverse_diffusion", "ancestral"):
+        with pytest.raises(ValueError, match="at least 21 steps"):
+            samplers.sample_vp(BED.denoise, x, few, keys, method=method)

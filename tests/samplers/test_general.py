@@ -350,6 +350,12 @@ def test_bad_combinations_are_named():
         run(alpha=float("nan"), solver="euler")  # which has no second evaluation
     with pytest.raises(ValueError, match="smaller alpha"):
         run(alpha=1.6, schedule=schedules.VESchedule())
+    # sigma = sqrt(t): 15.21 + 1.6 (1 - 15.21), where the step before it has a level.
+    with pytest.raises(ValueError, match=r"evaluation of step 1 at time -7\.53,"):
+        samplers.sample_general(
+            lambda x, sigma: x, jnp.ones((1, 2)), np.array([4.0, 3.9, 1.0, 0.0]),
+            alpha=1.6, schedule=schedules.VESchedule(),
+        )  # fmt: skip
     with pytest.raises(ValueError, match="strictly decreasing"):
         samplers.sample_general(never, x, [1.0, 2.0, 0.0])
     for options in ({"discretization": "edn"}, {"schedule": "vq"}, {"scaling": "nome"}):

@@ -148,3 +148,11 @@ def test_an_option_that_no_sampler_has_is_refused():
     for run in (samplers.sample_heun, samplers.sample_dpmpp_2m):
         with pytest.raises(TypeError, match=r"unexpected option 'trajektory'.*trajectory"):
             run(BED.denoise, jnp.ones((1, 2)), grids.karras_sigmas(4), trajektory=True)
+
+
+def test_a_grid_is_long_enough_and_decreases():
+    x = jnp.ones((1, 2))
+    with pytest.raises(ValueError, match="needs at least 4 steps for its order, got a grid of 3;"):
+        samplers.sample_lms(BED.denoise, x, grids.karras_sigmas(3), order=4)
+    with pytest.raises(ValueError, match="strictly decreasing"):
+        samplers.sample_heun(BED.denoise, x, np.array([2.0, 1.0, 1.0, 0.0]))

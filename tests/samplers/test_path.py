@@ -90,6 +90,18 @@ def test_spans_that_do_not_fit():
     np.testing.assert_array_equal(nothing, 0)
 
 
+def test_traced_spans_are_cut_off_at_the_ends_of_the_clock():
+    """Known ones are refused; beyond an end there is no more path: the same noise."""
+    keys, x = seeds.image_keys([0, 1]), jnp.zeros((2, 8))
+
+    @jax.jit
+    def draw(start, stop):
+        return path.path_draw(keys, path.Spans(start[None], stop[None]), x)(0)
+
+    np.testing.assert_array_equal(draw(15.0, 20.0), draw(15.0, 16.0))
+    np.testing.assert_array_equal(draw(-20.0, -15.0), draw(-16.0, -15.0))
+
+
 def _images(name, num_steps, noise, sigmas=None, **options):
     if sigmas is None:
         sigmas = grids.karras_sigmas(num_steps, sigma_min=0.02, sigma_max=20.0)

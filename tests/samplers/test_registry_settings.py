@@ -154,6 +154,19 @@ def test_tables_have_the_defaults_of_their_samplers(table, sampler):
     assert found == {name: {**own, **expected}[name] for name in found}
 
 
+@pytest.mark.parametrize(
+    ("step", "documented"),
+    [
+        (samplers.general_step, {"alpha": 1.0}),
+        (samplers.dpmpp_2s_step, {"r": 0.5}),
+        (samplers.ddpm_step, {"v": 0.0, "shift": None}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_defaults_of_public_steps(step, documented):
+    assert _defaults(step) == documented
+
+
 def test_a_step_of_ddpm_has_the_small_variance():
     """sigma'^2 (sigma^2 - sigma'^2)/sigma^2, of Ho et al. 2020; D = 0 leaves the noise alone."""
     x, noise = jnp.zeros((1, 2)), jnp.ones((1, 2))
