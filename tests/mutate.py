@@ -91,8 +91,9 @@ MODULES: dict[str, tuple[str, ...]] = {
         "samplers/test_registry.py [ddpm]",
     ),
     "samplers/er_sde": (
-        "samplers/test_named.py er_sde", "samplers/test_registry_settings.py er_sde",
-        "samplers/test_path.py er_sde", "samplers/test_registry.py er_sde",
+        "samplers/test_named.py er_sde", "samplers/test_er_sde.py",
+        "samplers/test_registry_settings.py er_sde", "samplers/test_path.py er_sde",
+        "samplers/test_registry.py er_sde",
     ),
     "samplers/seeds_2_3": (
         "samplers/test_named.py seeds_", "samplers/test_seeds_2_3.py",
@@ -140,7 +141,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     ),
     "samplers/aliases": ("samplers/test_aliases.py",),
     "samplers/request": ("samplers/test_request.py",),
-    "generate": ("test_generate.py", "test_generate_hosts.py", "test_sampling_request.py"),
+    "generate": ("test_generate_hosts.py", "test_generate.py", "test_sampling_request.py"),
     "store/checkpoints": ("store/test_checkpoints.py", "train/test_checkpoint.py"),
     "train/step": (
         "train/test_step.py", "train/test_step_published.py", "train/test_step_scripted.py",

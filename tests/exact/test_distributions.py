@@ -123,10 +123,13 @@ def test_chunks_give_the_same_answer(x64, golden):
     archive = golden("03_samplers")
     points = archive["data_points"]
     x = archive["latents"].astype(np.float64) * 0.7
-    whole, parts = exact.FiniteData(points), exact.FiniteData(points, chunk=2)
-    # Reordered sums only.
-    np.testing.assert_allclose(parts.denoise(x, 0.7), whole.denoise(x, 0.7), rtol=1e-13)
-    np.testing.assert_allclose(parts.log_density(x, 0.7), whole.log_density(x, 0.7), rtol=1e-13)
+    whole = exact.FiniteData(points)
+    for chunk in (1, 2, len(points)):
+        parts = exact.FiniteData(points, chunk=chunk)
+        # Reordered sums only.
+        np.testing.assert_allclose(parts.denoise(x, 0.7), whole.denoise(x, 0.7), rtol=1e-13)
+        density = whole.log_density(x, 0.7)
+        np.testing.assert_allclose(parts.log_density(x, 0.7), density, rtol=1e-13)
     with pytest.raises(ValueError, match="chunk must divide"):
         exact.FiniteData(points, chunk=4).denoise(x, 1.0)
 

@@ -139,6 +139,24 @@ def few_samples(monkeypatch):
     monkeypatch.setattr(bed, "SAMPLED_SHAPE", (1024, 256))
 
 
+def test_what_a_sampler_of_the_registry_promises():
+    heun, adaptive, restart, corrected, sde = (
+        subjects.subject_of(samplers.SAMPLERS[name])
+        for name in ("heun", "adaptive", "restart", "ve_predictor_corrector", "dpmpp_2m_sde")
+    )
+    # The error of an adaptive one follows its tolerance in proportion.
+    assert adaptive.order == 1 and len(adaptive.tolerances) > 2 and adaptive.nfe is None
+    assert heun.order == 2 and heun.tolerances == () and heun.nfe(10) == 19 and not heun.stochastic
+    # Linear ones of Gaussian data are measured without sampling error.
+    assert sde.replay is not None and sde.stochastic and sde.steps == subjects.FINE_STEPS
+    assert corrected.replay is None and corrected.steps == (32, 64, 128) and corrected.grid == "ve"
+    assert restart.bias > 0 and restart.steps == subjects.BIASED_STEPS
+    setting = samplers.Measured("eta 0", {"eta": 0.0}, order=3, stochastic=False, tight=False)
+    ode = subjects.subject_of(samplers.SAMPLERS["seeds_3"], setting)
+    assert (ode.name, ode.order, ode.stochastic, ode.tight) == ("seeds_3 (eta 0)", 3, False, False)
+    assert ode.nfe(4) == 10 and ode.replay is None
+
+
 def test_calls_are_counted_as_the_program_makes_them(x64):
     """In loops, branches not taken, under vmap and with half a batch."""
     counter = bed.CallCounter()

@@ -153,6 +153,35 @@ def test_the_clock_runs_as_the_noise_is_renewed(name, rate, monkeypatch):
     np.testing.assert_allclose(spans.stop, -rate * np.log([4.0, 1.0, 1.0]), atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "clock", "inner"),
+    [
+        ("er_sde", {}, lambda v: -np.log(np.exp(v**0.3) + 10), []),
+        ("er_sde", {"function": "power", "eta": 0.5}, lambda v: -0.5 * np.log(v), []),
+        ("seeds_2", {"eta": 0.5, "r": 0.25}, lambda v: -0.5 * np.log(v), [0.25]),
+        ("seeds_3", {"eta": 0.5}, lambda v: -0.5 * np.log(v), [1 / 3, 2 / 3]),
+    ],
+)
+def test_the_clock_of_every_stage(name, options, clock, inner, monkeypatch):
+    """ln(v/f(v)) of ER-SDE's noise function f; eta ln sigma of SEEDS, a draw for each stage."""
+    asked = []
+
+    def silent(key, spans, x):
+        asked.append(spans)
+        return lambda index: jnp.zeros_like(x)
+
+    monkeypatch.setattr(path, "path_draw", silent)
+    x, sigmas = jnp.ones((1, 2)), np.array([8.0, 4.0, 1.0, 0.0])
+    SAMPLERS[name](BED.denoise, x, sigmas, seeds.image_keys([0]), noise="tree", **options)
+    (spans,) = asked
+    visited = [8.0 * 2.0**-share for share in [0, *inner]] + [4.0 * 4.0**-share for share in inner]
+    visited = [*visited[: 1 + len(inner)], 4.0, *visited[1 + len(inner) :], 1.0]
+    drawn = len(visited) - 1
+    np.testing.assert_allclose(spans.start[:drawn], clock(np.array(visited[:-1])), atol=1e-12)
+    np.testing.assert_allclose(spans.stop[:drawn], clock(np.array(visited[1:])), atol=1e-12)
+    np.testing.assert_array_equal(spans.stop[drawn:], spans.start[drawn:])  # the step to 0
+
+
 def test_both_noises_of_dpmpp_sde_must_come_from_one_path(x64):
     """Weak order 2; unrelated draws leave 1 (the negative control), and more error."""
     from edm_jax.exact import bed, subjects

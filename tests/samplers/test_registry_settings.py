@@ -1,5 +1,6 @@
 """Orders and defaults of samplers: what may be asked for, and what it then means."""
 
+import functools
 import inspect
 import itertools
 import math
@@ -110,6 +111,20 @@ DEFAULTS = {
         "solver": "dopri5", "rtol": 1e-5, "atol": 1e-5, "max_steps": 4096, "stats": False,
     },
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", sorted(name for name, info in SAMPLERS.items() if "s_noise" in info.options)
+)
+def test_all_noise_has_its_scale(name, x64):
+    """From x = 0 with D = 0 a state is a sum of the noise so far, at each of the levels."""
+    sigmas = grids.karras_sigmas(5, sigma_min=0.1, sigma_max=10.0)
+    x, keys = jnp.zeros((2, 3)), seeds.image_keys([3, 4])
+    eta = {"eta": 1.0} if "eta" in SAMPLERS[name].options else {}
+    run = functools.partial(SAMPLERS[name], lambda x, sigma: 0 * x, trajectory=True, **eta)
+    one, more = (run(x, sigmas, keys, s_noise=scale).x for scale in (1.0, 1.7))
+    assert np.all(one[-2] != 0)
+    np.testing.assert_allclose(more, 1.7 * one, rtol=1e-12)
 
 
 def _defaults(function):
