@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from edm_jax.model import Model
+from edm_jax.requests import CHURN
 from edm_jax.studies import blocks, planning, running
 from edm_jax.studies import grid as grids
 from edm_jax.studies import space as spaces
@@ -63,6 +64,18 @@ class Bench:
         cell = grids.cell(settings, list(self.study.models))
         model = self.read[cell.model]()
         return planning.planned_cell(cell, self.study, model, self._about[cell.model])
+
+    def refused(self, base: Mapping[str, Any], point: Mapping[str, Any]) -> str:
+        """Why a point of a space cannot work; empty text if it can."""
+        try:
+            one = self.cell(spaces.settings_of(base, point))
+        except ValueError as error:
+            return " ".join(str(error).split())
+        _, asked, _ = one.lane
+        idle = [name for name in CHURN[1:] if name in point]
+        if idle and "churn" in asked.info.options and not one.cell.sampling.options.get("s_churn"):
+            return f"{idle[0]} says nothing without churn: search s_churn too, or give it"
+        return ""
 
     def block(self, one: planning.Planned, block: int, key: str) -> float:
         """The measure on a block; each is drawn once."""

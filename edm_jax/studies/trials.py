@@ -48,7 +48,7 @@ class Search:
     def run(
         self, budget: int, directory: str | os.PathLike[str] | None, identity: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
-        """All trials in order: point, value, pruned; the first is the default."""
+        """All trials in order: point, value, pruned, impossible; the first is the default."""
         optuna = self.optuna
         storage = None
         if directory is not None:
@@ -126,6 +126,7 @@ class Search:
             "point": trial.user_attrs.get("point", {}),
             "value": math.nan if trial.value is None else trial.value,
             "pruned": pruned,
+            "impossible": pruned and "reason" in trial.user_attrs,
         }
 
     def _say(self, number: int, trial: Any, budget: int) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 
 from edm_jax.arguments import check_number
 from edm_jax.model import Model
+from edm_jax.studies import feasibility, quality
 from edm_jax.studies import grid as grids
-from edm_jax.studies import quality
 from edm_jax.studies import space as spaces
 from edm_jax.studies.bench import Bench
 from edm_jax.studies.declaration import Study
@@ -39,6 +39,7 @@ class Tuned:
       default_value, default_error: of the default on the same seeds.
       gain, gain_error: mean of the paired differences, positive where better.
       trials, pruned: how many settings were tried, and given up before their last block.
+      impossible: trials that could not work, or whose images were not finite; not in ``pruned``.
       images: drawn in all.
       network_calls: for all of them.
       seconds: it took, of this call.
@@ -56,6 +57,7 @@ class Tuned:
     gain_error: float | None
     trials: int
     pruned: int
+    impossible: int
     images: int
     network_calls: int
     seconds: float
@@ -77,8 +79,9 @@ class Tuned:
             lines.append(f"  tuned    {with_error(self.value, self.error)}")
             lines.append(f"  gain     {with_error(self.gain, self.gain_error)}")
             lines.append("  " + grids.label(self.settings, list(self.settings)))
-        calls = f"{self.network_calls:.3g} network calls for {self.images} images"
-        lines.append(f"{self.trials} settings tried, {self.pruned} given up early; {calls}")
+        told = f"{self.trials} settings tried, {self.pruned} given up early"
+        told += f", {self.impossible} impossible" if self.impossible else ""
+        lines.append(f"{told}; {self.network_calls:.3g} network calls for {self.images} images")
         return "\n".join(lines)
 
 
@@ -121,8 +124,9 @@ def tune(
       What was found.
 
     Raises:
-      ValueError: for a budget below 1, a default that cannot work, a directory that holds
-        another tuning, or where Optuna is not installed.
+      ValueError: for a budget below 1, a default or a part of the space that cannot work (see
+        `feasibility.check`), a directory that holds another tuning, or where Optuna is not
+        installed.
     """
     if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
         raise ValueError(f"the budget must be at least 1 trial, got {budget}")
@@ -132,6 +136,7 @@ def tune(
     bench = Bench.open(study, models or {}, reference, sharding, report, poll, making)
     started = time.monotonic()
     default = bench.cell(base)  # a default that cannot work is said at once
+    feasibility.check(space, lambda point: bench.refused(base, point))
     identity = {"base": dict(base), "measure": measure.key, "space": _told(space)}
     identity["about"] = default.digest
     trials = Search(optuna, bench, measure, dict(base), space, seed, report)
@@ -174,7 +179,8 @@ def _compared(
         **_summary("default_", theirs),
         **_gain(gains if better else 0 * gains),
         trials=len(found),
-        pruned=sum(one["pruned"] for one in found),
+        pruned=sum(one["pruned"] and not one["impossible"] for one in found),
+        impossible=sum(one["impossible"] for one in found),
         images=bench.images,
         network_calls=bench.calls,
         seconds=math.nan,

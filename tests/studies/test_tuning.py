@@ -91,11 +91,40 @@ def test_a_trial_that_was_stopped_is_no_trial(tmp_path):
     assert "the default" in lines[0] and found.trials == 3 and math.isfinite(found.default_value)
 
 
-def test_settings_that_cannot_work_are_trials_without_a_value():
+IMPOSSIBLE = {
+    "option": ({"eta": [0.0, 1.0]}, r"eta=0\.\.1 cannot work: sampler 'euler' has no option 'eta'"),
+    "no churn": ({"s_noise": None, "rho": None}, "s_noise=0.995..1.015 cannot work: s_noise says"),
+    "misspelt": ({"sampler": ["euler", "huen"]}, "sampler=huen cannot work: unknown sampler"),
+    "measure": ({"sampler": ["euler", "dpmpp_2m_sde"]}, "_sde cannot work: .*noise of its own"),
+    # Churn is stochastic at all values but the end of its range.
+    "within": ({"sampler": ["edm", "heun"], "s_churn": [0.0, 9.0]}, "s_churn=0..9 cannot work"),
+    "together": (
+        {"sampler": ["heun", "dpmpp_2m"], "alpha": [0.5, 1.0]},
+        "no combination of sampler, alpha can work; the first: sampler 'heun' has no option",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_what_cannot_work_is_said_before_the_first_trial(case, tmp_path):
+    told, message = IMPOSSIBLE[case]
     lines = []
-    found = tuned({"sampler": ["euler", "dpmpp_2m_sde"]}, 8, lines=lines)
-    assert found.trials == 8 and found.is_default and found.pruned > 0
-    assert any("draws noise of its own" in line for line in lines)
+    with pytest.raises(ValueError, match=message) as caught:
+        tuned(told, 5, tmp_path, lines=lines)
+    assert "\n" not in str(caught.value) and lines == [] and not any(tmp_path.iterdir())
+
+
+def test_settings_that_need_each_other_are_a_space():
+    """A dimension alone may be refused; what counts is that some point of the space works."""
+    lines = []
+    base = {"sampler": "heun", "num_steps": 4}
+    found = tuned({"sampler": ["general", "heun"], "solver": ["euler", "heun"]}, 8, base=base,
+                  lines=lines)  # fmt: skip
+    assert found.trials == 8 and found.impossible > 0
+    assert found.impossible + found.pruned < 8
+    assert f", {found.impossible} impossible; " in found.report()
+    assert any("has no option 'solver'" in line for line in lines)
+    assert "impossible" not in tuned({"rho": [1.0, 9.0]}, 1).report()
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,21 @@ def test_bad_requests_are_one_line(case, call, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ("eta=0..1", "eta=0..1 cannot work: sampler 'heun' has no option 'eta'"),
+        ("rho,sampler=euler|huen", "sampler=huen cannot work: unknown sampler 'huen'; did you"),
+        ("s_noise", "s_noise=0.995..1.015 cannot work: sampler 'heun' has no option 's_noise'"),
+    ],
+)
+def test_a_space_that_cannot_work_is_one_line(space, message, model, call, tmp_path):
+    done = call("--mode=tune", f"--workdir={model}", f"--outdir={tmp_path / 'out'}", "--budget=3",
+                f"--tune={space}", "--quality=distance", "--num_images=4", code=2)  # fmt: skip
+    assert message in done.stderr and len(done.stderr.splitlines()) == 1
+    assert "[1/3]" not in done.stdout and not (tmp_path / "out").exists()
+
+
 def test_settings_as_flags():
     settings = {"sampler": "edm", "num_steps": 18, "s_churn": 12.25, "model": "ema_5kimg",
                 "guidance": "cfg", "guidance_scale": 1.5, "guidance_interval": [0.25, 1.5],
