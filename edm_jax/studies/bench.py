@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from edm_jax.studies import blocks, planning, running
 from edm_jax.studies import grid as grids
 from edm_jax.studies import space as spaces
 from edm_jax.studies.declaration import Study
+from edm_jax.studies.files import BlockFile, Drawn
 
 
 @dataclasses.dataclass
@@ -27,9 +29,7 @@ class Bench:
     identity: Mapping[str, Any]
     sharding: Any
     poll: Any
-    images: int = 0
-    calls: int = 0
-    known: dict[tuple[str, int], float] = dataclasses.field(default_factory=dict)
+    drawn: BlockFile = dataclasses.field(default_factory=BlockFile)
 
     @classmethod
     def open(
@@ -78,20 +78,25 @@ class Bench:
         return ""
 
     def block(self, one: planning.Planned, block: int, key: str) -> float:
-        """The measure on a block; each is drawn once."""
-        if (one.digest, block) not in self.known:
-            name = one.cell.model
-            (found,) = blocks.measure(
-                self.study, self.plan, self.read[name](), [one], block, self._accurate[name],
-                sharding=self.sharding, poll=self.poll,
-            )  # fmt: skip
-            if isinstance(found, Exception):
-                raise found
-            calls = one.nfe if one.rows is None else sum(one.rows.values())
-            self.images += self.study.num_images
-            self.calls += self.study.num_images * int(calls or 0)
-            self.known[one.digest, block] = found.values[key]
-        return self.known[one.digest, block]
+        """The measure on a block; each is drawn once, over all calls that share a file."""
+        kept = self.drawn.found.get((one.digest, block))
+        if kept is not None and kept.value is not None:
+            return kept.value
+        name, started = one.cell.model, time.monotonic()
+        (found,) = blocks.measure(
+            self.study, self.plan, self.read[name](), [one], block, self._accurate[name],
+            sharding=self.sharding, poll=self.poll,
+        )  # fmt: skip
+        failed = isinstance(found, Exception)
+        calls = one.nfe if one.rows is None else sum(one.rows.values())
+        images = self.study.num_images
+        self.drawn.put(one.digest, block, Drawn(
+            None if failed else found.values[key], images, images * int(calls or 0),
+            round(time.monotonic() - started, 3),
+        ))  # fmt: skip
+        if failed:
+            raise found
+        return found.values[key]
 
     def values(
         self, base: Mapping[str, Any], point: Mapping[str, Any], which: range, key: str

@@ -1,7 +1,8 @@
-"""The results of cells on the disk, each whole or not there."""
+"""The results of cells and of single blocks on the disk, each whole or not there."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -43,3 +44,65 @@ class CellFiles:
         """Keep a result."""
         if self.folder is not None:
             write_json(self.folder / f"{digest}.json", row)
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """What a setting gave on one block of seeds, and what that cost.
+
+    Attributes:
+      value: of the measure; None where it has none, as the images were not finite.
+      images: drawn.
+      network_calls: for all of them.
+      seconds: it took.
+    """
+
+    value: float | None
+    images: int
+    network_calls: int
+    seconds: float
+
+
+class BlockFile:
+    """One JSON file of many `Drawn`, by the digest of a setting and the number of a block.
+
+    Args:
+      path: of the file; None keeps them in memory.
+    """
+
+    def __init__(self, path: pathlib.Path | None = None) -> None:
+        self.path = path
+        self.found: dict[tuple[str, int], Drawn] = {}
+        if path is not None:
+            self._read(path)
+
+    def _read(self, path: pathlib.Path) -> None:
+        """What is there; what cannot be read is measured anew."""
+        try:
+            told = json.loads(path.read_text())
+            for digest, blocks in told.items():
+                for block, one in blocks.items():
+                    drawn = Drawn(**one)
+                    numbers = dataclasses.astuple(drawn)
+                    if all(_is_number(n) for n in numbers[1:]) and _is_number(numbers[0] or 0):
+                        self.found[digest, int(block)] = drawn
+        except (OSError, ValueError, TypeError, AttributeError):
+            return
+
+    def put(self, digest: str, block: int, drawn: Drawn) -> None:
+        """Keep one."""
+        self.found[digest, block] = drawn
+        if self.path is not None:
+            told: dict[str, dict[int, Any]] = {}
+            for (one, number), kept in self.found.items():
+                told.setdefault(one, {})[number] = dataclasses.asdict(kept)
+            write_json(self.path, told)
+
+    def total(self, name: str) -> Any:
+        """The sum of ``images``, ``network_calls`` or ``seconds``."""
+        # Rounded: the order of additions is that of the file, or that of the measurements.
+        return round(sum(getattr(drawn, name) for drawn in self.found.values()), 3)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

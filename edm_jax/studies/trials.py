@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import pathlib
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -45,15 +44,11 @@ class Search:
     seed: int
     report: Callable[[str], None]
 
-    def run(
-        self, budget: int, directory: str | os.PathLike[str] | None, identity: Mapping[str, Any]
-    ) -> list[dict[str, Any]]:
+    def run(self, budget: int, folder: pathlib.Path | None) -> list[dict[str, Any]]:
         """All trials in order: point, value, pruned, impossible; the first is the default."""
         optuna = self.optuna
         storage = None
-        if directory is not None:
-            folder = pathlib.Path(directory).expanduser()
-            _check_same(folder / REQUEST, identity)
+        if folder is not None:
             backend = optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL))
             storage = optuna.storages.JournalStorage(backend)
         search = optuna.create_study(
@@ -68,7 +63,9 @@ class Search:
             pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=0),
         )
         ended = self._ended(search)
-        if ended:
+        if len(ended) >= budget:
+            self.report(f"all {budget} trials are there already")
+        elif ended:
             self.report(f"going on after {len(ended)} of {budget} trials")
         for number in range(len(ended), budget):
             if number == 0:
@@ -138,15 +135,24 @@ class Search:
         self.report(f"[{number}/{budget}] {shown}: {told}")
 
 
-def _check_same(path: pathlib.Path, identity: Mapping[str, Any]) -> None:
+def check_same(path: pathlib.Path, identity: Mapping[str, Any]) -> None:
     """Write what a tuning is about, or raise ValueError if another one is there."""
     new = json.loads(json.dumps(to_json(identity), default=str))
     try:
         old = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except FileNotFoundError:
         write_json(path, new)
         return
-    differing = [key for key in new if old.get(key) != new[key]]
+    except (OSError, ValueError) as error:
+        old, reason = None, " ".join(str(error).split())
+    else:
+        reason = "it is no dictionary"
+    if not isinstance(old, dict):
+        raise ValueError(
+            f"{path}, which says what the tuning there is about, cannot be read ({reason}); use "
+            "another directory, or remove this one"
+        )
+    differing = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     if differing:
         raise ValueError(
             f"{path.parent} holds a tuning of something else ({', '.join(differing)} differ); "

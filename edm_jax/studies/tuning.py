@@ -6,7 +6,6 @@ import dataclasses
 import math
 import os
 import pathlib
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,10 +19,10 @@ from edm_jax.studies import grid as grids
 from edm_jax.studies import space as spaces
 from edm_jax.studies.bench import Bench
 from edm_jax.studies.declaration import Study
-from edm_jax.studies.files import write_json
-from edm_jax.studies.trials import Search, load_optuna
+from edm_jax.studies.files import BlockFile, write_json
+from edm_jax.studies.trials import REQUEST, Search, check_same, load_optuna
 
-RESULT = "tuned.json"
+RESULT, BLOCKS = "tuned.json", "blocks.json"
 CANDIDATES = 3  # of the search, compared again on fresh seeds
 
 
@@ -40,9 +39,9 @@ class Tuned:
       gain, gain_error: mean of the paired differences, positive where better.
       trials, pruned: how many settings were tried, and given up before their last block.
       impossible: trials that could not work, or whose images were not finite; not in ``pruned``.
-      images: drawn in all.
+      images: drawn in all, by every call of the tuning.
       network_calls: for all of them.
-      seconds: it took, of this call.
+      seconds: that took.
       history: ``(trial, best mean so far)``.
     """
 
@@ -114,7 +113,8 @@ def tune(
       space: see `space.read`; "model" chooses between the models of the study.
       budget: how many settings are tried, the default among them.
       models: those that the study does not load itself.
-      directory: keeps every trial; the same call goes on.
+      directory: keeps every trial and every block; the same call goes on, and draws nothing
+        where all is there.
       seed: of the search.
       fresh_blocks: of each comparison; by default as many as the study has, at least four.
       reference, **making: for metrics, see `running.run`.
@@ -134,17 +134,19 @@ def tune(
     optuna = load_optuna()
     (measure,) = _one_measure(study)
     bench = Bench.open(study, models or {}, reference, sharding, report, poll, making)
-    started = time.monotonic()
     default = bench.cell(base)  # a default that cannot work is said at once
     feasibility.check(space, lambda point: bench.refused(base, point))
     identity = {"base": dict(base), "measure": measure.key, "space": _told(space)}
     identity["about"] = default.digest
     trials = Search(optuna, bench, measure, dict(base), space, seed, report)
-    found = trials.run(budget, directory, identity)
+    folder = None if directory is None else pathlib.Path(directory).expanduser()
+    if folder is not None:
+        check_same(folder / REQUEST, identity)
+        bench.drawn = BlockFile(folder / BLOCKS)
+    found = trials.run(budget, folder)
     tuned = _compared(bench, measure, base, found, fresh_blocks or max(4, study.blocks))
-    tuned = dataclasses.replace(tuned, seconds=time.monotonic() - started)
-    if directory is not None:
-        write_json(pathlib.Path(directory).expanduser() / RESULT, dataclasses.asdict(tuned))
+    if folder is not None:
+        write_json(folder / RESULT, dataclasses.asdict(tuned))
     return tuned
 
 
@@ -181,9 +183,7 @@ def _compared(
         trials=len(found),
         pruned=sum(one["pruned"] and not one["impossible"] for one in found),
         impossible=sum(one["impossible"] for one in found),
-        images=bench.images,
-        network_calls=bench.calls,
-        seconds=math.nan,
+        **{name: bench.drawn.total(name) for name in ("images", "network_calls", "seconds")},
         history=tuple(_history(found, measure)),
     )
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from edm_jax.studies import Study, space, tuning
+from edm_jax.studies import Study, blocks, space, tuning
 from tests.support import exact_model as toy
 
 MODEL = toy.exact_model()
@@ -49,9 +49,10 @@ def test_the_best_rho_is_found_and_proved(tmp_path):
     assert told["settings"] == dict(found.settings)
     # Done: the same call tries nothing more and says the same.
     lines.clear()
+    before = (tmp_path / tuning.RESULT).read_text()
     again = tuned({"rho": [1.5, 20.0]}, 14, tmp_path, lines=lines)
-    assert lines == ["going on after 14 of 14 trials"]
-    assert again.settings == found.settings and again.value == pytest.approx(found.value)
+    assert lines == ["all 14 trials are there already"]
+    assert again == found and (tmp_path / tuning.RESULT).read_text() == before
     with pytest.raises(ValueError, match=r"holds a tuning of something else .space differ"):
         tuned({"rho": [2.0, 20.0]}, 14, tmp_path)
 
@@ -89,6 +90,56 @@ def test_a_trial_that_was_stopped_is_no_trial(tmp_path):
     found = tuning.tune(*given, report=lines.append)
     assert [line.split()[0] for line in lines] == ["[1/3]", "[2/3]", "[3/3]"]
     assert "the default" in lines[0] and found.trials == 3 and math.isfinite(found.default_value)
+
+
+def test_costs_are_those_of_all_calls(tmp_path, monkeypatch):
+    """A tuning stopped and gone on with draws, and counts, what one in a go would."""
+    asked, measure = [], blocks.measure
+
+    def stopping(*given, **more):
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        asked.append(given[4])
+        return measure(*given, **more)
+
+    # The default and the second trial, which is stopped after its first block of three.
+    monkeypatch.setattr("edm_jax.studies.blocks.measure", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        tuned({"rho": [1.0, 9.0]}, 2, tmp_path)
+    monkeypatch.setattr("edm_jax.studies.blocks.measure", measure)
+    asked.clear()
+    found = tuned({"rho": [1.0, 9.0]}, 2, tmp_path)
+    kept = json.loads((tmp_path / tuning.BLOCKS).read_text())
+    drawn = [one for each in kept.values() for one in each.values()]
+    assert found.images == 8 * len(drawn) and found.network_calls == 4 * found.images
+    assert len(kept) == 3  # the default, the one that was stopped, and the one in its place
+    assert found.trials == 2 and found.images >= 8 * (3 + 1 + 1 + 4 + 4)
+    (tmp_path / tuning.RESULT).unlink()
+    monkeypatch.setattr("edm_jax.studies.blocks.measure", None)  # nothing is drawn
+    assert tuned({"rho": [1.0, 9.0]}, 2, tmp_path) == found
+    assert json.loads((tmp_path / tuning.RESULT).read_text())["images"] == found.images
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_a_request_that_cannot_be_read_is_left_alone(text, tmp_path):
+    (tmp_path / "tuning.json").write_text(text)
+    with pytest.raises(ValueError, match=r"tuning.json, which says .* cannot be read \(") as caught:
+        tuned({"rho": None}, 2, tmp_path)
+    assert "\n" not in str(caught.value) and (tmp_path / "tuning.json").read_text() == text
+
+
+@pytest.mark.parametrize("text", ["{", "3", '{"a": 3}', '{"a": {"0": {"value": "x"}}}'])
+def test_blocks_that_cannot_be_read_are_measured_anew(text, tmp_path):
+    from edm_jax.studies.files import BlockFile, Drawn
+
+    path = tmp_path / "blocks.json"
+    path.write_text(text)
+    kept = BlockFile(path)
+    assert kept.found == {}
+    kept.put("a", 3, Drawn(0.5, 8, 32, 1.5))
+    kept.put("b", 0, Drawn(None, 8, 32, 1.0))
+    again = BlockFile(path)
+    assert again.found == kept.found and again.total("images") == 16
 
 
 IMPOSSIBLE = {
