@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from edm_jax import guidance, names
 from edm_jax.classifier import load_classifier
+from edm_jax.evaluation.reporting import weights_digest
 from edm_jax.loading import load
 from edm_jax.model import Model
 from edm_jax.requests import check_request
@@ -17,12 +20,51 @@ ALIASES = {"cfg": "classifier_free"}
 THRESHOLDS = ("static", "dynamic")
 
 
-@functools.lru_cache(maxsize=4)
 def _second(kind: str, path: str) -> tuple[Any, str]:
-    """The second network of a guidance, read once, and the argument that takes it."""
-    if kind == "classifier":
-        return load_classifier(path), "classifier"
-    return load(path), "weaker" if kind == "autoguidance" else "unconditional"
+    """The second network of a guidance, and the argument that takes it."""
+    argument = {"classifier": "classifier", "autoguidance": "weaker"}.get(kind, "unconditional")
+    return _read(kind, path, _state(path)), argument
+
+
+@functools.lru_cache(maxsize=4)
+def _read(kind: str, path: str, state: Any) -> Any:
+    """A second network, read once as long as its files stay as they are."""
+    return load_classifier(path) if kind == "classifier" else load(path)
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(kind: str, path: str, state: Any) -> str:
+    return weights_digest(_read(kind, path, state))
+
+
+def _state(path: str) -> tuple[tuple[str, int, int], ...]:
+    """Names, times and sizes of the files that weights are read from; empty if there are none."""
+    root = pathlib.Path(path).expanduser()
+    # A run that goes on writes more than weights.
+    root = root / "checkpoints" if (root / "checkpoints").is_dir() else root
+    found = []
+    for file in [root] if root.is_file() else sorted(root.rglob("*")):
+        with contextlib.suppress(OSError):  # gone in between
+            status = file.stat()
+            found.append((str(file), status.st_mtime_ns, status.st_size))
+    return tuple(found)
+
+
+def _kind(name: Any) -> str:
+    kinds = {n: n for n in guidance.GUIDANCES if "threshold" not in n} | ALIASES
+    return names.lookup(kinds, name, "guidance")
+
+
+def identity(told: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What a result depends on: the JSON values, with the weights of a second network for its path.
+
+    Raises:
+      ValueError, FileNotFoundError: as `build`.
+    """
+    if told is None or told.get("name") is None or told.get("model") is None:
+        return None if told is None else dict(told)
+    path = str(told["model"])
+    return {**told, "model": _digest(_kind(told["name"]), path, _state(path))}
 
 
 def build(
@@ -44,8 +86,7 @@ def build(
         return None
     parts = []
     if told.get("name") is not None:
-        kinds = {n: n for n in guidance.GUIDANCES if "threshold" not in n} | ALIASES
-        kind = names.lookup(kinds, told["name"], "guidance")
+        kind = _kind(told["name"])
         if told.get("scale") is None:
             raise ValueError(f"the guidance {told['name']} needs a scale")
         arguments: dict[str, Any] = {"scale": told["scale"]}

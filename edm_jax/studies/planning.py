@@ -137,7 +137,8 @@ def planned_cell(cell: Cell, study: Study, model: Model, about: Mapping[str, Any
         steps.check(asked, model)
     rows = None if guidance is None else network_rows_of(guidance, sampling, model)
     lane = (sigmas.astype(np.float32), asked, guidance)
-    identity = {**about, "sampling": sampling.to_json(), "guidance": cell.guidance}
+    guided = guidances.identity(cell.guidance)
+    identity = {**about, "sampling": sampling.to_json(), "guidance": guided}
     text = json.dumps(identity, sort_keys=True, default=str)
     return Planned(
         cell, lane, lanes.signature(lane), sampling.nfe(model.preconditioning), rows,

@@ -111,13 +111,18 @@ class Results:
     def lines(self, key: str) -> tuple[str, dict[str, list[tuple[float, float, float]]]]:
         """The curves of a measure: name of the axis, and label -> (x, mean, standard error).
 
-        The axis is that of network calls if they differ, else the first number that does.
+        The axis is that of network calls where some line then has two points, else the first
+        number that differs between cells.
         """
-        calls = {row["network_calls"] for row in self.done}
-        axis = ""
-        if len(calls) < 2:
-            numbers = [k for k in self.shown if k not in (*_NAMES, *_COST) and self._is_number(k)]
-            axis = numbers[0] if numbers else ""
+        lines = self._lines(key, "")
+        if not _are_curves(lines):
+            for axis in self.shown:
+                if axis not in (*_NAMES, *_COST) and self._is_number(axis):
+                    return axis, self._lines(key, axis)
+        return "", lines
+
+    def _lines(self, key: str, axis: str) -> dict[str, list[tuple[float, float, float]]]:
+        """The curves over a setting, or over network calls for empty text."""
         apart = [k for k in self.shown if k not in (*_COST, axis)]
         lines: dict[str, list[tuple[float, float, float]]] = {}
         for row in self.done:
@@ -127,7 +132,7 @@ class Results:
                 continue
             points = lines.setdefault(label(row["settings"], apart), [])
             points.append((x, value["mean"], value["standard_error"] or 0.0))
-        return axis, {name: sorted(points) for name, points in lines.items()}
+        return {name: sorted(points) for name, points in lines.items()}
 
     def _is_number(self, key: str) -> bool:
         values = [row["settings"].get(key) for row in self.done]
@@ -180,6 +185,11 @@ class Results:
         import html
 
         return f"<pre>{html.escape(self.table())}</pre>"
+
+
+def _are_curves(lines: dict[str, list[tuple[float, float, float]]]) -> bool:
+    """Whether any line has two places."""
+    return any(len({x for x, _, _ in points}) > 1 for points in lines.values())
 
 
 def _with_spread(measure: quality.Measure, value: dict[str, Any]) -> str:

@@ -138,6 +138,12 @@ def tune(
     feasibility.check(space, lambda point: bench.refused(base, point))
     identity = {"base": dict(base), "measure": measure.key, "space": _told(space)}
     identity["about"] = default.digest
+    for name in {"model", "guidance_model"} & space.keys():  # other weights are another tuning
+        identity[f"weights of {name}"] = [
+            bench.cell(spaces.settings_of(base, {name: value})).digest
+            for value in feasibility.places(space[name])
+            if not bench.refused(base, {name: value})
+        ]
     trials = Search(optuna, bench, measure, dict(base), space, seed, report)
     folder = None if directory is None else pathlib.Path(directory).expanduser()
     if folder is not None:

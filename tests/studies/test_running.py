@@ -9,7 +9,7 @@ import pytest
 
 from edm_jax import generate, grids, seeds
 from edm_jax.generate import Sampling
-from edm_jax.studies import Study, lanes, run
+from edm_jax.studies import Study, guidances, lanes, run
 from edm_jax.studies import grid as grid_lib
 from tests.support import exact_model as toy
 
@@ -262,6 +262,15 @@ def test_results_as_files(tmp_path):
     assert axis == "" and [x for x, _, _ in curves["heun"]] == [3, 7]
     axis, curves = results_of({"num_steps": 2, "rho": [9.0, 5.0, 7.0]})[0].lines("distance")
     assert axis == "rho" and [x for x, _, _ in curves["default"]] == [5.0, 7.0, 9.0]
+    # Two samplers of one number of steps differ in calls, and so would be points over them.
+    grid = {"sampler": ["euler", "heun"], "rho": [5.0, 7.0], "num_steps": 2}
+    axis, curves = results_of(grid)[0].lines("distance")
+    assert axis == "rho" and {n: [x for x, _, _ in line] for n, line in curves.items()} == {
+        "euler": [5.0, 7.0], "heun": [5.0, 7.0],
+    }  # fmt: skip
+    # And where no number differs either, over calls it is.
+    axis, curves = results_of({"sampler": ["euler", "heun"], "num_steps": 2})[0].lines("distance")
+    assert axis == "" and [x for ((x, _, _),) in curves.values()] == [2, 3]
 
 
 def test_guided_cells_count_every_network_call():
@@ -275,3 +284,29 @@ def test_guided_cells_count_every_network_call():
     assert [row["status"] for row in found.rows] == ["done"] * 4
     assert found.rows[0]["network_calls"] == 10 and found.rows[0]["nfe"] == 5
     assert found.rows[1]["network_calls"] < 10  # the interval leaves levels out
+
+
+def test_other_weights_of_the_guiding_model_are_other_cells(tmp_path, monkeypatch):
+    def load(path):
+        return toy.exact_model(num_classes=2, scale=float(open(path).read()))
+
+    monkeypatch.setattr(guidances, "load", load)
+    second, moved = tmp_path / "second", tmp_path / "moved"
+    told = {"num_steps": 2, "guidance": "autoguidance", "guidance_scale": 2.0}
+    model = toy.exact_model(num_classes=2)
+
+    def distance(path):
+        grid = {**told, "guidance_model": str(path)}
+        found, lines = results_of(grid, tmp_path / "out", model=model, blocks=1)
+        return found.rows[0]["values"]["distance"]["mean"], "1 cells are there already" in lines
+
+    second.write_text("4")
+    first, there = distance(second)
+    assert not there and distance(second) == (first, True)
+    second.write_text("-4")
+    changed, there = distance(second)
+    # Both solutions follow the guidance; float32 of states that begin at 80 is good to 1e-4.
+    assert not there and abs(changed - first) > 1e-2
+    # The same weights under another name are the same cell.
+    moved.write_text("-4")
+    assert distance(moved) == (changed, True)
