@@ -91,7 +91,8 @@ def distance_histogram(groups: Mapping[str, np.ndarray], title: str = "", bins: 
             height = np.histogram(values, edges)[0] / len(values)
             axes.stairs(height, edges, color=files.colour(i), fill=i == 0,
                         alpha=0.5 if i == 0 else 1, label=name)  # fmt: skip
-        axes.set(xlabel="RMS distance to the nearest training image (data units)",
+        # In two lines: one would be wider than the figure.
+        axes.set(xlabel="RMS distance to the nearest training image\n(data units)",
                  ylabel="share of images", title=title)  # fmt: skip
         axes.legend(framealpha=0.7)
         return fig

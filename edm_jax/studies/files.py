@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edm_jax.store.atomic import to_json, write_atomically
@@ -20,6 +20,28 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     write_atomically(path, json.dumps(to_json(value), indent=2) + "\n")
 
 
+def read_dictionary(path: pathlib.Path, what: str) -> dict[str, Any] | None:
+    """The JSON file that says what a study or a tuning is about; None without one.
+
+    Raises:
+      ValueError: it cannot be read: what is beside it may be anything.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+    else:
+        if isinstance(found, dict):
+            return found
+        reason = "it is no dictionary"
+    raise ValueError(
+        f"{path}, which says what the {what} there is about, cannot be read ({reason}); use "
+        "another directory, or remove this one"
+    )
+
+
 class CellFiles:
     """One JSON file for each cell, named by the digest of all that its result depends on.
 
@@ -30,20 +52,38 @@ class CellFiles:
     def __init__(self, directory: str | os.PathLike[str] | None) -> None:
         self.folder = None if directory is None else pathlib.Path(directory).expanduser() / FOLDER
 
-    def read(self, digest: str) -> dict[str, Any] | None:
-        """A result; None if there is none that can be read."""
+    def read(self, digest: str, measures: Sequence[str]) -> dict[str, Any] | None:
+        """A result with the numbers of some measures; None if there is none that can be read."""
         if self.folder is None:
             return None
         try:
             found = json.loads((self.folder / f"{digest}.json").read_text())
         except (OSError, ValueError):
             return None
-        return found if isinstance(found, dict) and "values" in found else None
+        return found if _is_result(found, measures) else None
 
     def write(self, digest: str, row: Mapping[str, Any]) -> None:
         """Keep a result."""
         if self.folder is not None:
             write_json(self.folder / f"{digest}.json", row)
+
+
+def _is_result(found: Any, measures: Sequence[str]) -> bool:
+    """Whether a row has all that tables and figures are made of."""
+    if not _has_numbers(found, ("nfe", "network_calls", "seconds")):
+        return False
+    values, steps = found.get("values"), found.get("steps", {"sigmas": [], "errors": []})
+    return (
+        isinstance(values, dict)
+        and all(_has_numbers(values.get(m), ("mean", "minimum", "maximum")) for m in measures)
+        and all(_is_number(values[m].get("standard_error") or 0) for m in measures)
+        and isinstance(steps, dict)
+        and all(isinstance(steps.get(key), list) for key in ("sigmas", "errors"))
+    )
+
+
+def _has_numbers(told: Any, names: Sequence[str]) -> bool:
+    return isinstance(told, dict) and all(_is_number(told.get(name)) for name in names)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,8 +13,8 @@ from edm_jax.metrics.registry import METRICS, flat_key, parse
 from edm_jax.studies.declaration import DISTANCE, TRUNCATION
 
 WORDS = {
-    DISTANCE: "RMS distance to the accurate solution",
-    TRUNCATION: "sum of the RMS errors of single steps",
+    DISTANCE: "RMS distance to the accurate solution (data units)",
+    TRUNCATION: "sum of the RMS errors of single steps (data units)",
 }
 
 
@@ -48,9 +48,11 @@ def measures(names: tuple[str, ...]) -> list[Measure]:
 class Meter(Protocol):
     """Sees the images of one block as they come."""
 
-    def update(self, images: np.ndarray, first: int) -> None: ...
+    def update(self, images: np.ndarray, first: int) -> None:
+        """Add images ``(n, H, W, C)``, the first of them at position ``first`` of the block."""
 
-    def values(self) -> dict[str, float]: ...
+    def values(self) -> dict[str, float]:
+        """The numbers by their keys, once all images of the block were seen."""
 
 
 class Distance:

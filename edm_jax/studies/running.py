@@ -17,7 +17,7 @@ from edm_jax.evaluation.planning import Plan, make_plan
 from edm_jax.evaluation.references import reference_digest
 from edm_jax.loading import load
 from edm_jax.model import Model
-from edm_jax.studies import blocks, planning, quality
+from edm_jax.studies import blocks, planning, quality, request
 from edm_jax.studies.declaration import DISTANCE, TRUNCATION, Study
 from edm_jax.studies.files import CellFiles
 from edm_jax.studies.grid import Cell, label, varying
@@ -56,7 +56,8 @@ def run(
       study: what is measured.
       models: those that the study does not load itself.
       directory: keeps the result of every cell, whole or not at all; the same call goes on
-        with the cells that are left.  None keeps nothing.
+        with the cells that are left, and so does one with another grid (`request.check_same`).
+        None keeps nothing.
       reference: for metrics: a source of real images, a `Reference`, the path of one, several
         of these, or a `Plan`.
       sharding: of images over devices of this process; None for one device.
@@ -68,13 +69,16 @@ def run(
       The Results, in the order of the cells.
 
     Raises:
-      ValueError: for what can be known before the first cell runs.
+      ValueError: for what can be known before the first cell runs; the directory holds another
+        study.
       FileNotFoundError: a model that is not there.
     """
+    request.check_same(study, directory, report)
     read = readers(study, models or {})
     plan = plan_metrics(study, read, reference, report, making)
     identity = identity_of(study, plan)
     planned, impossible = planning.plan(study, read, identity)
+    request.record(study, directory)
     shown = varying(study.cells)
     for cell in impossible:
         report(f"cannot work: {label(cell.settings, shown)}: {cell.reason}")
@@ -167,8 +171,9 @@ class _Work:
     ) -> dict[int, dict[str, Any]]:
         """Results by the identity of the settings of a cell."""
         rows, left = {}, []
+        keys = [measure.key for measure in quality.measures(self.study.quality)]
         for one in cells:
-            there = self.files.read(one.digest)
+            there = self.files.read(one.digest, keys)
             if there is None:
                 left.append(one)
                 continue

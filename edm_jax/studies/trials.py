@@ -17,7 +17,7 @@ from edm_jax.studies import grid as grids
 from edm_jax.studies import quality
 from edm_jax.studies import space as spaces
 from edm_jax.studies.bench import Bench
-from edm_jax.studies.files import write_json
+from edm_jax.studies.files import read_dictionary, write_json
 
 JOURNAL, REQUEST = "trials.log", "tuning.json"
 
@@ -138,20 +138,10 @@ class Search:
 def check_same(path: pathlib.Path, identity: Mapping[str, Any]) -> None:
     """Write what a tuning is about, or raise ValueError if another one is there."""
     new = json.loads(json.dumps(to_json(identity), default=str))
-    try:
-        old = json.loads(path.read_text())
-    except FileNotFoundError:
+    old = read_dictionary(path, "tuning")
+    if old is None:
         write_json(path, new)
         return
-    except (OSError, ValueError) as error:
-        old, reason = None, " ".join(str(error).split())
-    else:
-        reason = "it is no dictionary"
-    if not isinstance(old, dict):
-        raise ValueError(
-            f"{path}, which says what the tuning there is about, cannot be read ({reason}); use "
-            "another directory, or remove this one"
-        )
     differing = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     if differing:
         raise ValueError(

@@ -15,7 +15,9 @@ Python with get_config(), and says the same:
      "grid": {"s_churn": [0, 10, 40], "num_steps": [18]}, "num_images": 500, "blocks": 3}
 
 Results go to results.csv, results.json, table.txt and figures.  Stopped at any moment, the
-same command goes on; a cell that fails is marked, and the rest goes on.
+same command goes on; a cell that fails is marked, and the rest goes on.  A directory holds one
+study: other measures, images or models are refused there; another grid or number of blocks
+takes the place of the one before in the results, and what was measured of it is kept.
 """
 
 from __future__ import annotations

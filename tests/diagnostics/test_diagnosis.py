@@ -105,6 +105,27 @@ def test_the_page_needs_nothing_beside_it(found, tmp_path):
     assert without_ids[0] == without_ids[1]
 
 
+def test_no_label_leaves_its_figure():
+    from edm_jax.figures import diagnosis as draw
+
+    sigmas, curve = np.array([0.01, 1.0, 80.0]), np.array([0.1, 0.5, 1.0])
+    figures = [
+        draw.distance_histogram({"samples": curve}),
+        draw.error_curves(sigmas, {"model": curve}),
+        draw.loss_curves(sigmas, {"training": np.stack([curve, curve], 1)}),
+        draw.gradient_curve(sigmas, curve),
+        draw.sigma_histogram(curve, sigmas),
+    ]
+    for figure in figures:
+        figure.draw_without_rendering()
+        inside = figure.bbox
+        (axes,) = figure.axes
+        for label in (axes.xaxis.label, axes.yaxis.label):
+            box = label.get_window_extent()
+            assert inside.x0 <= box.x0 and box.x1 <= inside.x1, label.get_text()
+            assert inside.y0 <= box.y0 and box.y1 <= inside.y1, label.get_text()
+
+
 def test_bad_input_is_one_line():
     model = toy.exact_model()
     with pytest.raises(ValueError, match=r"shape \(2, 2, 1\), the data have \(8, 8, 1\)"):

@@ -11,6 +11,7 @@ from edm_jax import generate, grids, seeds
 from edm_jax.generate import Sampling
 from edm_jax.studies import Study, guidances, lanes, run
 from edm_jax.studies import grid as grid_lib
+from edm_jax.studies.files import CellFiles
 from tests.support import exact_model as toy
 
 MODEL = toy.exact_model()
@@ -175,6 +176,51 @@ def test_a_failed_cell_is_marked_and_the_rest_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(lanes, "batches", draw)
     again, lines = results_of(grid, tmp_path)
     assert again.count("done") == 3 and "2 cells are there already" in lines
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda row: {"values": 3},
+        lambda row: [row],
+        lambda row: {**row, "values": {}},
+        lambda row: {**row, "nfe": None},
+        lambda row: {**row, "values": {"distance": {**row["values"]["distance"], "mean": "nan"}}},
+        lambda row: {**row, "steps": 1},
+    ],
+)
+def test_a_damaged_cell_is_measured_anew(damage, tmp_path):
+    files, key = CellFiles(tmp_path), ["distance"]
+    value = {"mean": 0.5, "standard_error": None, "minimum": 0.5, "maximum": 0.5, "blocks": [0.5]}
+    row = {"nfe": 3, "network_calls": 3, "seconds": 0.1, "values": {"distance": value}}
+    files.write("a", row)
+    assert files.read("a", key) == row and files.read("a", ["truncation"]) is None
+    files.write("a", damage(row))
+    assert files.read("a", key) is None
+
+
+def test_another_study_does_not_take_the_place_of_one(tmp_path):
+    grid = {"sampler": "euler", "num_steps": [2, 3]}
+    results_of(grid, tmp_path)
+    before = (tmp_path / "study.json").read_text()
+    for more in ({"quality": "truncation"}, {"num_images": 5}, {"first_seed": 6}):
+        with pytest.raises(ValueError, match=r"holds another study \(.* now\); use another dir"):
+            results_of(grid, tmp_path, **more)
+    other = Study.from_json({"grid": grid, "num_images": COUNT, "first_seed": SEED}, ["other"])
+    with pytest.raises(ValueError, match=r"another study \(models: {'toy': ''} there, {'other'"):
+        run(other, {"other": MODEL}, tmp_path)
+    assert (tmp_path / "study.json").read_text() == before
+    # A larger grid and more blocks are the same study.
+    found, lines = results_of({**grid, "num_steps": [2, 3, 4]}, tmp_path)
+    assert "2 cells are there already" in lines and found.count("done") == 3
+    assert not any("the grid before" in line for line in lines)
+    found, lines = results_of({**grid, "num_steps": [4, 5]}, tmp_path)
+    assert lines[0].startswith("2 cells of the grid before are not in this one: ")
+    assert len(list((tmp_path / "cells").iterdir())) == 4
+    assert results_of({**grid, "num_steps": [4, 5]}, tmp_path, blocks=3)[0].count("done") == 2
+    (tmp_path / "study.json").write_text("{")
+    with pytest.raises(ValueError, match=r"study.json, .* what the study there is .* read \("):
+        results_of(grid, tmp_path)
 
 
 def test_what_does_not_fit_side_by_side_runs_alone(monkeypatch):
