@@ -175,7 +175,7 @@ def run(
     """Train every cell of the table with every seed, and write the table.
 
     Args:
-      workdir: of everything.
+      workdir: of everything; made if it is not there.
       seeds: of training, 0 and those after it.
       options: of the configurations, by their dotted names.
       figure_format: png, pdf or svg.
@@ -184,6 +184,7 @@ def run(
     found: Found = {(column, row): [] for column in COLUMNS for row in ROWS}
     for column, row in found:  # what cannot be trained is said before the first one is
         build.experiment(configuration(column, row, 0, options or {}))
+    workdir.mkdir(parents=True, exist_ok=True)
     with locked(workdir):
         # Seeds outermost: a study that is cut short has whole tables of the first ones.
         for seed in range(seeds):

@@ -39,6 +39,7 @@ def test_cells_are_trained_once_and_a_failure_is_marked(tmp_path, monkeypatch):
         (path / "evaluation.json").write_text(json.dumps(told))
 
     monkeypatch.setattr(table2.loop, "train", train)
+    tmp_path = tmp_path / "made" / "on the way"
     table2.run(tmp_path, seeds=2)
     assert trained == ["vp-A-0", "vp-F-0", "vp-A-1", "vp-F-1"]
     rows = json.loads((tmp_path / "table2.json").read_text())
