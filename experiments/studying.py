@@ -77,8 +77,21 @@ def _value(word: str) -> Any:
         return word
 
 
+def check_quality(text: str) -> None:
+    """Raise UsageError unless ``--quality`` names measures."""
+    from edm_jax.studies.declaration import check_measure
+
+    for name in text.split(","):
+        try:
+            check_measure(name)
+        except ValueError as error:
+            raise UsageError(f"--quality={text}: {error}") from None
+
+
 def declared(values: types.SimpleNamespace, file: pathlib.Path | None) -> dict[str, Any]:
     """The study of a file with what flags say about it."""
+    if values.quality is not None:
+        check_quality(values.quality)
     told: dict[str, Any] = {} if file is None else read_file(file)
     if values.grid is not None:
         told["grid"] = values.grid
@@ -95,7 +108,7 @@ def declared(values: types.SimpleNamespace, file: pathlib.Path | None) -> dict[s
 
 
 def carry_out(values: types.SimpleNamespace, file: pathlib.Path | None) -> int:
-    """Run the study of a file or of flags; 1 if a cell failed."""
+    """Run the study of a file or of flags; 1 if a cell failed or cannot work."""
     from edm_jax import studies
     from edm_jax.evaluation.references import default_sharding
     from experiments.workdir import locked, prepare
@@ -126,7 +139,7 @@ def carry_out(values: types.SimpleNamespace, file: pathlib.Path | None) -> int:
     print(f"\n{results.table()}\n\nmeasured in {format_duration(seconds)}")
     for path in written:
         print(f"  {path}")
-    return 1 if results.count("failed") else 0
+    return 1 if results.count("failed") or results.count("impossible") else 0
 
 
 def check_there(name: str, path: str) -> None:

@@ -13,6 +13,7 @@ from edm_jax.generate import Sampling
 from edm_jax.studies import space as spaces
 from edm_jax.studies.declaration import Study
 from edm_jax.studies.grid import GUIDANCE
+from edm_jax.studies.quality import measures
 from edm_jax.studies.tuning import tune
 from experiments import (
     compilation_cache,
@@ -107,6 +108,7 @@ def carry_out(values: types.SimpleNamespace) -> None:
     """Search, compare, and say the flags."""
     from edm_jax.evaluation.references import default_sharding
 
+    _check_quality(values.quality)
     experiment = None
     if (values.workdir / CONFIG).exists():
         experiment = build.experiment(read_config(values.workdir))
@@ -120,8 +122,7 @@ def carry_out(values: types.SimpleNamespace) -> None:
         "models": models, "grid": {"num_steps": sampling.num_steps}, "quality": [values.quality],
         "num_images": values.num_images, "blocks": values.blocks,
         "batch_size": values.batch_size or min(values.num_images, 256),
-        **({} if values.first_seed is None else {"first_seed": values.first_seed}),
-        **({} if values.labels is None else {"labels": values.labels}),
+        "first_seed": values.first_seed, "labels": values.labels,
         **({} if values.reference is None else {"reference": values.reference.split(",")}),
     })  # fmt: skip
     if values.outdir is None and values.workdir.is_file():
@@ -164,6 +165,16 @@ def _models(values: types.SimpleNamespace, told: dict[str, Any]) -> dict[str, st
         raise UsageError(f"--tune: variant needs two and more to choose from, got {choices}")
     told["model"] = {"choices": list(choices)}
     return {str(name): f"{values.workdir}:{name}" for name in choices}
+
+
+def _check_quality(text: str) -> None:
+    """Raise UsageError unless ``--quality`` names one number."""
+    studying.check_quality(text)
+    found = [measure.key for measure in measures(tuple(text.split(",")))]
+    if len(found) != 1:
+        raise UsageError(
+            f"--quality={text}: tuning makes one number better, and this is {', '.join(found)}"
+        )
 
 
 def _check_guidance(space: spaces.Space, base: Mapping[str, Any]) -> None:

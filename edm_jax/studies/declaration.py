@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from edm_jax.arguments import check_number
 from edm_jax.evaluation.labels import BALANCED
 from edm_jax.evaluation.protocol import FIRST_SEED
 from edm_jax.generate import Sampling
-from edm_jax.metrics.registry import parse
+from edm_jax.metrics.registry import METRICS, parse
 from edm_jax.studies import grid as grids
 from edm_jax.studies.grid import Cell
 
@@ -65,9 +66,15 @@ class Study:
         check_number("first_seed", self.first_seed, least=0)
         if not self.quality:
             raise ValueError("quality is empty: name metrics, distance or truncation")
-        for name in self.quality:
-            if name not in (DISTANCE, TRUNCATION):
-                parse(name)
+        try:
+            for name in self.quality:
+                check_measure(name)
+        except ValueError as error:
+            raise ValueError(f"quality: {error}") from None
+        if not isinstance(self.labels, str | int) or isinstance(self.labels, bool):
+            raise ValueError(
+                f"labels must be balanced, random or a class index, got {names.brief(self.labels)}"
+            )
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -94,13 +101,15 @@ class Study:
         found = named_models(told.get("models", ()))
         found = found or dict.fromkeys(models, "") or {ONLY: ""}
         points = grids.expand(told.get("grid", {}))
-        if "quality" in values:
-            quality = values["quality"]
-            values["quality"] = (quality,) if isinstance(quality, str) else tuple(quality)
-        if "reference" in values:
-            files = values["reference"]
-            values["reference"] = (files,) if isinstance(files, str) else tuple(files)
+        for key in ("quality", "reference"):
+            if key in values:
+                values[key] = _texts(key, values[key])
         if "accurate" in values:
+            if not isinstance(values["accurate"], Mapping):
+                raise ValueError(
+                    "accurate must be the settings of a request, such as "
+                    f'{{"num_steps": 256}}, got {names.brief(values["accurate"])}'
+                )
             values["accurate"] = grids.sampling_of(values["accurate"])
         spread = "model" not in {key for point in points for key in point}
         if spread:  # every model with every setting
@@ -109,13 +118,44 @@ class Study:
         return cls(cells, found, **values)
 
 
+def check_measure(name: str) -> None:
+    """Raise ValueError unless a name is that of a measure: distance, truncation or a metric."""
+    if name in (DISTANCE, TRUNCATION):
+        return
+    if str(name).partition("@")[0] not in METRICS:
+        raise names.unknown("measure", name, [DISTANCE, TRUNCATION, *sorted(METRICS)])
+    parse(name)
+
+
 def named_models(given: Any) -> dict[str, str]:
-    """``{name: path}`` from that, a path, or several, which are named by themselves."""
+    """``{name: path}`` from that, a path, or several, which are named by themselves.
+
+    Raises:
+      ValueError: it is none of these.
+    """
     if isinstance(given, Mapping):
+        for name, path in given.items():
+            if not isinstance(path, str | os.PathLike):
+                raise ValueError(
+                    f"models: the path of {names.brief(name)} must be text, got {names.brief(path)}"
+                )
         found = {str(name): str(path) for name, path in given.items()}
     else:
-        found = {path: path for path in ([given] if isinstance(given, str) else map(str, given))}
+        found = {path: path for path in _texts("models", given)}
     for name, path in found.items():
         if not path:
             raise ValueError(f"model {name!r} has no path")
     return found
+
+
+def _texts(key: str, given: Any) -> tuple[str, ...]:
+    """Names or paths, of which one may stand alone."""
+    found = [given] if isinstance(given, str | os.PathLike) else given
+    if not isinstance(found, list | tuple) or not all(
+        isinstance(one, str | os.PathLike) for one in found
+    ):
+        kinds = " or name -> path" if key == "models" else ""
+        raise ValueError(
+            f"{key} must be a text or a list of texts{kinds}, got {names.brief(given)}"
+        )
+    return tuple(str(one) for one in found)

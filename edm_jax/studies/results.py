@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 from edm_jax.store.atomic import write_atomically
@@ -81,12 +82,12 @@ class Results:
         legend = [f"[{i}] {m.title}" for i, m in enumerate(self.measures, 1)]
         told = f"means over {self.study.blocks} blocks of {self.study.num_images} images"
         told += " +- standard error" if self.study.blocks > 1 else ""
-        reasons = [
-            f"{row['cell']}: {row['status']}: {row['reason']}"
+        without = [
+            (row["cell"], f"{row['status']}: {row['reason']}")
             for row in self.rows
             if row["status"] != "done"
         ]
-        return "\n".join([*lines, *legend, told, *reasons])
+        return "\n".join([*lines, *legend, told, *by_reason(without)])
 
     def csv(self) -> str:
         """All of it as comma-separated values, a line for each cell."""
@@ -185,6 +186,23 @@ class Results:
         import html
 
         return f"<pre>{html.escape(self.table())}</pre>"
+
+
+def by_reason(told: Iterable[tuple[str, str]]) -> list[str]:
+    """A line for each reason, with the cell or the number of cells that share it.
+
+    Args:
+      told: of each cell what it is called, and why it has no numbers.
+    """
+    found: dict[str, list[str]] = {}
+    for cell, reason in told:
+        found.setdefault(reason, []).append(cell)
+    return [
+        f"{cells[0]}: {reason}"
+        if len(cells) == 1
+        else f"{len(cells)} cells, the first {cells[0]}: {reason}"
+        for reason, cells in found.items()
+    ]
 
 
 def _are_curves(lines: dict[str, list[tuple[float, float, float]]]) -> bool:

@@ -22,7 +22,7 @@ from edm_jax.studies.declaration import DISTANCE, TRUNCATION, Study
 from edm_jax.studies.files import CellFiles
 from edm_jax.studies.grid import Cell, label, varying
 from edm_jax.studies.planning import Planned
-from edm_jax.studies.results import Results
+from edm_jax.studies.results import Results, by_reason
 
 DONE, FAILED, IMPOSSIBLE = "done", "failed", "impossible"
 
@@ -80,8 +80,8 @@ def run(
     planned, impossible = planning.plan(study, read, identity)
     request.record(study, directory)
     shown = varying(study.cells)
-    for cell in impossible:
-        report(f"cannot work: {label(cell.settings, shown)}: {cell.reason}")
+    for line in by_reason((label(cell.settings, shown), cell.reason) for cell in impossible):
+        report(f"cannot work: {line}")
     work = _Work(study, plan, CellFiles(directory), shown, sharding, report, poll)
     rows: dict[int, dict[str, Any]] = {
         id(cell.settings): _row(cell, shown, IMPOSSIBLE, reason=cell.reason) for cell in impossible
@@ -112,14 +112,27 @@ def plan_metrics(
     report: Callable[[str], None],
     making: Mapping[str, Any],
 ) -> Plan | None:
-    """What metrics need; None where none is asked for."""
+    """What metrics need; None where none is asked for.
+
+    Raises:
+      ValueError: the models have several image sizes, or as `make_plan`.
+    """
     if not study.metrics:
         return None
     if isinstance(reference, Plan):
         return reference
     files = [*study.reference]
     given = [*files, *(reference if isinstance(reference, list | tuple) else [reference])]
-    model = next(iter(read.values()))()
+    names = list(dict.fromkeys(cell.model for cell in study.cells))
+    model = read[names[0]]()
+    for name in names[1:]:  # before references are made, which takes long
+        shapes = [tuple(one.image_shape) for one in (model, read[name]())]
+        if shapes[0] != shapes[1]:
+            here, there = ("x".join(map(str, shape)) for shape in shapes)
+            raise ValueError(
+                f"metrics compare models of one image size: {names[0]} has {here}, {name} has "
+                f"{there}; measure them in two studies"
+            )
     return make_plan(
         study.metrics, given, num_images=study.num_images, image_shape=model.image_shape,
         classes=model.num_classes, report=report, **making,

@@ -14,8 +14,11 @@ Python with get_config(), and says the same:
     {"models": ["runs/digits", "runs/digits:raw"], "quality": ["frechet_pixels"],
      "grid": {"s_churn": [0, 10, 40], "num_steps": [18]}, "num_images": 500, "blocks": 3}
 
+Flags win over the file; their defaults are for what neither says.
+
 Results go to results.csv, results.json, table.txt and figures.  Stopped at any moment, the
-same command goes on; a cell that fails is marked, and the rest goes on.  A directory holds one
+same command goes on.  A cell that cannot work is named before the first one runs, one that fails
+is marked; the rest goes on, and the exit code is 1.  A directory holds one
 study: other measures, images or models are refused there; another grid or number of blocks
 takes the place of the one before in the results, and what was measured of it is kept.
 """
@@ -54,16 +57,17 @@ FLAGS = (
     flags.Flag("grid", "Settings and their values.", convert=_grid,
                example="'sampler=heun,euler;num_steps=9,18'"),
     flags.text("models", "Models, each PATH or PATH:VARIANT.", example="runs/digits,runs/b:raw"),
-    flags.text("quality", "What is measured: distance, truncation, or metrics.",
+    flags.text("quality", "What is measured: distance, truncation, or metrics. Default: distance.",
                example="frechet_pixels,classifier"),
-    flags.integer("num_images", "Of a block of seeds.", least=1, example="64"),
-    flags.integer("blocks", "Blocks of seeds; their spread gives error bars.", least=1,
-                  example="4"),
-    flags.integer("first_seed", "The seeds are this and those after it.", least=0, example="0"),
-    flags.Flag("labels", "balanced, random (as each seed draws), or one class.",
+    flags.integer("num_images", "Of a block of seeds. Default: 64.", least=1, example="500"),
+    flags.integer("blocks", "Blocks of seeds; their spread gives error bars. Default: 4.", least=1,
+                  example="3"),
+    flags.integer("first_seed", "The seeds are this and those after it. Default: 100000000.",
+                  least=0, example="0"),
+    flags.Flag("labels", "balanced, random (as each seed draws), or one class. Default: balanced.",
                convert=_labels, example="random"),
-    flags.integer("batch_size", "Images of one program, over all cells that run together.",
-                  least=1, example="256"),
+    flags.integer("batch_size", "Images of one program, over all cells that run together. "
+                  "Default: 256.", least=1, example="1024"),
     flags.config("Configuration with the data of metrics; by default the run's.", required=False),
     flags.text("reference", "Files of statistics, for metrics.", example="cifar10-32x32.npz"),
     flags.path("inception", "Weights of Inception-v3, or their folder.", example="FILE"),

@@ -133,8 +133,11 @@ def test_churn_is_a_number_and_needs_no_features(tmp_path):
     found, lines = results_of(grid)
     assert [row["status"] for row in found.rows] == ["done", "impossible", "impossible", "done"]
     assert found.rows[0]["sampling"]["sampler"] == "heun"
-    (first, _) = [line for line in lines if line.startswith("cannot work: ")]
-    assert "draws noise of its own" in first
+    (told,) = [line for line in lines if line.startswith("cannot work: ")]
+    assert told.startswith("cannot work: 2 cells, the first s_churn 2: ")
+    assert "draws noise of its own" in told
+    (again,) = [line for line in found.table().splitlines() if "impossible: " in line]
+    assert again.startswith("2 cells, the first s_churn 2: impossible: ")
 
 
 def test_metrics_of_the_evaluation(tmp_path):
@@ -156,6 +159,16 @@ def test_metrics_of_the_evaluation(tmp_path):
     )  # fmt: skip
     expected = found.rows[1]["values"]["frechet_distance"]["blocks"][0]
     assert again["frechet_distance"] == pytest.approx(expected, rel=1e-3)  # a byte may round
+
+
+def test_metrics_of_models_of_two_sizes_are_refused_before_references_are_made(monkeypatch):
+    class Other:
+        image_shape = (4, 4, 1)
+
+    monkeypatch.setattr("edm_jax.studies.running.make_plan", None)
+    study = Study.from_json({"grid": {"rho": 7}, "quality": "frechet_pixels"}, ["toy", "b"])
+    with pytest.raises(ValueError, match="one image size: toy has 2x2x1, b has 4x4x1"):
+        run(study, {"toy": MODEL, "b": Other()})
 
 
 def test_a_failed_cell_is_marked_and_the_rest_goes_on(tmp_path, monkeypatch):
@@ -261,7 +274,17 @@ BAD = {
     "entry": ({"grid": {"rho": 7}, "bloks": 3}, "unknown entry of a study 'bloks'; did you mean"),
     "no grid": ({}, "the grid is empty"),
     "empty": ({"grid": {"rho": []}}, "the grid is empty: rho has no values"),
-    "quality": ({"grid": {"rho": 7}, "quality": "fidd"}, "unknown metric 'fidd'"),
+    "quality": (
+        {"grid": {"rho": 7}, "quality": "fidd"},
+        "quality: unknown measure 'fidd'; did you",
+    ),
+    "list": ({"grid": {"rho": 7}, "quality": "x@"}, "known: distance, truncation, "),
+    "null": ({"grid": {"rho": 7}, "quality": None}, "quality must be a text or a list of texts"),
+    "models": ({"grid": {"rho": 7}, "models": 5}, "models must be a text or a list of texts or"),
+    "paths": ({"grid": {"rho": 7}, "models": {"a": 5}}, "models: the path of 'a' must be text"),
+    "reference": ({"grid": {"rho": 7}, "reference": [5]}, "reference must be a text or a list"),
+    "accurate": ({"grid": {"rho": 7}, "accurate": 5}, "accurate must be the settings of a"),
+    "labels": ({"grid": {"rho": 7}, "labels": None}, "labels must be balanced, random or a class"),
     "no quality": ({"grid": {"rho": 7}, "quality": []}, "quality is empty"),
     "blocks": ({"grid": {"rho": 7}, "blocks": 0}, "blocks must be at least 1"),
     "images": ({"grid": {"rho": 7}, "num_images": "many"}, "num_images must be a whole number"),

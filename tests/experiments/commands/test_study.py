@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from edm_jax.likelihood.code_errors import CodeErrors
+from edm_jax.studies import Study
 from experiments.commands import study
 from experiments.studies import (
     flow_1d,
@@ -71,6 +72,10 @@ BAD = {
     "flag": (["--grid=rho"], None, "'rho' is not setting=value,value"),
     "vanished": (["--models=gone", "--grid=rho=7"], None, "model gone: no such file"),
     "file": (["--study=gone.json"], None, "--study=gone.json: no such file"),
+    "quality": (["--models=m", "--grid=rho=7", "--quality=fidd"], None,
+                "error: --quality=fidd: unknown measure 'fidd'; did you mean 'fid'? Known: dist"),
+    "null": ([], {"models": ["m"], "grid": {"rho": 7}, "quality": None}, ": quality must be a te"),
+    "number": ([], {"models": 5, "grid": {"rho": 7}}, ": models must be a text or a list"),
     "no study": ([], [1, 2], "a study is a dictionary by name"),
     "flags of a grid": (
         ["--study=flow_1d", "--blocks=3"], None, "--blocks is about a grid, and --study=flow_1d",
@@ -86,6 +91,22 @@ def test_bad_studies_are_one_line(case, call, tmp_path):
     done = call("--mode=study", f"--workdir={tmp_path / 'w'}", *words, code=2)
     assert message in done.stderr and len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "w").exists()
+
+
+def test_cells_that_cannot_work_are_named_once_and_in_the_exit_code(models, call, tmp_path):
+    done = call("--mode=study", f"--models={models[0]}", f"--workdir={tmp_path / 'w'}",
+                "--grid=sampler=euler,huen;num_steps=2,3,4", *SMALL, code=1)  # fmt: skip
+    first = done.stdout.splitlines()[0]
+    assert first.startswith("cannot work: 3 cells, the first huen, num_steps 2: unknown sampler")
+    assert "[3/3]" in done.stdout and done.stdout.count("unknown sampler") == 2  # and the table
+
+
+def test_help_shows_the_defaults_of_a_study():
+    shown = {flag.name: flag.help for flag in study.FLAGS}
+    for name in ("num_images", "blocks", "first_seed", "labels", "batch_size", "quality"):
+        default = getattr(Study, name)
+        told = ",".join(default) if isinstance(default, tuple) else default
+        assert shown[name].endswith(f"Default: {told}."), name
 
 
 def test_a_model_that_is_gone_and_a_file_that_raises(models, call, tmp_path):

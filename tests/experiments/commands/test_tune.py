@@ -5,7 +5,9 @@ import shlex
 
 import pytest
 
+from edm_jax.studies import Study
 from experiments import tuning
+from experiments.commands import tune
 from tests.support.small_model import write_small_model
 
 
@@ -36,6 +38,11 @@ BAD = {
     "range": (["--tune=rho=a..b"], "'rho=a..b' is no range"),
     "setting": (["--tune=rhoo"], "unknown setting 'rhoo'"),
     "guidance": (["--tune=guidance_scale"], "guidance_scale says nothing without --guidance"),
+    "quality": (["--tune=rho", "--quality=fidd"], "--quality=fidd: unknown measure 'fidd'; did"),
+    "two": (
+        ["--tune=rho", "--quality=pr,frechet_pixels"],
+        "--quality=pr,frechet_pixels: tuning makes one number better, and this is pr_prec",
+    ),
     "model": (["--tune=rho"], "no such file or directory: gone"),
 }
 
@@ -61,6 +68,12 @@ def test_a_space_that_cannot_work_is_one_line(space, message, model, call, tmp_p
                 f"--tune={space}", "--quality=distance", "--num_images=4", code=2)  # fmt: skip
     assert message in done.stderr and len(done.stderr.splitlines()) == 1
     assert "[1/3]" not in done.stdout and not (tmp_path / "out").exists()
+
+
+def test_help_shows_the_defaults_of_a_study():
+    for name in ("first_seed", "labels"):
+        (flag,) = [flag for flag in tune.FLAGS if flag.name == name]
+        assert flag.default == getattr(Study, name)
 
 
 def test_settings_as_flags():
