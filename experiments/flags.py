@@ -241,7 +241,8 @@ def describe(declared: Iterable[Flag]) -> str:
         name = f"--{flag.name}"
         if flag.convert is not None:
             name += f"={flag.example or flag.default or 'VALUE'}"
-        told = flag.help + (f" Default: {flag.default}." if flag.default else "")
+        unset = flag.default in (None, "") or flag.convert is None
+        told = flag.help + ("" if unset else f" Default: {flag.default}.")
         told += " Required." if flag.required else ""
         folded = textwrap.wrap(told, 60)
         if len(name) > 28:

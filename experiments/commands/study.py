@@ -17,10 +17,12 @@ Python with get_config(), and says the same:
 Flags win over the file; their defaults are for what neither says.
 
 Results go to results.csv, results.json, table.txt and figures.  Stopped at any moment, the
-same command goes on.  A cell that cannot work is named before the first one runs, one that fails
-is marked; the rest goes on, and the exit code is 1.  A directory holds one
-study: other measures, images or models are refused there; another grid or number of blocks
-takes the place of the one before in the results, and what was measured of it is kept.
+same command goes on.  A cell that cannot work is named before the first one runs, one that
+fails is marked; the rest goes on, and the exit code is 1.
+
+A directory holds one study: other measures, images or models are refused there.  Another grid
+or number of blocks takes the place of the one before in the results; what was measured of it
+is kept.
 """
 
 from __future__ import annotations
