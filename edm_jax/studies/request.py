@@ -57,9 +57,9 @@ def check_same(
         return
     new = told(study)
     differing = [
-        f"{key}: {brief(old.get(key))} there, {brief(new.get(key))} now"
-        for key in {**new, **old}
-        if key not in _GROWING and old.get(key) != new.get(key)
+        f"{key}: {brief(old.get(key))} there, {brief(new[key])} now"
+        for key in new  # "accurate" and "substeps" come and go with the measures
+        if key not in _GROWING and (key in old or key == "quality") and old.get(key) != new[key]
     ]
     models = old.get("models")
     common = new["models"].keys() & models.keys() if isinstance(models, dict) else set()
