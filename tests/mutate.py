@@ -136,6 +136,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     ),
     "samplers/adaptive": ("samplers/test_adaptive.py",),
     "samplers/info": (
+        "samplers/test_info.py",
         "samplers/test_registry.py budget combinations respects [heun]",
         "samplers/test_named.py published", "samplers/test_aliases.py",
     ),
