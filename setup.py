@@ -23,6 +23,8 @@ TRAIN = [
 DATA = ["array-record>=0.5", "lmdb>=1.4", "pyspng>=0.1.1"]
 TENSORBOARD = ["tensorflow>=2.18", "tensorboard>=2.18"]
 DIFFRAX = ["diffrax>=0.7"]
+# Denoisers that are Equinox modules (docs/using_models.md, notebooks/4).
+EQUINOX = ["equinox>=0.13"]
 # The range coder of edm_jax.ardm.codec.
 CODEC = ["constriction>=0.5"]
 # The compiler for TPUs, which needs none (--mode=preflight --topology=v5e:4x4).
@@ -47,10 +49,20 @@ setup(
         "data": DATA,
         "tensorboard": TENSORBOARD,
         "diffrax": DIFFRAX,
+        "equinox": EQUINOX,
         "codec": CODEC,
         "tpu": TPU,
         "tune": TUNE,
         "docs": DOCS,
-        "dev": TRAIN + DATA + TENSORBOARD + DIFFRAX + CODEC + TUNE + NOTEBOOKS + DOCS + TEST,
+        "dev": TRAIN
+        + DATA
+        + TENSORBOARD
+        + DIFFRAX
+        + EQUINOX
+        + CODEC
+        + TUNE
+        + NOTEBOOKS
+        + DOCS
+        + TEST,
     },
 )
