@@ -23,15 +23,20 @@ TRAIN = [
 DATA = ["array-record>=0.5", "lmdb>=1.4", "pyspng>=0.1.1"]
 TENSORBOARD = ["tensorflow>=2.18", "tensorboard>=2.18"]
 DIFFRAX = ["diffrax>=0.7"]
-# Denoisers that are Equinox modules (docs/using_models.md, notebooks/4).
-EQUINOX = ["equinox>=0.13"]
 # The range coder of edm_jax.ardm.codec.
 CODEC = ["constriction>=0.5"]
 # The compiler for TPUs, which needs none (--mode=preflight --topology=v5e:4x4).
 TPU = ["jax[tpu]>=0.10.0"]
 # The search of --mode=tune.
 TUNE = ["optuna>=4.2"]
-NOTEBOOKS = ["ipykernel>=6.29", "jupytext>=1.16", "nbclient>=0.10"]
+# To run and build the notebooks; that on denoisers of one's own has one of Equinox.
+NOTEBOOKS = [
+    "equinox>=0.13.8",
+    "ipykernel>=6.29",
+    "jupytext>=1.16",
+    "nbclient>=0.10",
+    "safetensors>=0.5",
+]
 # The documentation site.
 DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27", "latex2mathml>=3.77"]
 TEST = ["hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.7", "ruff>=0.9", "safetensors>=0.5"]
@@ -49,20 +54,11 @@ setup(
         "data": DATA,
         "tensorboard": TENSORBOARD,
         "diffrax": DIFFRAX,
-        "equinox": EQUINOX,
         "codec": CODEC,
+        "notebooks": NOTEBOOKS,
         "tpu": TPU,
         "tune": TUNE,
         "docs": DOCS,
-        "dev": TRAIN
-        + DATA
-        + TENSORBOARD
-        + DIFFRAX
-        + EQUINOX
-        + CODEC
-        + TUNE
-        + NOTEBOOKS
-        + DOCS
-        + TEST,
+        "dev": TRAIN + DATA + TENSORBOARD + DIFFRAX + CODEC + TUNE + NOTEBOOKS + DOCS + TEST,
     },
 )
