@@ -29,7 +29,14 @@ CODEC = ["constriction>=0.5"]
 TPU = ["jax[tpu]>=0.10.0"]
 # The search of --mode=tune.
 TUNE = ["optuna>=4.2"]
-NOTEBOOKS = ["ipykernel>=6.29", "jupytext>=1.16", "nbclient>=0.10"]
+# To run and build the notebooks; that on denoisers of one's own has one of Equinox.
+NOTEBOOKS = [
+    "equinox>=0.13.8",
+    "ipykernel>=6.29",
+    "jupytext>=1.16",
+    "nbclient>=0.10",
+    "safetensors>=0.5",
+]
 # The documentation site.
 DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27", "latex2mathml>=3.77"]
 TEST = ["hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.7", "ruff>=0.9", "safetensors>=0.5"]
@@ -48,6 +55,7 @@ setup(
         "tensorboard": TENSORBOARD,
         "diffrax": DIFFRAX,
         "codec": CODEC,
+        "notebooks": NOTEBOOKS,
         "tpu": TPU,
         "tune": TUNE,
         "docs": DOCS,

@@ -12,6 +12,7 @@ import importlib
 import pkgutil
 from types import ModuleType
 
+from edm_jax.denoisers import from_denoiser
 from edm_jax.figures.sheets import image_grid
 from edm_jax.generate import Sampling, sample, to_uint8
 from edm_jax.likelihood import decode, encode, interpolate, log_likelihood
@@ -42,6 +43,7 @@ __all__ = [
     "edm_preconditioning",
     "edm_weight",
     "encode",
+    "from_denoiser",
     "image_grid",
     "image_keys",
     "interpolate",

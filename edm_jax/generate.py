@@ -95,7 +95,7 @@ def batches(
     Raises:
       ValueError: for bad seeds, labels or requests, before anything is drawn.
     """
-    check_kind("model", model, Model, "edm_jax.load returns one")
+    check_kind("model", model, Model, "edm_jax.load or from_denoiser makes one")
     seeds = seeds_lib.check_seeds(seeds)
     sampling = checked(model, sampling)
     batch_size = check_count("batch_size", batch_size)
@@ -313,7 +313,7 @@ def sample(
       ValueError: for bad seeds, labels, ranges or step counts, or a setting that is given
         twice with different values, before any work.
     """
-    check_kind("model", model, Model, "edm_jax.load returns one")
+    check_kind("model", model, Model, "edm_jax.load or from_denoiser makes one")
     sampling = completed(checked(model, sampling), churn, settings)
     check_function("on_batch", on_batch)
     done, results = 0, []

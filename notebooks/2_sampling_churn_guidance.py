@@ -89,7 +89,7 @@ drawn = {name: edm_jax.sample(model, range(8), labels, **one) for name, one in a
 for name, some in drawn.items():
     distance = np.sqrt(np.mean((some - drawn["heun, 199 calls"]) ** 2))
     print(f"{name:20s} RMS distance to the accurate images {distance:.3f}")
-edm_jax.image_grid(np.concatenate(list(drawn.values())), num_columns=8)
+edm_jax.image_grid(np.concatenate(list(drawn.values())), num_columns=8, row_names=list(drawn))
 
 # %% [markdown]
 # ## Churn: noise on the way
@@ -99,13 +99,15 @@ edm_jax.image_grid(np.concatenate(list(drawn.values())), num_columns=8)
 # No step adds more than a share √2 - 1 of its level: with 32 steps, S_churn above 13 changes nothing more.
 
 # %%
-rows = []
-for s_churn in (0, 1, 4, 12):
+rows, churns = [], (0, 1, 4, 12)
+for s_churn in churns:
     settings = dict(s_churn=s_churn, s_tmin=0.05, s_tmax=50.0, s_noise=1.003)
     churned = dict(sampler="edm", **settings) if s_churn else dict(sampler="heun")
     rows.append(edm_jax.sample(model, range(8), labels, num_steps=32, **churned))
     print(f"S_churn {s_churn:2d}: RMS change {np.sqrt(np.mean((rows[-1] - rows[0]) ** 2)):.3f}")
-edm_jax.image_grid(np.concatenate(rows), num_columns=8)
+edm_jax.image_grid(
+    np.concatenate(rows), num_columns=8, row_names=[f"S_churn {s_churn}" for s_churn in churns]
+)
 
 # %% [markdown]
 # ## Guidance
@@ -114,13 +116,13 @@ edm_jax.image_grid(np.concatenate(rows), num_columns=8)
 # Classifier-free guidance exaggerates the difference: D + (w - 1)(D - D₀). Images of a class become more alike.
 
 # %%
-rows = []
-for scale in (0.0, 1.0, 2.0, 4.0):
+rows, scales = [], (0.0, 1.0, 2.0, 4.0)
+for scale in scales:
     guided = guidance.classifier_free(scale) if scale != 1 else None
     rows.append(edm_jax.sample(model, range(10), 3, num_steps=18, guidance=guided))
     print(f"w = {scale}: deviation between the images {rows[-1].std(axis=0).mean():.3f}")
 edm_jax.image_grid(
-    np.concatenate(rows), [f"w {w:g}" for w in (0, 1, 2, 4) for _ in range(10)], num_columns=10
+    np.concatenate(rows), num_columns=10, row_names=[f"w = {scale:g}" for scale in scales]
 )
 
 # %% [markdown]
@@ -132,9 +134,10 @@ everywhere, middle = guidance.classifier_free(3.0), guidance.classifier_free(3.0
 pictures = [
     edm_jax.sample(model, range(10), 3, num_steps=18, guidance=g) for g in (everywhere, middle)
 ]
-for name, some in zip(("at every level", "0.3 < sigma <= 5"), pictures, strict=True):
+names = ("at every level", "0.3 < sigma <= 5")
+for name, some in zip(names, pictures, strict=True):
     print(f"{name:18s} deviation between the images {some.std(axis=0).mean():.3f}")
-display(edm_jax.image_grid(np.concatenate(pictures), num_columns=10))
+display(edm_jax.image_grid(np.concatenate(pictures), num_columns=10, row_names=names))
 
 # %% [markdown]
 # Which scale, interval or churn is best for a model is a measurement, not a taste:

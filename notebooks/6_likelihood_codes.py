@@ -85,14 +85,21 @@ z = edm_jax.encode(model, images[:8], labels[:8])
 again = edm_jax.decode(model, z)
 pixels = np.abs(edm_jax.to_uint8(again).astype(int) - images[:8]).max()
 print(f"largest difference after the way up and down: {pixels} of 255 levels")
-edm_jax.image_grid(np.concatenate([edm_jax.to_uint8(again), images[:8]]), num_columns=8)
+edm_jax.image_grid(
+    np.concatenate([edm_jax.to_uint8(again), images[:8]]),
+    num_columns=8,
+    row_names=["up and down", "test digits"],
+)
 
 # %% [markdown]
 # A code holds what the label does not say: slant, stroke, position. The same codes under other labels:
 
 # %%
-others = [edm_jax.decode(model, z, np.full(8, label)) for label in (0, 1, 4, 7)]
-edm_jax.image_grid(np.concatenate(others), num_columns=8)
+asked = (0, 1, 4, 7)
+others = [edm_jax.decode(model, z, np.full(8, label)) for label in asked]
+edm_jax.image_grid(
+    np.concatenate(others), num_columns=8, row_names=[f"as a {label}" for label in asked]
+)
 
 # %% [markdown]
 # ## From one image to another

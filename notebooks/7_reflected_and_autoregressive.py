@@ -64,7 +64,8 @@ noise = jax.random.normal(jax.random.key(0), y.shape)
 figure, axes = plt.subplots(1, 4, figsize=(10, 2), sharey=True)
 for axis, sigma in zip(axes, (0.05, 0.3, 1.0, 3.0), strict=True):
     axis.hist(np.asarray(box.corrupt(y, sigma, noise)).ravel(), 40, (-1, 1), color="#0072B2")
-    axis.set(title=f"sigma = {sigma}", yticks=[])
+    axis.set(title=f"sigma = {sigma}", xlabel="x (data units)")
+axes[0].set_ylabel("samples of 4000\nin bins of 0.05")
 figure.tight_layout()
 
 # %% [markdown]
@@ -149,7 +150,7 @@ def cost(t):
 profile = np.asarray(jax.lax.map(jax.jit(cost), jnp.arange(64)))
 figure, axis = plt.subplots(figsize=(5, 2.6))
 axis.plot(profile, color="#0072B2")
-axis.set(xlabel="known pixels", ylabel="nats of the next pixel")
+axis.set(xlabel="known pixels t", ylabel="nats of the next pixel")
 for calls in (4, 8, 16, 64):
     best, even = optimal_policies(profile, calls)[0], uniform_policy(calls, 64)
     bits = [policy_cost(np.sort(profile)[::-1], p) / np.log(2) / 64 for p in (best, even)]
@@ -162,6 +163,7 @@ few = [draw(keys, optimal_policies(profile, calls)[0]) for calls in (4, 16)]
 edm_jax.image_grid(
     np.asarray(jnp.concatenate([f[:10] for f in few]), np.uint8).reshape(-1, 8, 8, 1) * 255,
     num_columns=10,
+    row_names=["4 calls", "16 calls"],
 )
 
 # %% [markdown]
@@ -178,4 +180,8 @@ filled = jax.jit(
 )(keys, held[:20])
 assert np.array_equal(filled[:, :32], held[:20, :32])
 shown = np.stack([np.asarray(held[:20]), np.asarray(filled)], 1)[:10].transpose(1, 0, 2)
-edm_jax.image_grid(shown.reshape(-1, 8, 8, 1).astype(np.uint8) * 255, num_columns=10)
+edm_jax.image_grid(
+    shown.reshape(-1, 8, 8, 1).astype(np.uint8) * 255,
+    num_columns=10,
+    row_names=["test digits", "filled in"],
+)

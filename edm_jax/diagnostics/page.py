@@ -73,7 +73,8 @@ def _plots(found: Diagnosis) -> list[str]:
                 "knowing nothing at either end; the gap between the curves is overfitting."),
         _figure(_svg(draw.error_curves(sigmas, curves)),
                 "Denoising error, and that of the ideal denoiser of the training set, which knows "
-                "it by heart. The model should be above it at low levels."),
+                "it by heart (errors of 0 are not drawn). The model should be above it at low "
+                "levels."),
         _figure(_svg(draw.error_curves(sigmas, apart)),
                 "Distance to the ideal denoiser. At high levels it should vanish: there every "
                 "denoiser gives the mean of the data."),

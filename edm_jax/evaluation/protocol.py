@@ -164,7 +164,7 @@ def evaluate(
     Raises:
       ValueError: before any work, for an unknown metric or a bad request.
     """
-    check_kind("model", model, Model, "edm_jax.load returns one")
+    check_kind("model", model, Model, "edm_jax.load or from_denoiser makes one")
     check_count("num_images", num_images, least=2)
     check_count("blocks", blocks)
     if num_images * blocks > MAX_IMAGES:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from edm_jax.figures import files
+from edm_jax.figures.ticks import log_axes
 from edm_jax.generate import to_uint8
 from edm_jax.likelihood.code_errors import CodeErrors
 
@@ -53,13 +54,14 @@ def plot_code_errors(axis: Any, measured: Sequence[CodeErrors]) -> None:
     """Errors against N on axes of matplotlib, one colour for each solver."""
     for colour, errors in zip(COLOURS, measured, strict=False):
         for name, style in STYLES.items():
-            axis.loglog(errors.num_steps, getattr(errors, name), style, color=colour, marker="o",
-                        ms=3, label=f"{errors.solver}: {WORDS[name]}")  # fmt: skip
+            axis.plot(errors.num_steps, getattr(errors, name), style, color=colour, marker="o",
+                      ms=3, label=f"{errors.solver}: {WORDS[name]}")  # fmt: skip
     axis.axhline(LEVEL, color="#888888", lw=0.8)
     steps = measured[0].num_steps
     axis.annotate("one 8-bit level", (steps[0], LEVEL), va="bottom", fontsize=8, color="#555555")
-    axis.set_xscale("log", base=2)
+    log_axes(axis)
     axis.set_xticks(steps, [str(n) for n in steps])
+    axis.set_xticks([], minor=True)
     axis.set_xlabel("steps N")
     axis.set_ylabel("root mean square error per element")
     axis.grid(alpha=0.3)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from edm_jax.figures import files
+from edm_jax.figures.ticks import log_axes
 from edm_jax.typing import ArrayLike
 
 
@@ -63,8 +64,9 @@ def curvature_curves(
         for i, (name, (sigmas, angles)) in enumerate(curves.items()):
             axes.plot(sigmas, np.degrees(np.cumsum(angles)), color=files.colour(i),
                       ls=("-", "--", ":", "-.")[i % 4], label=name)  # fmt: skip
-        axes.set(xscale="log", xlabel=r"noise level $\sigma$ (data units)", title=title,
+        axes.set(xlabel=r"noise level $\sigma$ (data units)", title=title,
                  ylabel="turn of the path so far (degrees)")  # fmt: skip
+        log_axes(axes, "x")
         axes.invert_xaxis()
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3, lw=0.4)

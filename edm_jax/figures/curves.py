@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from edm_jax.figures import files
+from edm_jax.figures.ticks import log_axes
 
 # Those of EDM Fig. 5, as far as every kind of colour vision tells them apart.
 INK, GREEN, ORANGE, RED = "#222222", "#009E73", "#E69F00", "#D55E00"
@@ -38,7 +39,8 @@ def loss_per_noise_level(
             mean, std = values.mean(1), values.std(1)
             axes.plot(sigmas, mean, color=colour, label=f"{name} (mean, 1 std)")
             axes.fill_between(sigmas, mean - std, mean + std, color=colour, alpha=0.2, lw=0)
-        axes.set(xscale="log", xlabel=r"noise level $\sigma$", ylabel="weighted loss per element")
+        axes.set(xlabel=r"noise level $\sigma$", ylabel="weighted loss per element")
+        log_axes(axes, "x")
         axes.set_xlim(sigmas[0], sigmas[-1])
         means = np.r_[initial.mean(1), final.mean(1)]
         axes.set_ylim(0, max(1.5, float(np.percentile(means, 95)) * 1.2))
@@ -84,7 +86,8 @@ def accuracy_per_noise_level(
         ):
             axes.plot(sigmas, 100 * np.asarray(values), color=colour, label=name)
         axes.axhline(100 / num_classes, color=INK, ls=":", label="by chance")
-        axes.set(xscale="log", xlabel=r"noise level $\sigma$", ylabel="accuracy (%)", ylim=(0, 102))
+        axes.set(xlabel=r"noise level $\sigma$", ylabel="accuracy (%)", ylim=(0, 102))
+        log_axes(axes, "x")
         axes.set_xlim(sigmas[0], sigmas[-1])
         axes.legend(framealpha=0.7)
         axes.set_title(title)

@@ -9,13 +9,18 @@ import numpy as np
 
 from edm_jax.figures import files
 from edm_jax.figures.sheets import image_sheet, to_pil
+from edm_jax.figures.ticks import log_axes
 
 SIZE = (files.COLUMN, 2.4)
+ROUNDING = 1e-6  # of errors in float32, of images in [-1, 1]
+# Dashes, width and opacity: of two curves that lie on each other both are seen.
+LINES = (("-", 3.2, 0.5), ("--", 1.2, 1.0), (":", 1.6, 1.0), ("-.", 1.2, 1.0))
 
 
 def _level_axes(title: str, ylabel: str, sigmas: np.ndarray) -> tuple[Any, Any]:
     fig, axes = files.subplots(size=SIZE)
-    axes.set(xscale="log", xlabel=r"noise level $\sigma$ (data units)", ylabel=ylabel, title=title)
+    axes.set(xlabel=r"noise level $\sigma$ (data units)", ylabel=ylabel, title=title)
+    log_axes(axes, "x")
     axes.set_xlim(sigmas[0], sigmas[-1])
     axes.grid(alpha=0.3, lw=0.4)
     return fig, axes
@@ -26,16 +31,26 @@ def error_curves(sigmas: np.ndarray, curves: Mapping[str, np.ndarray], title: st
 
     Args:
       sigmas: ``(S,)``.
-      curves: label -> ``(S,)``, in data units.
+      curves: label -> ``(S,)``, in data units; what is below the rounding of float32 (an ideal
+        denoiser has errors of exactly 0) is left out, and the figure says so.
       title: above the axes.
     """
     with files.style():
         fig, axes = _level_axes(title, "RMS error (data units)", sigmas)
+        left_out = False
         for i, (name, values) in enumerate(curves.items()):
-            axes.plot(sigmas, np.maximum(values, 1e-6), color=files.colour(i),
-                      ls="-" if i % 2 == 0 else "--", label=name)  # fmt: skip
-        axes.set_yscale("log")
-        axes.legend(framealpha=0.7)
+            shown = np.where(np.asarray(values) > ROUNDING, values, np.nan)
+            left_out |= bool(np.isnan(shown).any())
+            dashes, width, alpha = LINES[i % len(LINES)]
+            axes.plot(sigmas, shown, color=files.colour(i), ls=dashes, lw=width, alpha=alpha,
+                      label=name)  # fmt: skip
+        log_axes(axes, "y")
+        if left_out:
+            axes.annotate("errors below $10^{-6}$ are left out", (0.98, 0.03), ha="right",
+                          xycoords="axes fraction", fontsize=6, color="#555555")  # fmt: skip
+        # Beneath the axes, where it covers no curve.
+        fig.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2,
+                   frameon=False)  # fmt: skip
         return fig
 
 
@@ -66,7 +81,7 @@ def gradient_curve(sigmas: np.ndarray, norms: np.ndarray, title: str = "") -> An
     with files.style():
         fig, axes = _level_axes(title, "gradient norm", sigmas)
         axes.plot(sigmas, np.maximum(norms, 1e-12), color=files.colour(0), marker="o", ms=2)
-        axes.set_yscale("log")
+        log_axes(axes, "y")
         return fig
 
 

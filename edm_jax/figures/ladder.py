@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from edm_jax.figures import files
-from edm_jax.figures.nfe import MARKERS
+from edm_jax.figures.nfe import MARKERS, line_with_bars
+from edm_jax.figures.ticks import log_axes
 
 # Values further apart are drawn on a logarithmic axis.
 LOG_RANGE = 10
@@ -33,6 +34,7 @@ def ladder(
     """
     with files.style():
         fig, axes = files.subplots(size=(files.COLUMN, 2.5))
+        handles = []
         for i, (name, points) in enumerate(lines.items()):
             shift = 0.08 * (i - (len(lines) - 1) / 2)
             there = [(k, np.asarray(v, float)) for k, v in enumerate(points) if len(v)]
@@ -41,8 +43,8 @@ def ladder(
             x = np.array([k + shift for k, _ in there])
             mean = [v.mean() for _, v in there]
             error = [v.std(ddof=1) / np.sqrt(len(v)) if len(v) > 1 else 0.0 for _, v in there]
-            axes.errorbar(x, mean, error, color=files.colour(i), marker=MARKERS[i], ms=4,
-                          capsize=2, label=name)  # fmt: skip
+            style = {"color": files.colour(i), "marker": MARKERS[i], "ms": 4, "label": name}
+            handles.append(line_with_bars(axes, x, mean, error, **style))
             for at, (_, values) in zip(x, there, strict=True):
                 axes.plot(np.full(len(values), at), values, ".", color=files.colour(i), ms=2.5,
                           alpha=0.5)  # fmt: skip
@@ -51,10 +53,10 @@ def ladder(
                  "(bars: standard error; dots: single runs)")  # fmt: skip
         values = [v for points in lines.values() for step in points for v in step]
         if values and min(values) > 0 and max(values) > LOG_RANGE * min(values):
-            axes.set_yscale("log")
+            log_axes(axes, "y")
         else:
             axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3, lw=0.4)
-        if axes.has_data():
-            axes.legend(framealpha=0.7)
+        if handles:
+            axes.legend(handles=handles, framealpha=0.7)
         files.save(fig, path)

@@ -10,18 +10,33 @@ from typing import Any
 import numpy as np
 
 from edm_jax.figures import files
+from edm_jax.figures.ticks import log_axes
 
 CALLS = "network calls per image (NFE)"
 MARKERS = "os^Dv<>Pp*"
 Point = tuple[float, float, float]
 
 
-def _legend(fig: Any, axes: Any, count: int) -> None:
+def _legend(fig: Any, handles: Sequence[Any]) -> None:
     """Beneath the axes, where it covers no curve."""
-    if count > 1:
-        columns = 1 if count > 12 else 2
-        fig.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns,
-                   frameon=False)  # fmt: skip
+    if len(handles) > 1:
+        columns = 1 if len(handles) > 12 else 2
+        fig.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
+
+
+def line_with_bars(
+    axes: Any, x: np.ndarray, mean: np.ndarray, error: np.ndarray, **style: Any
+) -> Any:
+    """A line with bars of the errors that are above 0; ``style`` is that of the line.
+
+    Returns:
+      What stands for it in a legend.
+    """
+    there = np.asarray(error) > 0
+    if not np.any(there):
+        return axes.plot(x, mean, **style)[0]
+    bars = np.where(there, error, np.nan)
+    return axes.errorbar(x, mean, bars, capsize=1.5, elinewidth=0.7, **style)
 
 
 def quality_curves(
@@ -37,11 +52,12 @@ def quality_curves(
 
     Args:
       path: file to write, .png, .pdf or .svg.
-      lines: label -> ``(x, mean, standard error)``, in the order of x.
+      lines: label -> ``(x, mean, standard error)``, in the order of x; an error of 0 has no
+        bar.
       ylabel, xlabel: of the axes, with units; positive values spread over a decade and more
         get a logarithmic axis.
       title: above the axes.
-      note: what the bars are.
+      note: what the bars are, said where there are some.
     """
     values = np.array([point for points in lines.values() for point in points], float)
     if not values.size:
@@ -49,24 +65,25 @@ def quality_curves(
     with files.style():
         height = 2.5 + 0.14 * -(-len(lines) // (1 if len(lines) > 12 else 2))
         fig, axes = files.subplots(size=(files.COLUMN, height))
+        handles = []
         for i, (name, points) in enumerate(lines.items()):
             x, mean, error = np.array(points, float).T
-            axes.errorbar(x, mean, error, color=files.colour(i), marker=MARKERS[i % len(MARKERS)],
-                          ls=files.dashes(i), ms=3, capsize=1.5, elinewidth=0.7,
-                          label=name)  # fmt: skip
+            style = {"color": files.colour(i), "ls": files.dashes(i), "ms": 3, "label": name}
+            style["marker"] = MARKERS[i % len(MARKERS)]
+            handles.append(line_with_bars(axes, x, mean, error, **style))
         # A line longer than the axis is high would be cut off.
         axes.set(xlabel=xlabel, ylabel=textwrap.fill(ylabel, 30), title=title)
-        for scale, column in ((axes.set_xscale, 0), (axes.set_yscale, 1)):
+        for which, column in (("x", 0), ("y", 1)):
             low, high = values[:, column].min(), values[:, column].max()
             if low > 0 and high > 8 * low:
-                scale("log")
+                log_axes(axes, which)
         if axes.get_xscale() == "log":
             _plain_ticks(axes, values[:, 0])
-        if note:
+        if note and np.any(values[:, 2] > 0):
             axes.annotate(note, (0.98, 0.97), xycoords="axes fraction", ha="right", va="top",
                           fontsize=6, color="#555555")  # fmt: skip
         axes.grid(alpha=0.3, which="both", lw=0.4)
-        _legend(fig, axes, len(lines))
+        _legend(fig, handles)
         files.save(fig, path)
 
 
@@ -97,11 +114,13 @@ def step_error_curves(
         height = 2.5 + 0.14 * -(-len(curves) // (1 if len(curves) > 12 else 2))
         fig, axes = files.subplots(size=(files.COLUMN, height))
         for i, (name, curve) in enumerate(curves.items()):
-            axes.loglog(curve["sigmas"], curve["errors"], color=files.colour(i),
-                        ls=files.dashes(i), marker=MARKERS[i % len(MARKERS)], ms=2.5,
-                        label=name)  # fmt: skip
+            # Of a line a point is a mark; alone it is all there is.
+            axes.plot(curve["sigmas"], curve["errors"], color=files.colour(i),
+                      ls=files.dashes(i), marker=MARKERS[i % len(MARKERS)], label=name,
+                      ms=2.5 if len(curve["sigmas"]) > 1 else 6)  # fmt: skip
+        log_axes(axes)
         axes.set(xlabel=r"noise level $\sigma_i$ (data units)", title=title,
                  ylabel="RMS error of one step (data units)")  # fmt: skip
         axes.grid(alpha=0.3, which="major", lw=0.4)
-        _legend(fig, axes, len(curves))
+        _legend(fig, axes.get_lines())
         files.save(fig, path)

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from edm_jax.ardm.policy import monotone_profile, policy_cost, policy_table, uniform_policy
 from edm_jax.figures import files
 from edm_jax.figures.curves import GREEN, INK, ORANGE
+from edm_jax.figures.ticks import log_axes
 
 MAX_CALLS = 256  # of the budgets that are drawn
 
@@ -74,5 +75,6 @@ def _draw_costs(
     axis.plot(calls, equal, color=ORANGE, label="equal shares")
     axis.plot(calls, best, color=GREEN, label="optimal")
     axis.axhline(best[-1], color=INK, lw=0.6, ls=":")
-    axis.set(xlabel="network calls per stage", ylabel="bits per dimension", xscale="log")
+    axis.set(xlabel="network calls per stage", ylabel="bits per dimension")
+    log_axes(axis, "x")
     axis.legend(frameon=False)

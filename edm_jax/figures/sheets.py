@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -44,6 +45,7 @@ def image_grid(
     *,
     num_columns: int | None = None,
     scale: int | None = None,
+    row_names: Sequence[str] | None = None,
 ) -> Any:
     """Images as one picture, which a notebook shows by itself.
 
@@ -52,12 +54,13 @@ def image_grid(
       labels: one for each image, written beneath it (a class, a seed); None for none.
       num_columns: images in a row; by default about as many as rows.
       scale: enlargement, pixels kept square; by default small images become 40 pixels high.
+      row_names: one for each row, written in front of it; None for none.
 
     Returns:
       A Pillow image in RGB.
 
     Raises:
-      ValueError: for images of another shape, or another number of labels.
+      ValueError: for images of another shape, or another number of labels or names.
     """
     images = np.asarray(images)
     if images.ndim != 4 or not len(images) or images.shape[-1] not in (1, 3):
@@ -68,24 +71,50 @@ def image_grid(
     if names is not None and len(names) != len(images):
         raise ValueError(f"one label for each of {len(images)} images, got {len(names)}")
     num_columns = num_columns or max(1, round(len(images) ** 0.5))
+    num_rows = -(-len(images) // num_columns)
+    if row_names is not None and len(row_names) != num_rows:
+        raise ValueError(f"one name for each of {num_rows} rows, got {len(row_names)}")
     scale = scale or max(1, 40 // images.shape[1])
     pixels = images if images.dtype == np.uint8 else to_uint8(images)
     pixels = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
-    if names is None:
-        return to_pil(image_sheet(pixels, num_columns, pad=2)).convert("RGB")
-    from PIL import ImageDraw, ImageFont
-
-    strip = 14  # pixels for the label beneath
-    height = pixels.shape[1]
+    strip = 0 if names is None else 14  # pixels for the label beneath
     tiles = np.pad(pixels, ((0, 0), (0, strip), (0, 0), (0, 0)), constant_values=255)
     sheet = to_pil(image_sheet(tiles, num_columns, pad=2)).convert("RGB")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
-    for i, name in enumerate(names):
-        row, column = divmod(i, num_columns)
-        left = 2 + column * (pixels.shape[2] + 2) + pixels.shape[2] / 2
-        top = 2 + row * (height + strip + 2) + height + strip / 2
-        draw.text((left, top), name, fill=INK, font=font, anchor="mm")
+    height, width = pixels.shape[1:3]
+    if names is not None:
+        middles = [
+            (2 + column * (width + 2) + width / 2, 2 + row * (height + strip + 2) + height + 7)
+            for row, column in (divmod(i, num_columns) for i in range(len(names)))
+        ]
+        _write(sheet, names, middles, anchor="mm")
+    if row_names is None:
+        return sheet
+    sheet, margin = _with_margin(sheet, row_names)
+    heights = [2 + row * (height + strip + 2) + height / 2 for row in range(num_rows)]
+    _write(sheet, row_names, [(margin - 6, at) for at in heights], anchor="rm")
     return sheet
+
+
+def _write(
+    sheet: Any, words: Sequence[str], places: Sequence[tuple[float, float]], *, anchor: str
+) -> None:
+    """Words on a Pillow image."""
+    from PIL import ImageDraw, ImageFont
+
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
+    for word, place in zip(words, places, strict=True):
+        draw.text(place, word, fill=INK, font=font, anchor=anchor)
+
+
+def _with_margin(sheet: Any, names: Sequence[str]) -> tuple[Any, int]:
+    """A sheet with room for names on its left, and how much."""
+    from PIL import Image, ImageFont
+
+    font = ImageFont.load_default(size=11)
+    margin = 12 + max(math.ceil(font.getlength(name)) for name in names)
+    wider = Image.new("RGB", (sheet.width + margin, sheet.height), "white")
+    wider.paste(sheet, (margin, 0))
+    return wider, margin
 
 
 def save_image(path: pathlib.Path, array: np.ndarray) -> None:

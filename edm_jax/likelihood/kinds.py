@@ -79,7 +79,7 @@ KINDS: dict[str, Kind] = {
 
 def of(model: Model) -> Kind:
     """That of a model; ValueError for one whose images have no likelihood."""
-    check_kind("model", model, Model, "edm_jax.load returns one")
+    check_kind("model", model, Model, "edm_jax.load or from_denoiser makes one")
     if model.kind not in KINDS:
         raise ValueError(
             f"the likelihood is that of a {' or '.join(KINDS)}, got a model of kind {model.kind!r}"
@@ -89,7 +89,7 @@ def of(model: Model) -> Kind:
 
 def check_codes(model: Model) -> None:
     """Raise ValueError unless a model's images have latent codes."""
-    check_kind("model", model, Model, "edm_jax.load returns one")
+    check_kind("model", model, Model, "edm_jax.load or from_denoiser makes one")
     if model.kind not in KINDS or not KINDS[model.kind].codes:
         having = " or ".join(name for name, kind in KINDS.items() if kind.codes)
         raise ValueError(

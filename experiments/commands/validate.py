@@ -70,6 +70,7 @@ def _reports(user_sampler: str | None) -> Iterator[promises.Report]:
 def plot(reports: list[promises.Report], path: pathlib.Path) -> None:
     """Error against NFE of every sampler, as a figure of the format of the file's ending."""
     from edm_jax.figures import files
+    from edm_jax.figures.ticks import log_axes
 
     figure, axes = files.subplots(1, 2, size=(11, 4.8), sharex=True)
     styles = ["-", "--", ":"]
@@ -77,7 +78,8 @@ def plot(reports: list[promises.Report], path: pathlib.Path) -> None:
         kind = [r for r in reports if r.stochastic == stochastic]
         for index, report in enumerate(kind):
             style = styles[index // 10 % len(styles)]
-            axis.loglog(report.nfe, report.errors, style, marker="o", ms=3, label=report.name)
+            axis.plot(report.nfe, report.errors, style, marker="o", ms=3, label=report.name)
+        log_axes(axis)
         axis.set_title("stochastic" if stochastic else "deterministic")
         axis.set_xlabel("network calls")
         axis.set_ylabel("distance to the exact samples")

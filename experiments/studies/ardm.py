@@ -37,6 +37,7 @@ from edm_jax.evaluation.planning import Plan, make_plan
 from edm_jax.figures import files
 from edm_jax.figures.decodings import decoding_frames, shown_steps
 from edm_jax.figures.sheets import sample_grid
+from edm_jax.figures.ticks import log_axes
 from edm_jax.model import Model
 from edm_jax.seeds import image_keys
 from experiments.config import build
@@ -223,7 +224,8 @@ def draw(path: pathlib.Path, table: list[dict[str, Any]], independent: float) ->
                     label = name if name == RASTER else f"{name}, {schedule}"
                     calls, values = ([r[k] for r in rows] for k in ("calls", key))
                     axis.plot(calls, values, style, marker="o", ms=2.5, color=colour, label=label)
-            axis.set(xlabel="network calls for an image", title=title, xscale="log")
+            axis.set(xlabel="network calls for an image", title=title)
+            log_axes(axis, "x")
             axis.grid(alpha=0.3)
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)

@@ -31,6 +31,7 @@ from edm_jax.classifier import load_classifier
 from edm_jax.evaluation import evaluate, evaluate_images, protocol, reporting
 from edm_jax.evaluation.planning import Plan, make_plan
 from edm_jax.figures import files
+from edm_jax.figures.ticks import log_axes
 from edm_jax.model import Model
 from experiments.config import build
 from experiments.studies._cells import kept
@@ -276,7 +277,7 @@ def draw(path: pathlib.Path, table: Sequence[Mapping[str, Any]]) -> None:
             axis.grid(alpha=0.3)
         for axis in axes[-1]:
             axis.set_xlabel(AXIS)
-        axes[0, 1].set_yscale("log")
+        log_axes(axes[0, 1], "y")
         axes[0, 1].set_yticks(FRECHET_TICKS, [f"{value:g}" for value in FRECHET_TICKS])
         axes[0, 1].set_yticks([], minor=True)
         handles, labels = axes[0, 0].get_legend_handles_labels()

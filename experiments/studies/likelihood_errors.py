@@ -72,16 +72,18 @@ def draw(errors: dict[int, dict], codes: list[CodeErrors], path: pathlib.Path) -
     """Both panels."""
     from edm_jax.figures import files
     from edm_jax.figures.codes import plot_code_errors
+    from edm_jax.figures.ticks import log_axes
 
     figure, (left, right) = files.subplots(1, 2, size=(11, 4.4))
     for style, (size, table) in zip(("-", "--"), errors.items(), strict=True):
         for colour, (name, rows) in zip(COLOURS, table.items(), strict=True):
-            left.loglog(*zip(*rows, strict=True), style, color=colour, marker="o", ms=3,
-                        label=f"{name}, d = {size}")  # fmt: skip
+            left.plot(*zip(*rows, strict=True), style, color=colour, marker="o", ms=3,
+                      label=f"{name}, d = {size}")  # fmt: skip
     left.set_xlabel("evaluations of denoiser and divergence")
     left.set_ylabel("largest error, bits per dimension")
-    left.set_xscale("log", base=2)
+    log_axes(left)
     left.set_xticks(CALLS, [str(c) for c in CALLS])
+    left.set_xticks([], minor=True)
     left.grid(alpha=0.3)
     left.set_ylim(bottom=1e-7)  # room for the legend
     left.legend(fontsize=7, ncols=2, handlelength=3, loc="lower left")

@@ -31,6 +31,7 @@ from edm_jax.data.sources.digits import digits
 from edm_jax.evaluation import protocol, reporting
 from edm_jax.evaluation.planning import Plan, make_plan
 from edm_jax.figures import files, sheets
+from edm_jax.figures.ticks import log_axes
 from edm_jax.generate import Sampling
 from edm_jax.model import Model
 from experiments.workdir import write_atomically
@@ -274,13 +275,13 @@ def plot(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
                     color=colours[model], ls=dashes[threshold], label=way,
                     marker="o" if law == "ODE" else "^", ms=3,
                 )  # fmt: skip
-            axis.set_xscale("log")
+            log_axes(axis, "x")
             scales = sorted({row["scale"] for row in rows if row["scale"] != ""})
             axis.set_xticks(scales, [f"{s:g}" for s in scales])
             axis.set_xticks([], minor=True)
             axis.set(title=MEASURES[name][0].split(" (")[0], xlabel="guidance scale w")
             if name == "frechet":
-                axis.set_yscale("log")
+                log_axes(axis, "y")
         handles, labels = axes[0, 0].get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
         files.save(fig, path)

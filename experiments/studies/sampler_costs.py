@@ -182,6 +182,7 @@ def draw_costs(path: pathlib.Path, results: Mapping[str, Any]) -> None:
     from matplotlib import colormaps
 
     from edm_jax.figures import files
+    from edm_jax.figures.ticks import log_axes
 
     titles = {
         "deterministic": "deterministic: RMS distance to the exact flow",
@@ -196,10 +197,11 @@ def draw_costs(path: pathlib.Path, results: Mapping[str, Any]) -> None:
             style = {"color": colors[i % 10], "ls": ("-", "--", ":", "-.")[i // 10]}
             width = 2.6 if label in chosen else 0.9
             calls = sorted(found, key=int)
-            axis.loglog(
+            axis.plot(
                 [int(n) for n in calls], [found[n] for n in calls], label=label, lw=width,
                 marker="os^v"[i % 4], ms=3, **style,
             )  # fmt: skip
+        log_axes(axis)
         ticks = sorted({int(n) for n in CHOICES} | {80})
         axis.set_xticks(ticks, [str(n) for n in ticks])
         axis.set_xticks([], minor=True)

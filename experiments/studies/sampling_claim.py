@@ -195,6 +195,7 @@ def table(results: Mapping[str, Mapping[str, dict]]) -> str:
 def plot(columns: Mapping[str, dict], law: str, path: pathlib.Path) -> None:
     """The curves of one law, a panel per column, as EDM Figure 2."""
     from edm_jax.figures import files
+    from edm_jax.figures.ticks import log_axes
 
     colors = {"original": "#b5482f", "heun": "#d9a441", "edm": "#2a7f4f", "rk45": "#7a7a7a"}
     figure, axes = files.subplots(1, 3, size=(12.5, 4.2), sharey=True)
@@ -202,10 +203,11 @@ def plot(columns: Mapping[str, dict], law: str, path: pathlib.Path) -> None:
         for name, curve in columns[column].items():
             nfe, errors = np.array(curve).T
             style = ":" if name == "rk45" else "-"
-            axis.loglog(
+            axis.plot(
                 nfe, errors * 100, style, color=colors[name], marker="o", ms=3.5,
                 label=CURVES[name],
             )  # fmt: skip
+        log_axes(axis)
         target = TARGETS[-1]
         pair = [calls_for(columns[column][name], target) for name in ("original", "edm")]
         axis.axhline(100 * target, color="k", lw=0.6, alpha=0.5)

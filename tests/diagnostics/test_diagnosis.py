@@ -9,6 +9,7 @@ import pytest
 
 from edm_jax.data.sources.base import ArraySource
 from edm_jax.diagnostics import diagnose, diagnosis, neighbours, page
+from edm_jax.figures import diagnosis as draw
 from edm_jax.generate import Sampling
 from tests.support import exact_model as toy
 
@@ -106,8 +107,6 @@ def test_the_page_needs_nothing_beside_it(found, tmp_path):
 
 
 def test_no_label_leaves_its_figure():
-    from edm_jax.figures import diagnosis as draw
-
     sigmas, curve = np.array([0.01, 1.0, 80.0]), np.array([0.1, 0.5, 1.0])
     figures = [
         draw.distance_histogram({"samples": curve}),
@@ -124,6 +123,25 @@ def test_no_label_leaves_its_figure():
             box = label.get_window_extent()
             assert inside.x0 <= box.x0 and box.x1 <= inside.x1, label.get_text()
             assert inside.y0 <= box.y0 and box.y1 <= inside.y1, label.get_text()
+
+
+def test_errors_of_zero_are_left_out_and_said_to_be():
+    sigmas = np.geomspace(0.01, 10, 4)
+    model = np.array([0.01, 0.1, 0.3, 0.4])
+    curves = {"model": model, "ideal": np.array([0, 1e-9, 0.2, 0.4]), "unseen": model}
+    figure = draw.error_curves(sigmas, curves)
+    axes = figure.axes[0]
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    np.testing.assert_array_equal(lines["model"].get_ydata(), model)
+    np.testing.assert_array_equal(lines["ideal"].get_ydata(), [np.nan, np.nan, 0.2, 0.4])
+    assert [text.get_text() for text in axes.texts] == ["errors below $10^{-6}$ are left out"]
+    # Equal curves: the later one is thinner, and has gaps.
+    below, above = lines["model"], lines["unseen"]
+    assert above.get_linewidth() < below.get_linewidth() and above.get_linestyle() == ":"
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+    assert not draw.error_curves(sigmas, {"model": model}).axes[0].texts
 
 
 def test_bad_input_is_one_line():

@@ -61,7 +61,7 @@ def test_using_models(heading, embedding, tmp_path):
 
 
 def test_every_way_has_an_example():
-    assert len(USING) == 5 and all(len(codes) == 1 for codes in USING.values())
+    assert len(USING) == 6 and all(len(codes) == 1 for codes in USING.values())
 
 
 def test_readme_example():

@@ -95,6 +95,53 @@ def test_every_figure_is_vectors_with_units(tmp_path, x64):
         flow.flow_panels(tmp_path / "x.svg", exact.GaussianMixture(np.zeros((2, 3)), 0.1))
 
 
+def drawn_by(monkeypatch, draw, *args, **kwargs):
+    """The axes and the legend's handles of a figure that would be saved."""
+    drawn = []
+    monkeypatch.setattr(files, "save", lambda fig, path: drawn.append(fig))
+    draw("a.png", *args, **kwargs)
+    (figure,) = drawn
+    legends = [*figure.legends, *filter(None, [figure.axes[0].get_legend()])]
+    return figure.axes[0], [text.get_text() for legend in legends for text in legend.get_texts()]
+
+
+def bars_of(axes):
+    """Label of each line with bars -> the lengths of these, upwards and downwards."""
+    return {
+        group.get_label(): [
+            float(np.ptp(segment[:, 1]))
+            for segment in group.lines[2][0].get_segments()
+            if len(segment)
+        ]
+        for group in axes.containers
+    }
+
+
+def test_bars_are_where_there_are_errors(monkeypatch):
+    lines = {"one": [(4, 2.0, 0.0), (8, 1.0, 0.0)], "two": [(4, 3.0, 0.5), (8, 2.0, 0.0)]}
+    axes, legend = drawn_by(monkeypatch, nfe.quality_curves, lines, "FID", note="bars: errors")
+    assert bars_of(axes) == {"two": [1.0]}
+    assert legend == ["one", "two"]  # in the order that was asked for
+    assert [text.get_text() for text in axes.texts] == ["bars: errors"]
+    sure = {name: [(x, y, 0.0) for x, y, _ in line] for name, line in lines.items()}
+    axes, legend = drawn_by(monkeypatch, nfe.quality_curves, sure, "FID", note="bars: errors")
+    assert not axes.containers and not axes.texts and legend == ["one", "two"]
+    # Of a ladder a single run has no error either: that of 1 and 3 is 1, upwards and downwards.
+    runs = {"VP": [[1.0], [2.0]], "VE": [[1.0, 3.0], [2.0]]}
+    axes, legend = drawn_by(monkeypatch, ladder.ladder, "AB", runs, "FID")
+    assert bars_of(axes) == {"VE": [2.0]} and legend == ["VP", "VE"]
+
+
+def test_the_error_of_a_single_step_is_seen(monkeypatch):
+    curves = {
+        "2 steps": {"sigmas": [80.0], "errors": [1e-2]},
+        "3 steps": {"sigmas": [80.0, 1.0], "errors": [1e-2, 1e-4]},
+    }
+    axes, _ = drawn_by(monkeypatch, nfe.step_error_curves, curves)
+    alone, line = (each.get_markersize() for each in axes.get_lines())
+    assert alone >= 5 > line  # points; those of the axes' text are 7
+
+
 def test_a_long_name_of_a_measure_is_not_cut_off(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(files, "save", lambda fig, path: drawn.append(fig))

@@ -41,6 +41,22 @@ def test_a_grid_for_notebooks(channels):
     assert (beneath < 128).any()
 
 
+def test_names_stand_in_front_of_their_rows():
+    images = np.zeros((5, 8, 8, 1), np.uint8)
+    plain = np.asarray(edm_jax.image_grid(images, [3] * 5, num_columns=2, scale=2))
+    named = edm_jax.image_grid(
+        images, [3] * 5, num_columns=2, scale=2, row_names=["heun", "", "a longer name"]
+    )
+    named, margin = np.asarray(named), named.width - plain.shape[1]
+    np.testing.assert_array_equal(named[:, margin:], plain)
+    # Where something is written: beside the images of the first and of the third row.
+    step = 16 + 14 + 2  # an image, the label beneath, and the gap
+    written = np.flatnonzero((named[:, :margin] < 128).any(axis=(1, 2)))
+    rows = (written - 2) // step
+    assert set(rows) == {0, 2} and np.all((written - 2) % step < 16)
+    assert np.all(named[:, :2] == 255)  # the longest is not cut off
+
+
 def test_bad_grids_are_named():
     for images, labels, message in (
         (np.zeros((4, 8, 8)), None, r"got \(4, 8, 8\)"),
@@ -49,6 +65,8 @@ def test_bad_grids_are_named():
     ):
         with pytest.raises(ValueError, match=message):
             edm_jax.image_grid(images, labels)
+    with pytest.raises(ValueError, match="one name for each of 2 rows, got 1"):
+        edm_jax.image_grid(np.zeros((4, 8, 8, 3)), num_columns=2, row_names=["a"])
 
 
 def test_a_sheet_keeps_what_it_was_told(tmp_path):
