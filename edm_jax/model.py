@@ -98,6 +98,11 @@ def build(description: Mapping[str, Any]) -> tuple[nn.Module, Preconditioning | 
         raise WeightsError(f"the model description is not usable: {error}") from error
 
 
+# Of a description, what the program of a model depends on; names of classes are looked up while
+# tracing.
+_TRACED = ("image_shape", "num_classes", "process", "label_names")
+
+
 class _Static:
     """What a Model is apart from its variables; equal where compiled programs are the same.
 
@@ -113,7 +118,9 @@ class _Static:
         variant: str,
     ):
         self.fields = (net, preconditioning, description, variant)
-        data = {key: description.get(key) for key in ("image_shape", "num_classes", "process")}
+        data = {key: description.get(key) for key in _TRACED}
+        # Which classes have images decides on the labels that are drawn.
+        data["classes"] = (description.get("data") or {}).get("classes")
         self._key = (net, preconditioning, kind_of(description), json.dumps(data))
 
     def __eq__(self, other: object) -> bool:

@@ -65,6 +65,20 @@ def test_it_prints_in_one_line():
     assert all(path.startswith(".variables['params']") for path in paths)
 
 
+def test_names_of_classes_are_those_of_the_model_that_is_given():
+    """They are looked up while tracing, so another model's are another program."""
+    model = tiny_model()
+
+    def named(*names):
+        return from_description(
+            dict(model.description) | {"label_names": list(names)}, model.variables
+        )
+
+    denoise = jax.jit(lambda model, x: model.denoise(x, 1.0, "cat"))
+    for given, index in ((named("cat", "dog", "eel"), 0), (named("dog", "eel", "cat"), 2)):
+        np.testing.assert_allclose(denoise(given, X), model.denoise(X, 1.0, index), atol=1e-5)
+
+
 def test_labels_by_name():
     model = tiny_model()
     named = from_description(

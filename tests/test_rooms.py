@@ -29,16 +29,23 @@ def room_of(module, package):
     return parts[1] if len(parts) > 1 and parts[0] == package else None
 
 
-def imports(path):
-    """Modules that a file imports, wherever the statement stands."""
-    for node in ast.walk(ast.parse(path.read_text())):
+def imports(path, source=None):
+    """Modules that a file imports, wherever the statement stands and however it is written."""
+    package = path.relative_to(ROOT).parts[:-1]
+    for node in ast.walk(ast.parse(source or path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*above, *([node.module] if node.module else [])])
             for alias in node.names:
-                target = ROOT / node.module.replace(".", "/") / alias.name
+                target = ROOT / module.replace(".", "/") / alias.name
                 is_module = target.is_dir() or target.with_suffix(".py").exists()
-                yield f"{node.module}.{alias.name}" if is_module else node.module
+                yield f"{module}.{alias.name}" if is_module else module
+        elif isinstance(node, ast.Call) and "import_module" in ast.unparse(node.func):
+            name = node.args[0]
+            if isinstance(name, ast.Constant):
+                yield name.value
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -57,11 +64,43 @@ def test_imports_point_down(package):
         parts = path.relative_to(ROOT / package).with_suffix("").parts
         if parts[0] == "__init__":
             continue  # the public face sees everything
-        for module in imports(path):
-            room = room_of(module, package)
-            if room not in (None, parts[0]) and height[room] >= height[parts[0]]:
-                wrong.append(f"{path.relative_to(ROOT)} imports {module}")
+        wrong += [
+            f"{path.relative_to(ROOT)} imports {module}"
+            for module in imports(path)
+            if points_up(module, parts[0], package, height)
+        ]
     assert not wrong
+
+
+def points_up(module, room, package, height):
+    """Whether a room may not import a module of its package; its public face stands above all."""
+    if module.split(".")[0] != package:
+        return False
+    other = room_of(module, package)
+    return other is None or (other != room and height[other] >= height[room])
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from edm_jax.generate import batches", "from edm_jax import generate", "import edm_jax",
+        "from edm_jax import sample", "from ..generate import batches", "from .. import evaluation",
+        "import edm_jax.generate", "importlib.import_module('edm_jax.generate')",
+    ],
+)  # fmt: skip
+def test_an_import_that_points_up_is_seen(statement):
+    height = {room: -i for i, row in enumerate(rows("edm_jax")) for room in row}
+    path = ROOT / "edm_jax" / "samplers" / "heun.py"
+    (module,) = imports(path, f"def late():\n    {statement}")
+    assert points_up(module, "samplers", "edm_jax", height)
+    (fine,) = imports(path, "from ..grids import make_sigmas")
+    assert fine == "edm_jax.grids" and not points_up(fine, "samplers", "edm_jax", height)
+
+
+def test_configurations_import_nothing_of_the_programs():
+    for path in sorted((ROOT / "configs").rglob("*.py")):
+        found = {module.split(".")[0] for module in imports(path)}
+        assert not found & set(PACKAGES), path
 
 
 def test_the_library_knows_nothing_of_the_programs():

@@ -267,10 +267,12 @@ def compiled_memory(experiment: Experiment, shape: DataShape, num_devices: int) 
     flags = f"--xla_force_host_platform_device_count={num_devices} {FAST_COMPILATION}"
     request = {"config": experiment.config, "shape": dataclasses.asdict(shape)}
     path = os.pathsep.join(entry for entry in sys.path if entry)
+    # This one would count for more than the flag.
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
     done = subprocess.run(
         [sys.executable, "-m", __spec__.name],
         input=json.dumps(request),
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": path},
+        env=environment | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,

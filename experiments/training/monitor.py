@@ -116,6 +116,12 @@ class Monitor:
                 metrics["loss_per_level"]["count"]
             ).tolist(),
         }
+        told = {*scalars, "bad_grads", "bad_steps", "loss_per_level"}
+        scalars |= {
+            name: float(value)
+            for name, value in means.items()
+            if name not in told and np.ndim(value) == 0
+        }
         self._metrics.write(step, scalars | per_level)
         self._tensorboard.write(step, scalars)
         self._pictures.write(step, scalars)

@@ -213,8 +213,10 @@ def test_memory_of_the_compiled_step(network):
 def test_a_compilation_that_fails_is_one_line(network, monkeypatch):
     def run(command, **options):
         assert "--xla_force_host_platform_device_count=3 " in options["env"]["XLA_FLAGS"]
+        assert "JAX_NUM_CPU_DEVICES" not in options["env"]  # JAX lets it overrule the flag
         return subprocess.CompletedProcess(command, 1, "", "Traceback\n ...\nValueError: no luck\n")
 
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
     monkeypatch.setattr(costs.subprocess, "run", run)
     with pytest.raises(ValueError, match=r"for 3 devices \(exit code 1\): ValueError: no luck"):
         costs.compiled_memory(network[0], DIGITS, 3)

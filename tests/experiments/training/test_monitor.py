@@ -78,6 +78,7 @@ def test_a_window_is_told_everywhere(tmp_path, fake_wandb, capsys):
         bad_steps=np.float32([1, 5]),
         bad_grads=np.float32([7, 5]),
         loss_per_level=(bins, bins * 2),
+        of_a_new_entry=np.float32([10, 5]),
     )
     watch.log(5, metrics)
     watch.picture(5, "samples", tmp_path / "grid.png")
@@ -85,6 +86,7 @@ def test_a_window_is_told_everywhere(tmp_path, fake_wandb, capsys):
     (row,) = writers.read_metrics(tmp_path)
     assert row["step"] == 5 and row["kimg"] == 0.08
     assert row["loss"] == 0.5 and row["num_bad_steps"] == 1
+    assert row["of_a_new_entry"] == 2 and "bad_steps" not in row
     assert row["loss_per_sigma_bin"][3] == 0.5 and row["images_per_sigma_bin"][3] == 4
     per_device = row["images_per_second"] * 1e6 / 1e12 / jax.device_count()
     assert row["tflops_per_device"] == pytest.approx(per_device)
