@@ -155,6 +155,8 @@ class Conv2d(nn.Module):
         elif self.fused_resample and self.up:
             x = resample.upsample(x, taps, max(f_pad - w_pad, 0))
             y = conv2d(x, kernel, max(w_pad - f_pad, 0))
+        elif self.up and self.kernel_size == 1:
+            y = resample.upsample(conv2d(x, kernel, 0), taps)  # the same, of a quarter as many
         else:
             x = resample.upsample(x, taps) if self.up else x
             x = resample.downsample(x, taps) if self.down else x

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jax import lax
 
+from edm_jax.models.ops import target
 from edm_jax.typing import Array
 
 
@@ -68,6 +69,23 @@ def _up_axis(x: Array, taps: list[float], padding: int, axis: int) -> Array:
     return jnp.stack(phases, axis + 1).reshape(shape)
 
 
+def _is_box(taps: list[float], padding: int) -> bool:
+    """Whether pixels are averaged or repeated, and for TPUs.
+
+    There slices and stacks get layouts of their own, and copies that change them take longer
+    than the sums; a window takes one pass.
+    """
+    box = len(taps) == 2 and taps[0] == taps[1] and padding == 0
+    return box and target.platform() == "tpu"
+
+
+def _window_sum(x: Array, stride: int, dilation: int) -> Array:
+    """Sum over 2x2 windows of float32 images, with zeros between pixels if dilated."""
+    pads = ((0, 0), *(((dilation - 1,) * 2,) * 2), (0, 0))
+    strides, dilations = (1, stride, stride, 1), (1, dilation, dilation, 1)
+    return lax.reduce_window(x, 0.0, lax.add, (1, 2, 2, 1), strides, pads, dilations)
+
+
 def downsample(x: Array, resample_filter: Sequence[float], padding: int | None = None) -> Array:
     """Filter and keep every second pixel.
 
@@ -83,6 +101,8 @@ def downsample(x: Array, resample_filter: Sequence[float], padding: int | None =
     taps = _taps(resample_filter, 1.0)
     padding = (len(taps) - 1) // 2 if padding is None else padding
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    if _is_box(taps, padding):
+        return (0.25 * _window_sum(y, 2, 1)).astype(x.dtype)
     for axis in (1, 2):
         y = _down_axis(y, taps, padding, axis)
     return y.astype(x.dtype)
@@ -103,6 +123,8 @@ def upsample(x: Array, resample_filter: Sequence[float], padding: int | None = N
     taps = _taps(resample_filter, 2.0)
     padding = (len(taps) - 1) // 2 if padding is None else padding
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    if _is_box(taps, padding):
+        return _window_sum(y, 1, 2).astype(x.dtype)
     for axis in (1, 2):
         length = 2 * (y.shape[axis] - 1) + len(taps) - 2 * padding
         y = _up_axis(y, taps, padding, axis)
