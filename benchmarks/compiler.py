@@ -48,7 +48,7 @@ def network_program(name: str, part: str, devices: Sequence, batch: int) -> tupl
     import numpy as np
 
     from edm_jax import models
-    from edm_jax.models.ops import target
+    from edm_jax.models.ops import target, winograd
     from edm_jax.models.variables import abstract_variables
     from experiments.preflight import costs
 
@@ -74,14 +74,18 @@ def network_program(name: str, part: str, devices: Sequence, batch: int) -> tupl
         return jnp.sum(net.apply(variables, x, c_noise, train=True, rngs=rngs) ** 2)
 
     function = forward if part == "forward" else jax.grad(loss)
-    with target.assumed("tpu"):
+    with winograd.avoided():  # operations of the definition, not of its form for TPUs
         flops = costs.flops(jax.make_jaxpr(function)(*given))
+    jax.clear_caches()  # what was traced for this machine
+    with target.assumed("tpu"):
         return jax.jit(function).lower(*given), flops, type(net).__name__
 
 
 def training_program(name: str, devices: Sequence, batch: int) -> tuple[Any, int, str]:
     """The training step of the published configuration, in bfloat16; as `network_program`."""
     import importlib
+
+    import jax
 
     from edm_jax.models.ops import target
     from experiments.config import build
@@ -94,8 +98,9 @@ def training_program(name: str, devices: Sequence, batch: int) -> tuple[Any, int
     size = NETS[name][1]["img_resolution"]
     shape = costs.DataShape((size, size, 3), CLASSES[name])
     net = experiment.build_network(shape)
+    flops = costs.training_costs(experiment, net, shape).flops * batch
+    jax.clear_caches()
     with target.assumed("tpu"):
-        flops = costs.training_costs(experiment, net, shape).flops * batch
         return costs.lower_step(experiment, shape, list(devices)), flops, type(net).__name__
 
 

@@ -231,7 +231,7 @@ def kind_of(one: Instruction, inner: list[Instruction], network: str) -> str:
         one.opcode == "convolution" and one.name.endswith("conv_general_dilated")
     ):
         return CONVOLUTIONS
-    if re.search(r"/(qkv|proj|norm2)\b|dot_product_attention", path):
+    if re.search(r"/(qkv|proj|norm2)\b|\._attend/|dot_product_attention", path):
         return ATTENTION
     if re.search(r"/(norm\d|\w+_norm)\b", path):
         return NORMS

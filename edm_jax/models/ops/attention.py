@@ -14,6 +14,8 @@ from edm_jax.typing import Array
 
 # Sizes of heads that cuDNN's kernel takes; more than 128 on Hopper and later only.
 CUDNN_HEAD_MULTIPLE, CUDNN_HEAD_MOST = 8, 256
+# From so many tokens TPUs take a head at a time: the logits of all do not fit on the chip.
+TPU_TOKENS_BY_HEAD = 1024
 
 
 def attention(q: Array, k: Array, v: Array) -> Array:
@@ -24,7 +26,8 @@ def attention(q: Array, k: Array, v: Array) -> Array:
     goes through cuDNN's fused kernel, once that was found to work and to be accurate
     for the shape (`cudnn_works`).  That kernel has no forward-mode derivative, and its
     gradient is the same bit for bit in every run only with
-    ``XLA_FLAGS=--xla_gpu_deterministic_ops=true``, as that of a convolution.
+    ``XLA_FLAGS=--xla_gpu_deterministic_ops=true``, as that of a convolution.  On TPUs bfloat16
+    goes through `by_head` if there are many tokens.
 
     Args:
       q, k, v: each ``(B, T, heads, c)``.
@@ -36,6 +39,8 @@ def attention(q: Array, k: Array, v: Array) -> Array:
     if jnp.finfo(q.dtype).bits > 16:
         return plain(q, k, v)
     half = q.dtype == jnp.float16
+    if target.platform() == "tpu" and not half and q.shape[1] >= TPU_TOKENS_BY_HEAD:
+        return by_head(q, k, v)
     gpu, other = plain, _in_float32 if half else plain
     if target.platform() == "gpu" and cudnn_works(q.shape[1:], q.dtype.name):
         gpu = functools.partial(plain, implementation="cudnn")
@@ -44,6 +49,32 @@ def attention(q: Array, k: Array, v: Array) -> Array:
     # float16 products that add up in float32 exist on GPUs alone; elsewhere the function
     # would not compile.
     return jax.lax.platform_dependent(q, k, v, cuda=gpu, rocm=plain, default=other)
+
+
+def by_head(q: Array, k: Array, v: Array) -> Array:
+    """`attention` in bfloat16, one head after the other, whose logits nothing keeps.
+
+        w = round(exp(l - max l)),   (o, n) = w [v, 1],   result o / n
+
+    Logits of one head stay in the memory on a TPU chip, where those of all go through HBM twice.
+    The sum n of the weights is one more column of a product that is padded to 128 anyway: as a
+    sum of its own it takes longer than both products.  It is that of the rounded weights, which
+    then add up to 1.  Gradients compute a head's logits again.
+    """
+
+    @jax.checkpoint
+    def one(qkv: tuple[Array, Array, Array]) -> Array:
+        q, k, v = qkv
+        logits = jnp.einsum("btc,bsc->bts", q, k, preferred_element_type=jnp.float32)
+        logits = logits * (q.shape[-1] ** -0.5)
+        most = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+        weights = jnp.exp(logits - most).astype(q.dtype)
+        v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], -1)
+        y = jnp.einsum("bts,bsc->btc", weights, v, preferred_element_type=jnp.float32)
+        return (y[..., :-1] / y[..., -1:]).astype(q.dtype)
+
+    heads = jax.lax.map(one, tuple(jnp.moveaxis(x, 2, 0) for x in (q, k, v)))
+    return jnp.moveaxis(heads, 0, 2)
 
 
 def _in_float32(q: Array, k: Array, v: Array) -> Array:

@@ -59,6 +59,7 @@ def text(*lines, others=()):
         ("fusion", "jit(f)/Net/out_norm/mul", program.NORMS),
         ("fusion", "jit(f)/Net/enc_16x16_block0/qkv/add", program.ATTENTION),
         ("fusion", "jit(f)/Net/jit(dot_product_attention)/exp", program.ATTENTION),
+        ("fusion", "jit(f)/Net/a/a._attend/vmap()/sub", program.ATTENTION),
         ("convolution", "jit(f)/Net/conv0/conv_general_dilated", program.CONVOLUTIONS),
         ("convolution", "jit(f)/Net/affine/dot_general", program.PRODUCTS),
         ("copy", "jit(f)/Net/conv0/add", program.COPIES),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from edm_jax.models.ops import attention as attention_lib
+from edm_jax.models.ops import target
 from edm_jax.models.ops.attention import attention, cudnn_works
 
 SHAPE = (16, 2, 8)
@@ -25,6 +26,40 @@ def _softmax_attention(q, k, v):
     logits = np.einsum("bqhc,bkhc->bhqk", q, k) / np.sqrt(q.shape[-1])
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     return np.einsum("bhqk,bkhc->bqhc", weights / weights.sum(-1, keepdims=True), v)
+
+
+def test_a_head_at_a_time(monkeypatch):
+    # As TPUs take many tokens; 16 are many here.
+    monkeypatch.setattr(attention_lib, "TPU_TOKENS_BY_HEAD", SHAPE[0])
+    q, k, v = _qkv("bfloat16")
+    cotangent = _qkv("bfloat16", 1)[0]
+
+    @jax.jit
+    def run(q, k, v, cotangent):
+        out, pullback = jax.vjp(attention, q, k, v)
+        return [out, *pullback(cotangent)]
+
+    with target.assumed("tpu"):
+        assert "scan" in str(jax.make_jaxpr(run)(q, k, v, cotangent))
+        got = run(q, k, v, cotangent)
+    assert {x.dtype for x in got} == {jnp.dtype("bfloat16")}
+    wide = [x.astype(jnp.float32) for x in (q, k, v)]
+    out, pullback = jax.vjp(jax.nn.dot_product_attention, *wide)
+    np.testing.assert_allclose(out, _softmax_attention(*wide), atol=1e-5)  # float32
+    # A few roundings of products, weights and results; gradients add up those of 16 tokens.
+    expected = [out, *pullback(cotangent.astype(jnp.float32))]
+    for one, other in zip(got, expected, strict=True):
+        atol = 4 * float(jnp.finfo(jnp.bfloat16).eps) * max(1, float(jnp.abs(other).max()))
+        np.testing.assert_allclose(np.float64(one), other, atol=atol)
+
+
+def test_large_logits_a_head_at_a_time():
+    # exp(1000) is no number; the largest logit is taken off first.
+    q = jnp.full((1, 4, 1, 2), 30, jnp.bfloat16)
+    v = jnp.arange(8, dtype=jnp.bfloat16).reshape(1, 4, 1, 2)
+    np.testing.assert_allclose(
+        np.float64(attention_lib.by_head(q, q, v)[0, :, 0]), [[3, 4]] * 4, rtol=0.01
+    )
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from edm_jax import models
 from edm_jax.models import blocks, names
-from edm_jax.models.ops import initializers, layers, resample
+from edm_jax.models.ops import initializers, layers, resample, target
 from tests.support.models_golden import GOLDEN, assert_close, nhwc
 
 ARCHIVE = np.load(GOLDEN / "04_layers.npz")
@@ -68,9 +68,10 @@ def strided_convolution(x, taps, padding):
     return y
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])  # box filters have a form for TPUs
 @pytest.mark.parametrize("taps", [(1, 1), (1, 3, 3, 1), (1, 2, 1), (3, 1), (1, 0, -2, 5, 4, 1)])
 @pytest.mark.parametrize("shape", [(2, 6, 8, 3), (1, 7, 9, 2)])
-def test_resampling_by_definition(taps, shape):
+def test_resampling_by_definition(taps, shape, platform):
     # Asymmetric filters tell a correlation from a convolution; odd sizes the end points.
     x = np.random.default_rng(0).standard_normal(shape)
     paddings = (0, (len(taps) - 1) // 2)
@@ -80,9 +81,37 @@ def test_resampling_by_definition(taps, shape):
         functions = (resample.upsample, resample.downsample)
         return [[f(x, taps, padding) for f in functions] for padding in paddings]
 
-    for padding, (up, down) in zip(paddings, run(x.astype(np.float32)), strict=True):
+    with target.assumed(platform):
+        results = run(x.astype(np.float32))
+    for padding, (up, down) in zip(paddings, results, strict=True):
         np.testing.assert_allclose(up, transposed_convolution(x, taps, padding), atol=2e-6)
         np.testing.assert_allclose(down, strided_convolution(x, taps, padding), atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_resampling_on_tpus(dtype):
+    # The two are transposes of each other but for a factor of 4.
+    rng = np.random.default_rng(0)
+    small, large = (jnp.asarray(rng.standard_normal((2, n, n, 3)), dtype) for n in (4, 8))
+
+    @jax.jit
+    def run(small, large):
+        up, to_small = jax.vjp(lambda x: resample.upsample(x, (1, 1)), small)
+        down, to_large = jax.vjp(lambda x: resample.downsample(x, (1, 1)), large)
+        return up, down, to_small(large)[0], to_large(small)[0]
+
+    with target.assumed("tpu"):
+        assert "reduce_window" in str(jax.make_jaxpr(run)(small, large))
+        up, down, to_small, to_large = run(small, large)
+    repeated = np.repeat(np.repeat(np.float64(small), 2, 1), 2, 2)
+    mean = np.float64(large).reshape(2, 4, 2, 4, 2, 3).mean((2, 4))
+    assert {up.dtype, down.dtype, to_small.dtype, to_large.dtype} == {jnp.dtype(dtype)}
+    np.testing.assert_array_equal(np.float64(up), repeated)
+    np.testing.assert_array_equal(np.float64(to_large), repeated / 4)
+    # A rounding of the result, and in float32 those of three sums.
+    tol = 4 * float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(np.float64(down), mean, atol=tol)
+    np.testing.assert_allclose(np.float64(to_small), 4 * mean, atol=4 * tol)
 
 
 def test_resampling_sums_in_float32():
