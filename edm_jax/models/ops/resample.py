@@ -6,8 +6,9 @@ A one-dimensional filter f, divided by its sum, is applied along height and widt
     up:    y[o] = 2 sum_{i, k: 2 i - padding + k = o} f[k] x[i]
 
 with zeros outside the image.  ``[1, 1]`` is pixel averaging and replication.  Written
-as a few shifted sums of slices rather than as a depthwise convolution: compilers fuse
-them into one pass over the image, forwards and backwards, on every device.
+as a few shifted sums of slices rather than as a depthwise convolution: compilers for CPUs
+and GPUs fuse them into one pass over the image, forwards and backwards.  That for TPUs does
+so with sums over windows, which ``[1, 1]`` is there.
 """
 
 from __future__ import annotations
