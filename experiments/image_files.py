@@ -27,11 +27,9 @@ from edm_jax.generate import Sampling
 from edm_jax.model import Model, check_labels
 from edm_jax.train.sharding import batch_sharding, make_mesh
 from edm_jax.typing import ArrayLike
-from experiments.workdir import WorkdirError, prepare, to_json, write_atomically
+from experiments.sample_folders import SETTINGS, open_folder, write_classes
+from experiments.workdir import WorkdirError, prepare, to_json
 
-SETTINGS = "settings.json"
-# Of these, what follows from the others; older programs did not write it.
-FOLLOWS = ("nfe", "network_rows")
 MAX_SEEDS = 100_000_000
 
 
@@ -150,6 +148,14 @@ class Drawing:
             cost["network_rows"] = rows
         return cost
 
+    @property
+    def labels_by_seed(self) -> dict[str, int] | None:
+        """The class of every seed, as settings.json has them."""
+        if self.labels is None:
+            return None
+        pairs = zip(self.seeds, self.labels, strict=True)
+        return {str(seed): int(label) for seed, label in pairs}
+
     def told(self) -> str:
         """How many images, and what each costs."""
         calls = protocol.describe_calls(self.cost["nfe"], self.cost.get("network_rows"))
@@ -180,13 +186,13 @@ def write_images(drawn: Drawing, outdir: pathlib.Path, *, subdirs: bool = False)
       subdirs: a folder for every thousand seeds, named by its first.
     """
     seeds = drawn.seeds
-    open_outdir(drawn, outdir)
+    open_folder(outdir, drawn.settings(), drawn.labels_by_seed)
     missing = [i for i, s in enumerate(seeds) if not (outdir / image_name(s, subdirs)).exists()]
     if len(missing) < len(seeds):
         print(f"{len(seeds) - len(missing)} of {len(seeds)} images are there already")
     if missing:
         _write_missing(drawn, outdir, missing, subdirs)
-    _write_classes(outdir)
+    write_classes(outdir)
     print(f"{drawn.told()}: {outdir}/{'<thousand>/' if subdirs else ''}<seed>.png")
 
 
@@ -204,20 +210,6 @@ def require_finite(seeds: np.ndarray, images: np.ndarray) -> None:
 def image_name(seed: int, subdirs: bool = False) -> str:
     """``000123.png``, or ``000000/000123.png``: the published names (EDM section 7.1)."""
     return f"{seed - seed % 1000:06d}/{seed:06d}.png" if subdirs else f"{seed:06d}.png"
-
-
-def _write_classes(outdir: pathlib.Path) -> None:
-    """dataset.json: the classes of the images that are there, so that they are a data set."""
-    labels = json.loads((outdir / SETTINGS).read_text())["labels"]
-    if labels is None:
-        return
-    names = sorted(path.relative_to(outdir).as_posix() for path in outdir.rglob("*.png"))
-    pairs = []
-    for name in names:
-        stem = pathlib.Path(name).stem
-        if stem.isdigit() and str(int(stem)) in labels:
-            pairs.append([name, labels[str(int(stem))]])
-    write_atomically(outdir / METADATA, json.dumps({"labels": pairs}) + "\n")
 
 
 def write_archive(drawn: Drawing, file: pathlib.Path, *, subdirs: bool = False) -> None:
@@ -289,7 +281,8 @@ def write_grid(drawn: Drawing, outdir: pathlib.Path, *, name: str) -> None:
       name: of the file: that of its seeds, so that grids of other seeds stay.
     """
     seeds, labels = drawn.seeds, drawn.labels
-    settings = open_outdir(drawn, outdir)
+    settings = drawn.settings()
+    open_folder(outdir, settings, drawn.labels_by_seed)
     images = drawing.draw(
         drawn.model, np.asarray(seeds), labels, drawn.sampling, drawn.guidance,
         batch_size=drawn.batch_size,
@@ -308,7 +301,8 @@ def write_decoding(drawn: Drawing, outdir: pathlib.Path, *, name: str) -> None:
     Args:
       name: of the file.
     """
-    settings = open_outdir(drawn, outdir)
+    settings = drawn.settings()
+    open_folder(outdir, settings, drawn.labels_by_seed)
     visited = generate.sample(
         drawn.model, drawn.seeds, drawn.labels, sampling=drawn.sampling,
         guidance=drawn.guidance, batch_size=drawn.batch_size, trajectory=True,
@@ -332,48 +326,3 @@ def grid_name(seeds: str, ending: str = "png") -> str:
     if len(text) > 60:
         text = hashlib.sha256(text.encode()).hexdigest()[:16]
     return f"grid-{text}.{ending}"
-
-
-def open_outdir(drawn: Drawing, outdir: pathlib.Path) -> dict[str, Any]:
-    """Prepare a directory for images, or refuse one that holds images of another request.
-
-    Returns:
-      The settings of these images, as settings.json has them.
-
-    Raises:
-      WorkdirError: if it cannot be written, or its images are others.
-    """
-    prepare(outdir, "outdir")
-    settings = drawn.settings()
-    by_seed = None
-    if drawn.labels is not None:
-        pairs = zip(drawn.seeds, drawn.labels, strict=True)
-        by_seed = {str(seed): int(label) for seed, label in pairs}
-    _check_settings(outdir, settings | {"labels": by_seed})
-    return settings
-
-
-def _check_settings(outdir: pathlib.Path, settings: dict[str, Any]) -> None:
-    """Compare with those of the images that are there, and note the labels of new seeds."""
-    path = outdir / SETTINGS
-    pictures = (p for p in outdir.rglob("*") if p.suffix in (".png", ".pdf"))
-    if not path.exists() or next(pictures, None) is None:
-        write_atomically(path, json.dumps(settings, indent=2) + "\n")
-        return
-    try:
-        there = json.loads(path.read_text())
-        old, new = there["labels"], settings["labels"]
-    except (ValueError, KeyError, TypeError):
-        there, old, new = {}, None, None
-    if isinstance(old, dict) and isinstance(new, dict):
-        both = old | new
-        if all(both[seed] == label for seed, label in old.items()):
-            there["labels"] = settings["labels"] = both
-    keys = (settings.keys() | there.keys()).difference(FOLLOWS)
-    differing = sorted(k for k in keys if settings.get(k) != there.get(k))
-    if differing:
-        raise WorkdirError(
-            f"--outdir={outdir} holds samples of other settings ({', '.join(differing)} differ); "
-            "choose another --outdir"
-        )
-    write_atomically(path, json.dumps(settings, indent=2) + "\n")

@@ -1,14 +1,19 @@
 """Labels as the command line gives them."""
 
+import functools
 import json
 
 import numpy as np
 import pytest
 
+from edm_jax import generate
 from edm_jax.generate import Sampling
 from edm_jax.guidance import classifier_free
 from edm_jax.model import from_description
-from experiments.image_files import SETTINGS, Drawing, are_names, labels_of, open_outdir
+from experiments.image_files import Drawing, are_names, labels_of, write_grid, write_images
+from experiments.sample_folders import SETTINGS, open_folder
+from experiments.workdir import WorkdirError
+from tests.support.made_images import write_folder
 from tests.test_generate import tiny_model
 
 
@@ -54,7 +59,7 @@ def test_what_an_image_costs_stands_beside_it(tmp_path):
     )  # fmt: skip
     # Both calls of the steps to 10, 1 and 0.05, and the one to 0: at 40, 10, 10, 1, 1, 0.05, 0.05.
     assert guided.told() == "2 images, 7 network calls (guided: 11 denoiser) each"
-    open_outdir(guided, tmp_path)
+    open_folder(tmp_path, guided.settings(), guided.labels_by_seed)
     told = json.loads((tmp_path / SETTINGS).read_text())
     assert told["nfe"] == 7 and told["network_rows"] == {"denoiser": 11}
     # A folder of before these were written takes more images of the same request.
@@ -62,4 +67,34 @@ def test_what_an_image_costs_stands_beside_it(tmp_path):
     (tmp_path / SETTINGS).write_text(
         json.dumps({key: told[key] for key in told if key not in ("nfe", "network_rows")})
     )
-    open_outdir(guided, tmp_path)
+    open_folder(tmp_path, guided.settings(), guided.labels_by_seed)
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        {"000000.png": b"mine", "dataset.json": b'{"labels": [["000000.png", 7]]}'},
+        {"000000/000000.png": b"mine"},
+        {"photo.JPG": b"mine"},
+        {"dataset.json": b"{}"},
+        {"Dataset.json": b"{}"},
+        {"000000.png": b"mine", "settings.json": b'{"theme": "dark"}'},
+        {"settings.json": b"mine"},
+    ],
+)
+@pytest.mark.parametrize("write", [write_images, functools.partial(write_grid, name="g.png")])
+def test_a_data_set_is_no_folder_for_samples(tmp_path, monkeypatch, theirs, write):
+    monkeypatch.setattr(generate, "batches", None)  # would fail if called
+    path = write_folder(tmp_path / "mine", theirs)
+    drawn = Drawing(tiny_model(), [0, 1], np.array([0, 1]), Sampling(num_steps=2))
+    with pytest.raises(WorkdirError, match=r"mine holds .*; choose another --outdir"):
+        write(drawn, path)
+    there = {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    assert there == theirs
+
+
+def test_other_files_are_in_nobodys_way(tmp_path):
+    path = write_folder(tmp_path / "out", {"notes.txt": b"", ".cache/x.png": b""})
+    drawn = Drawing(tiny_model(), [0], np.array([0]), Sampling(num_steps=2))
+    open_folder(path, drawn.settings(), drawn.labels_by_seed)
+    assert json.loads((path / SETTINGS).read_text())["labels"] == {"0": 0}
