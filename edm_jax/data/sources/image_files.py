@@ -16,6 +16,7 @@ import numpy as np
 from edm_jax.data.sources import base as source_lib
 from edm_jax.data.sources import labels as labels_lib
 from edm_jax.data.sources.base import ImageSource
+from edm_jax.data.sources.class_folders import in_numbered_folders, labels_from_folders
 from edm_jax.data.sources.decode import decode_image, is_coloured, size_of
 from edm_jax.data.sources.labels import METADATA
 from edm_jax.data.sources.names import shown
@@ -115,7 +116,7 @@ class ImageFiles:
         path = shown(self._store.path)
         cure = "set use_labels=False (config.data.conditional=False)"
         metadata = labels_lib.read_metadata(self._store, names)
-        if metadata is not None:
+        if metadata is not None and metadata.decides:
             if metadata.labels is None:
                 raise ValueError(f"{metadata.where} holds no labels; {cure}")
             found = labels_lib.labels_from_metadata(metadata, names)
@@ -127,15 +128,16 @@ class ImageFiles:
                     stacklevel=4,
                 )
             return found
-        folders = labels_lib.labels_from_folders(names)
+        folders = labels_from_folders(names, metadata)
         if isinstance(folders, str):
-            raise ValueError(f"{path}: no labels: {folders}; move them, or {cure}")
+            raise ValueError(f"{path}: no labels: {folders}, or {cure}")
         if folders is None:
+            missing = f"no {METADATA}" if metadata is None else f'no key "labels" in {METADATA}'
+            running = " (folders of running numbers are none)"
             raise ValueError(
-                f"{path}: no labels: there is no {METADATA}, and no two or more class folders; "
-                f"add the file, or {cure}"
+                f"{path}: no labels: there is {missing}, and no two or more class folders"
+                f"{running if in_numbered_folders(names) else ''}; add them, or {cure}"
             )
-        self.notes += (folders.note,) if folders.note else ()
         return folders.labels, len(folders.names), folders.names
 
     def name(self, index: int) -> str:

@@ -1,4 +1,4 @@
-"""Labels of image files: from dataset.json, or from the folders that the images lie in.
+"""Labels of image files from dataset.json; see `class_folders` for those from folders.
 
 ``{"labels": [[name, label], ...], "label_names": [name of class 0, ...]}``: a label is a
 whole number or a list of numbers; the names may be left out.
@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import difflib
 import json
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from edm_jax.data.sources import base as source_lib
-from edm_jax.data.sources.names import clean, shown
+from edm_jax.data.sources.decode import has_image_extension
+from edm_jax.data.sources.names import clean, is_left_out, shown
 from edm_jax.data.sources.stores import FileStore
 
 METADATA = "dataset.json"
-# Folders of the EDM format are ranges of numbers, not classes.
-_NUMBERED = re.compile(r"\d{5}/img\d{8}\.png")
-_WHOLE = re.compile(r"[+-]?[0-9]+")
 _RULE = (
     "a label is a whole number from 0 on, or a list of numbers, all of one kind and length "
     '(names of classes go into "label_names")'
@@ -37,11 +35,13 @@ class Metadata:
       where: the file, for messages.
       labels: label by clean name of the image, relative to the store; None for null.
       label_names: of the classes, or None.
+      decides: whether it has the key "labels"; without it, class folders count.
     """
 
     where: str
     labels: dict[str, Any] | None
     label_names: tuple[str, ...] | None
+    decides: bool = True
 
 
 def enclosing_folders(names: Sequence[str]) -> list[str]:
@@ -65,15 +65,58 @@ def read_metadata(store: FileStore, names: Sequence[str]) -> Metadata | None:
       names: of the images, clean.
 
     Raises:
-      ValueError: if it is not of the form that this module states.
+      ValueError: if it is not of the form that this module states, or there are others where
+        they are not read, and it does not give labels.
     """
-    spelt = {clean(name).lower(): number for number, name in enumerate(store.names)}
+    spelt = {}
+    for number, name in enumerate(store.names):
+        name = clean(name)
+        if name.rsplit("/", 1)[-1].lower() == METADATA and not is_left_out(name):
+            spelt[name.lower()] = number
+    found = None
     for folder in enclosing_folders(names):
-        number = spelt.get(f"{folder}{METADATA}".lower())
+        number = spelt.pop(f"{folder}{METADATA}".lower(), None)
         if number is not None:
             where = f"{shown(store.path)}: {shown(clean(store.names[number]))}"
-            return _parse(store.read(number), where, folder)
-    return None
+            found = _parse(store.read(number), where, folder)
+            break
+    if spelt and (found is None or not found.labels):
+        others = [shown(clean(store.names[number])) for number in spelt.values()]
+        raise ValueError(
+            f"{shown(store.path)}: {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}: "
+            f"only one {METADATA}, in the folder that holds all images, is read; put all labels "
+            "there, give one of the folders, or leave labels out (--unlabelled of --mode=dataset, "
+            "config.data.conditional=False)"
+        )
+    return found
+
+
+def _check_keys(content: dict[str, Any], where: str) -> None:
+    """Raise ValueError for keys that are those of this module misspelt, or labels elsewhere."""
+    known = ("labels", "label_names")
+    for key, value in content.items():
+        if key in known:
+            continue
+        near = difflib.get_close_matches(key.strip().lower(), known, 1, cutoff=0.8)
+        if not near and "labels" not in content and _may_be_labels(key, value):
+            near = ["labels"]
+        if near:
+            raise ValueError(
+                f'{where}: unknown key {_cut(key)}; did you mean "{near[0]}"? Rename it or leave '
+                'it out (it is {"labels": [[file name, label], ...], "label_names": [...]})'
+            )
+
+
+def _may_be_labels(key: str, value: Any) -> bool:
+    if "label" in key.lower() or has_image_extension(key):
+        return True
+    if isinstance(value, dict):
+        return any(has_image_extension(name) for name in value)
+    pairs = value if isinstance(value, list) else []
+    return any(
+        isinstance(p, list) and p and isinstance(p[0], str) and has_image_extension(p[0])
+        for p in pairs
+    )
 
 
 def _parse(data: bytes, where: str, folder: str) -> Metadata:
@@ -84,10 +127,11 @@ def _parse(data: bytes, where: str, folder: str) -> Metadata:
         raise ValueError(
             f'{where} must be a JSON object such as {{"labels": null}} ({error}); repair it'
         ) from error
+    _check_keys(content, where)
     if label_names is not None:
         label_names = _check_names(label_names, where)
     if pairs is None:
-        return Metadata(where, None, label_names)
+        return Metadata(where, None, label_names, decides="labels" in content)
     well_formed = isinstance(pairs, list) and all(
         isinstance(p, list) and len(p) == 2 and isinstance(p[0], str) for p in pairs
     )
@@ -107,10 +151,11 @@ def _parse(data: bytes, where: str, folder: str) -> Metadata:
 
 
 def _check_names(names: Any, where: str) -> tuple[str, ...]:
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not texts or not names:
         raise ValueError(
             f'{where}: "label_names" must be a list of texts, one per class, got '
-            f"{str(names)[:80]}; repair it"
+            f"{str(names)[:80]}; repair it or leave it out"
         )
     twice = [name for name, count in collections.Counter(names).items() if count > 1]
     if twice:
@@ -188,67 +233,3 @@ def _like(value: Any, example: Any) -> bool:
     if type(example) is int:
         return type(value) is int
     return _is_vector(value) and len(value) == len(example)
-
-
-@dataclasses.dataclass(frozen=True)
-class ClassFolders:
-    """Classes by the folders that images lie in.
-
-    Attributes:
-      labels: ``(N,)`` int32.
-      names: of the classes.
-      note: a remark, or "".
-    """
-
-    labels: np.ndarray
-    names: tuple[str, ...]
-    note: str = ""
-
-
-def labels_from_folders(names: Sequence[str]) -> ClassFolders | str | None:
-    """Class = number of the top-level folder, below the folders that hold all images.
-
-    Folders are sorted by name, or by value where all are whole numbers.
-
-    Args:
-      names: of all images, clean.
-
-    Returns:
-      The classes; or a text, why folders that look like classes cannot be; or None if
-      nothing looks like classes.
-    """
-    folder = enclosing_folders(names)[-1]
-    inner = [name[len(folder) :] for name in names]
-    if all(_NUMBERED.fullmatch(name) for name in inner):
-        return None
-    tops = [name.split("/", 1)[0] if "/" in name else None for name in inner]
-    classes = sorted({top for top in tops if top is not None})
-    if len(classes) < 2:
-        return None
-    if None in tops:
-        outside = [name for name, top in zip(names, tops, strict=True) if top is None]
-        return (
-            f"{len(classes)} folders look like classes, but {len(outside)} of {len(names)} images "
-            f"lie in none of them, for example {shown(outside[0])}"
-        )
-    if all(_WHOLE.fullmatch(name) for name in classes):
-        classes.sort(key=lambda name: (int(name), name))
-    number = {name: i for i, name in enumerate(classes)}
-    labels = np.array([number[top] for top in tops], np.int32)
-    return ClassFolders(labels, tuple(shown(name) for name in classes), _splits(classes, inner))
-
-
-_SPLITS = frozenset(("train", "training", "test", "testing", "val", "valid", "validation", "dev"))
-
-
-def _splits(classes: Sequence[str], names: Sequence[str]) -> str:
-    """A remark where the classes are probably the splits of a data set."""
-    if not all(name.lower() in _SPLITS for name in classes):
-        return ""
-    below = {name.split("/")[1] for name in names if name.count("/") > 1}
-    if len(below) < 2:
-        return ""
-    return (
-        f"the classes are the folders {', '.join(classes)}, which hold folders themselves "
-        f"({', '.join(sorted(below)[:3])}, ...): to have those as classes, give one of the former"
-    )

@@ -19,6 +19,7 @@ import numpy as np
 
 from edm_jax.data.sources import cifar
 from edm_jax.data.sources import labels as labels_lib
+from edm_jax.data.sources.class_folders import in_numbered_folders, labels_from_folders
 from edm_jax.data.sources.decode import Colour, is_coloured, open_image
 from edm_jax.data.sources.names import shown
 from edm_jax.data.sources.stores import WEIGHTS_ENDINGS, FileStore, find_images, open_store
@@ -165,7 +166,7 @@ def _find_labels(
     if not names:
         return none, None, ()
     metadata = labels_lib.read_metadata(store, names)
-    if metadata is not None:
+    if metadata is not None and metadata.decides:
         if not metadata.labels:  # null, or an empty list
             return none, None, (f"no labels: {metadata.where} says that there are none",)
         known = [name for name in names if name in metadata.labels]
@@ -175,20 +176,23 @@ def _find_labels(
                 f"the images, such as {shown(names[0])!r}; repair it, or convert with --unlabelled"
             )
         _, _, label_names = labels_lib.labels_from_metadata(metadata, known)
-        extra = len(metadata.labels) - len(known)
+        extra = len(metadata.labels.keys() - set(known))
         notes = (f"{extra} labels of {metadata.where} belong to no image",) if extra else ()
         labels = [labels_lib.plain_label(metadata.labels.get(name)) for name in names]
         return labels, label_names, notes
-    folders = labels_lib.labels_from_folders(names)
+    folders = labels_from_folders(names, metadata)
     if isinstance(folders, str):
-        raise ValueError(
-            f"source {shown(store.path)}: {folders}; move them into a class or away, or convert "
-            "with --unlabelled"
-        )
+        raise ValueError(f"source {shown(store.path)}: {folders}, or convert with --unlabelled")
     if folders is not None:
-        return folders.labels.tolist(), folders.names, (folders.note,) if folders.note else ()
-    text = "no labels: no dataset.json, and no two or more class folders"
-    return none, None, (text,) if any("/" in name for name in names) else ()
+        return folders.labels.tolist(), folders.names, ()
+    missing = "no dataset.json" if metadata is None else f'no key "labels" in {metadata.where}'
+    numbered = in_numbered_folders(names)
+    text = f"no labels: {missing}, and " + (
+        "folders are those of running numbers (as in the EDM format), not classes"
+        if numbered
+        else "no two or more class folders"
+    )
+    return none, None, (text,) if metadata or any("/" in name for name in names) else ()
 
 
 def _open_lmdb(path: str, background: Colour | None) -> RawImages:

@@ -188,7 +188,8 @@ def test_names_of_classes_in_dataset_json(make):
 @pytest.mark.parametrize(
     ("names", "message"),
     [("cat", "must be a list of texts"), ([1, 2], "must be a list of texts"),
-     (["a", "a"], "'a' twice"), (["a"], "lie in \\[0, 1\\), got 1 to 1"), ([], "lie in")],
+     (["a", "a"], "'a' twice"), (["a"], "lie in \\[0, 1\\), got 1 to 1"),
+     ([], "one per class, got \\[\\]")],
 )  # fmt: skip
 def test_bad_names_of_classes(make, names, message):
     metadata = {"labels": COMPLETE, "label_names": names}
