@@ -85,7 +85,7 @@ def parse_background(text: str | None) -> Colour | None:
         colour = ImageColor.getrgb(text.strip())
     except ValueError:
         colour = ()
-    if len(colour) != 3:
+    if len(colour) != 3 or not all(0 <= part <= 255 for part in colour):
         raise ValueError(f"background must be a colour, such as white or #ff8000, got {text!r}")
     return colour
 
@@ -219,7 +219,7 @@ def _to_grey_or_rgb(image: Image.Image, background: Colour | None) -> Image.Imag
     if mode in ("I", "F"):
         raise ValueError(f"pixels of type {mode} (32 bits) have no defined 8-bit range")
     if "transparency" in image.info or mode in ("LA", "La", "PA", "RGBA", "RGBa"):
-        grey = mode in ("L", "1", "LA", "La")
+        grey = mode in ("L", "1", "LA", "La") or _grey_palette(image)
         image = image.convert("RGBA")
         if image.getextrema()[3][0] < 255:
             if background is None:
@@ -231,7 +231,16 @@ def _to_grey_or_rgb(image: Image.Image, background: Colour | None) -> Image.Imag
             canvas = Image.new("RGBA", image.size, (*background, 255))
             image = Image.alpha_composite(canvas, image)
         return image.convert("RGB").convert("L" if grey else "RGB")
-    return image.convert("L" if mode in ("1", "L") else "RGB")
+    return image.convert("L" if mode in ("1", "L") or _grey_palette(image) else "RGB")
+
+
+def _grey_palette(image: Image.Image) -> bool:
+    """Whether all colours that are used of a palette are grey, as small PNG and GIF files have."""
+    if image.mode not in ("P", "PA"):
+        return False
+    pixels = np.asarray(image.convert("RGBA"))
+    seen = pixels[pixels[:, :, 3] > 0][:, :3]
+    return bool((seen == seen[:, :1]).all())
 
 
 def _decode_png_fast(data: bytes) -> np.ndarray | None:

@@ -323,7 +323,7 @@ def test_background(tmp_path):
     expected[3, 4] = (255, 128, 0)
     np.testing.assert_array_equal(first, expected)
     np.testing.assert_array_equal(second, np.broadcast_to((255, 128, 0), (16, 16, 3)))
-    for bad in ("", "chalk", "rgba(1, 2, 3, 4)", "#12345"):
+    for bad in ("", "chalk", "rgba(1, 2, 3, 4)", "#12345", "rgb(300, 0, 0)"):
         with pytest.raises(ValueError, match="background must be a colour, such as white"):
             convert(source, tmp_path / "bad.zip", background=bad)
 

@@ -208,3 +208,40 @@ def test_image_names():
     for bad in ("a.txt", "png", ".png", "b/.png", "x.eps", "x.pdf", "x.heic"):
         assert not decode.has_image_extension(bad), bad
     assert decode.has_unread_extension("x.HEIC") and not decode.has_unread_extension("x.txt")
+
+
+def _as_palette(pixels, fmt, *, extra=(), **options):
+    """Stored as numbers of colours, of which ``extra`` are not used."""
+    colours, index = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True)
+    image = Image.fromarray(index.reshape(pixels.shape[:2]).astype(np.uint8), "P")
+    image.putpalette(
+        np.concatenate([colours, np.reshape(extra, (-1, 3))]).astype(np.uint8).tobytes()
+    )
+    return encode(image, fmt, **options)
+
+
+@pytest.mark.parametrize("fmt", ["png", "gif", "tiff"])
+def test_grey_stored_with_a_palette_is_grey(fmt):
+    grey = np.repeat((GREY // 16 * 16)[..., None], 3, axis=2)
+    for extra in ([], [[255, 0, 0]]):
+        data = _as_palette(grey, fmt, extra=extra)
+        out = decode.decode_image(data, "x")
+        assert out.shape == (12, 20, 1) and not decode.is_coloured(data, "x")
+        np.testing.assert_array_equal(out, grey[..., :1])
+    grey[3, 4] = (16, 16, 17)
+    data = _as_palette(grey, fmt)
+    np.testing.assert_array_equal(decode.decode_image(data, "x"), grey)
+    assert decode.is_coloured(data, "x")
+
+
+def test_a_transparent_grey_palette():
+    """What shows is grey, or as the background."""
+    pixels = np.full((4, 4, 3), 80, np.uint8)
+    pixels[0] = 40  # the lower is number 0
+    data = _as_palette(pixels, "png", transparency=0)
+    for background, expected in (((255, 255, 255), (4, 4, "L")), ((255, 0, 0), (4, 4, "RGB"))):
+        image = decode.open_image(data, "x", background)[0]
+        assert (*image.size, image.mode) == expected
+        top = np.asarray(image)[0, 0].tolist()
+        assert top == (255 if image.mode == "L" else [255, 0, 0])
+        assert decode.is_coloured(data, "x", background) == (image.mode == "RGB")
