@@ -48,11 +48,13 @@ def drawn_labels(model: Model, seeds: Iterable[int] | ArrayLike) -> np.ndarray |
     """The class that each seed draws where none is asked for, of those trained on.
 
     Returns:
-      ``(n,)`` int32; None without classes.
+      ``(n,)`` int32; ``(n, num_classes)`` float32, of `Model.label_vectors`, where labels are
+      vectors; None without classes.
     """
     if not model.num_classes:
         return None
-    classes = np.asarray(model.classes, np.int32)
+    vectors = model.label_vectors
+    classes = np.asarray(model.classes, np.int32) if vectors is None else vectors
     keys = seeds_lib.image_keys(seeds)
     return classes[np.asarray(seeds_lib.random_labels(keys, len(classes)))]
 

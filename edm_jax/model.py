@@ -232,6 +232,12 @@ class Model:
         return tuple(range(self.num_classes) if present is None else present)
 
     @property
+    def label_vectors(self) -> np.ndarray | None:
+        """Some labels of training, ``(n, num_classes)`` float32, where these are no classes."""
+        vectors = (self.description.get("data") or {}).get("label_vectors")
+        return None if vectors is None else np.asarray(vectors, np.float32)
+
+    @property
     def label_names(self) -> tuple[str, ...] | None:
         """Names of the classes, if known."""
         names = self.description.get("label_names")

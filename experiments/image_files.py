@@ -27,7 +27,7 @@ from edm_jax.generate import Sampling
 from edm_jax.model import Model, check_labels
 from edm_jax.train.sharding import batch_sharding, make_mesh
 from edm_jax.typing import ArrayLike
-from experiments.sample_folders import SETTINGS, open_folder, write_classes
+from experiments.sample_folders import SETTINGS, metadata, open_folder, write_classes
 from experiments.workdir import WorkdirError, prepare, to_json
 
 MAX_SEEDS = 100_000_000
@@ -71,7 +71,8 @@ def labels_of(text: str | None, model: Model, seeds: Sequence[int]) -> np.ndarra
     A number is the index of a class; anything else is taken for names of classes.
 
     Returns:
-      ``(n,)`` integers; None for an unconditional model.
+      ``(n,)`` integers; ``(n, K)`` numbers where labels are vectors; None for an unconditional
+      model.
 
     Raises:
       ValueError: for labels that the model has not, or another number of them.
@@ -80,6 +81,12 @@ def labels_of(text: str | None, model: Model, seeds: Sequence[int]) -> np.ndarra
         return generate.drawn_labels(model, seeds)
     if not model.num_classes:
         raise ValueError(f"--labels={text}: the model is unconditional; leave --labels out")
+    if model.label_vectors is not None:
+        raise ValueError(
+            f"--labels={text}: the model was trained on label vectors of {model.num_classes} "
+            "numbers, not on classes; leave --labels out (every seed draws one of those), or give "
+            "vectors in Python: edm_jax.sample(model, seeds, labels)"
+        )
     labels = np.asarray(_class_indices(text, model))
     if len(labels) not in (1, len(seeds)):
         raise ValueError(
@@ -149,12 +156,17 @@ class Drawing:
         return cost
 
     @property
-    def labels_by_seed(self) -> dict[str, int] | None:
-        """The class of every seed, as settings.json has them."""
-        if self.labels is None:
+    def plain_labels(self) -> list[Any] | None:
+        """The class of every image, or its label vector, as JSON has them."""
+        return None if self.labels is None else np.asarray(self.labels).tolist()
+
+    @property
+    def labels_by_seed(self) -> dict[str, Any] | None:
+        """The label of every seed, as settings.json has them."""
+        labels = self.plain_labels
+        if labels is None:
             return None
-        pairs = zip(self.seeds, self.labels, strict=True)
-        return {str(seed): int(label) for seed, label in pairs}
+        return {str(seed): label for seed, label in zip(self.seeds, labels, strict=True)}
 
     def told(self) -> str:
         """How many images, and what each costs."""
@@ -192,7 +204,7 @@ def write_images(drawn: Drawing, outdir: pathlib.Path, *, subdirs: bool = False)
         print(f"{len(seeds) - len(missing)} of {len(seeds)} images are there already")
     if missing:
         _write_missing(drawn, outdir, missing, subdirs)
-    write_classes(outdir)
+    write_classes(outdir, drawn.model.label_names)
     print(f"{drawn.told()}: {outdir}/{'<thousand>/' if subdirs else ''}<seed>.png")
 
 
@@ -216,17 +228,16 @@ def write_archive(drawn: Drawing, file: pathlib.Path, *, subdirs: bool = False) 
     """Write all images as one ``.npz`` or ``.zip``, whole or not at all; see `write_images`.
 
     An ``.npz`` has the images ``(n, H, W, C)`` uint8 as ``arr_0`` and the classes as ``arr_1``,
-    as published programs have them, and ``seeds`` and ``settings``.
+    as published programs have them (or label vectors), and ``seeds`` and ``settings``.
 
     Raises:
       WorkdirError: the file is there, or cannot be written.
     """
-    seeds, labels = drawn.seeds, drawn.labels
+    seeds, classes = drawn.seeds, drawn.plain_labels
     if file.exists():
         raise WorkdirError(f"--outdir={file} exists; delete it or choose another name")
     prepare(file.parent, "outdir")
     settings = json.dumps(drawn.settings())
-    classes = None if labels is None else [int(label) for label in labels]
     seeds_array = np.asarray(seeds)
     images = drawn.stream()
     with files.replacing(file) as temporary, drawing.progress_bar(len(seeds), "samples") as bar:
@@ -251,8 +262,8 @@ def write_archive(drawn: Drawing, file: pathlib.Path, *, subdirs: bool = False) 
                     bar.update(len(some))
                 archive.writestr(SETTINGS, settings)
                 if classes is not None:
-                    pairs = [list(pair) for pair in zip(names, classes, strict=True)]
-                    archive.writestr(METADATA, json.dumps({"labels": pairs}))
+                    pairs = list(zip(names, classes, strict=True))
+                    archive.writestr(METADATA, metadata(pairs, drawn.model.label_names))
     print(f"{drawn.told()}: {file}")
 
 
@@ -290,7 +301,7 @@ def write_grid(drawn: Drawing, outdir: pathlib.Path, *, name: str) -> None:
     columns = max(1, round(len(images) ** 0.5))
     told = settings | {"seeds": list(seeds)}
     if labels is not None:
-        told["labels"] = [int(label) for label in labels]
+        told["labels"] = drawn.plain_labels
     sheets.sample_grid(outdir / name, images, columns, told=told)
     print(f"{drawn.told()}: {outdir / name}")
 
@@ -310,7 +321,7 @@ def write_decoding(drawn: Drawing, outdir: pathlib.Path, *, name: str) -> None:
     seeds = list(drawn.seeds)
     told = settings | {"seeds": seeds}
     if drawn.labels is not None:
-        told["labels"] = [int(label) for label in drawn.labels]
+        told["labels"] = drawn.plain_labels
     num_values = build(**drawn.model.description["process"]).num_values
     decoding_sheet(
         outdir / name, visited.x, visited.known, num_values,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edm_jax.data.sources.decode import has_image_extension
@@ -18,14 +18,14 @@ FOLLOWS = ("nfe", "network_rows")
 
 
 def open_folder(
-    outdir: pathlib.Path, settings: Mapping[str, Any], labels: Mapping[str, int] | None
+    outdir: pathlib.Path, settings: Mapping[str, Any], labels: Mapping[str, Any] | None
 ) -> None:
     """Prepare a folder for images, or refuse one that holds others.
 
     Args:
       outdir: created if need be.
       settings: what its images share; stands in settings.json afterwards.
-      labels: the class of every seed, which are remembered there; None without classes.
+      labels: the class of every seed, or label vector, remembered there; None without classes.
 
     Raises:
       WorkdirError: if it cannot be written, its images are of other settings, or it holds
@@ -75,7 +75,7 @@ def _foreign(outdir: pathlib.Path) -> str:
     return "" if name is None else f"images, such as {name}"
 
 
-def _both(there: dict[str, Any], labels: dict[str, int] | None) -> dict[str, int] | None:
+def _both(there: dict[str, Any], labels: dict[str, Any] | None) -> dict[str, Any] | None:
     """The labels of all seeds, where those of both agree; adds the new ones to ``there``."""
     old = there["labels"]
     if isinstance(old, dict) and labels is not None:
@@ -86,8 +86,16 @@ def _both(there: dict[str, Any], labels: dict[str, int] | None) -> dict[str, int
     return labels
 
 
-def write_classes(outdir: pathlib.Path) -> None:
-    """dataset.json: the classes of the images that are there, so that they are a data set."""
+def metadata(pairs: Sequence[Sequence[Any]], label_names: Sequence[str] | None) -> str:
+    """dataset.json of drawn images: names with labels, and the names of the classes if known."""
+    content: dict[str, Any] = {"labels": [list(pair) for pair in pairs]}
+    if label_names is not None:
+        content["label_names"] = list(label_names)
+    return json.dumps(content) + "\n"
+
+
+def write_classes(outdir: pathlib.Path, label_names: Sequence[str] | None) -> None:
+    """dataset.json: the labels of the images that are there, so that they are a data set."""
     labels = json.loads((outdir / SETTINGS).read_text())["labels"]
     if labels is None:
         return
@@ -97,4 +105,4 @@ def write_classes(outdir: pathlib.Path) -> None:
         stem = pathlib.Path(name).stem
         if stem.isdigit() and str(int(stem)) in labels:
             pairs.append([name, labels[str(int(stem))]])
-    write_atomically(outdir / METADATA, json.dumps({"labels": pairs}) + "\n")
+    write_atomically(outdir / METADATA, metadata(pairs, label_names))

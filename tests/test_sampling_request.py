@@ -156,6 +156,22 @@ def test_drawn_labels_are_those_of_the_images():
     assert generate.drawn_labels(tiny_model(0), range(4)) is None
 
 
+def test_label_vectors_are_drawn_from_those_trained_on():
+    model, kept = tiny_model(), [[0.5, -1.0, 2.0], [1.0, 2.0, 3.0]]
+    vectors = from_description(
+        {**model.description, "data": {"label_vectors": kept}}, model.variables
+    )
+    drawn = generate.drawn_labels(vectors, range(200))
+    assert drawn.shape == (200, 3) and {tuple(row) for row in drawn} == set(map(tuple, kept))
+    np.testing.assert_array_equal(drawn[50:60], generate.drawn_labels(vectors, range(50, 60)))
+    np.testing.assert_allclose(
+        draw(range(4), model=vectors), draw(range(4), drawn[:4], model=vectors), **PIXELS
+    )
+    for bad in ([], "abc", [[1.0, 2.0]], [[1.0, 2.0, float("nan")]], [["a", "b", "c"]], [1.0]):
+        with pytest.raises(WeightsError, match=r"label_vectors must be lists of 3 numbers"):
+            from_description({**model.description, "data": {"label_vectors": bad}}, model.variables)
+
+
 def test_only_classes_that_had_images_are_drawn():
     model = tiny_model()
     whole = generate.drawn_labels(model, range(200))

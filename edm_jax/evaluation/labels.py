@@ -36,9 +36,11 @@ def asked_labels(model: Model, source: ImageSource | None, count: int) -> np.nda
       count: how many.
 
     Returns:
-      ``(count,)`` classes; ``(count, K)`` labels of the first images, over and over, where
-      these are vectors; None without labels.
+      ``(count,)`` classes; ``(count, K)`` labels of the first images (or those that the model
+      keeps), over and over, where these are vectors; None without labels.
     """
+    if model.num_classes and source is None and model.label_vectors is not None:
+        return model.label_vectors[np.arange(count) % len(model.label_vectors)]
     if not model.num_classes or source is None or not has_label_vectors(source):
         return balanced_labels(model.classes, count)
     labels = getattr(source, "labels", None)

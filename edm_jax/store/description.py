@@ -6,7 +6,8 @@
      ("process": {"name": "absorbing" | "upscale", arguments} instead, where "kind" is "ardm")
      "image_shape": [H, W, C], "num_classes": label_dim, "label_names": null or [...],
      "progress": null or {"nimg", "kimg", "step"}, "data": {"num_images" of a run,
-     "classes": those with images, where others have none, ...},
+     "classes": those with images, where others have none,
+     "label_vectors": some of the labels, where these are vectors that are no classes, ...},
      "source": {"file", "sha256", "format", "class_name", "licence", ...}}
 
 An infinite or default sigma_min, sigma_max is left out of ``precond``: JSON has no infinity.
@@ -257,6 +258,8 @@ def _check_data(description: Mapping[str, Any]) -> None:
     data = description.get("data")
     if isinstance(data, dict) and (present := data.get("classes")) is not None:
         _check_classes(present, classes)
+    if isinstance(data, dict) and (vectors := data.get("label_vectors")) is not None:
+        _check_vectors(vectors, classes)
 
 
 def _check_classes(present: object, num_classes: int) -> None:
@@ -269,6 +272,20 @@ def _check_classes(present: object, num_classes: int) -> None:
     ):
         raise WeightsError(
             f"data: classes must ascend within 0..{num_classes - 1}, got {show(present)}"
+        )
+
+
+def _check_vectors(vectors: object, num_classes: int) -> None:
+    """Raise WeightsError unless these are label vectors of finite numbers."""
+    good = isinstance(vectors, list) and all(
+        isinstance(row, list)
+        and len(row) == num_classes
+        and all(type(x) in (int, float) and math.isfinite(x) for x in row)
+        for row in vectors
+    )
+    if not good or not vectors:
+        raise WeightsError(
+            f"data: label_vectors must be lists of {num_classes} numbers, got {show(vectors)}"
         )
 
 

@@ -83,7 +83,7 @@ def run(values: types.SimpleNamespace) -> None:
         for i, image in enumerate(to_uint8(images)):
             save_image(outdir / image_name(i), image)
             bar.update(1)
-    _write_classes(outdir, model.label_rows(labels, len(codes)), codes)
+    _write_classes(outdir, model.label_rows(labels, len(codes)), codes, model.label_names)
     print(f"{len(images)} images: {outdir}/<number>.png")
 
 
@@ -134,18 +134,17 @@ def _labels(text: str | None, model: Any, count: int) -> Any:
     return labels_of(text, model, range(count))
 
 
-def _write_classes(outdir: pathlib.Path, rows: Any, codes: Codes) -> None:
+def _write_classes(outdir: pathlib.Path, rows: Any, codes: Codes, label_names: Any) -> None:
     """dataset.json: the classes of the images, so that they are a data set."""
-    import json
-
     import numpy as np
 
     from edm_jax.data.sources.labels import METADATA
     from experiments.flow_images import one_class_each
     from experiments.image_files import image_name
+    from experiments.sample_folders import metadata
     from experiments.workdir import write_atomically
 
     classes = one_class_each(codes.rows if rows is None else np.asarray(rows))
     if classes is not None:
         pairs = [[image_name(i), int(label)] for i, label in enumerate(classes)]
-        write_atomically(outdir / METADATA, json.dumps({"labels": pairs}) + "\n")
+        write_atomically(outdir / METADATA, metadata(pairs, label_names))

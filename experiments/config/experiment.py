@@ -18,7 +18,7 @@ from edm_jax.ardm.registry import network_sizes
 from edm_jax.ardm.request import Decoding
 from edm_jax.augment.drawing import AugmentPipe
 from edm_jax.augment.pipe import augment
-from edm_jax.data.sources.base import ImageSource, present_classes
+from edm_jax.data.sources.base import ImageSource, example_vectors, present_classes
 from edm_jax.generate import Sampling
 from edm_jax.model import describe
 from edm_jax.noise import NoiseDistribution, WeightFn
@@ -284,6 +284,8 @@ class Experiment:
         data: dict[str, Any] = {"num_images": len(source)}
         if present is not None and len(present) < source.num_classes:
             data["classes"] = list(present)
+        if source.num_classes and (vectors := example_vectors(source)) is not None:
+            data["label_vectors"] = vectors
         if getattr(source, "alphabet", None):
             data["alphabet"] = source.alphabet
         parts: dict[str, Any] = {"precond": self.precond}

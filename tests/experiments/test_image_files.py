@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from edm_jax import generate
+from edm_jax.data.sources.image_files import open_images
 from edm_jax.generate import Sampling
 from edm_jax.guidance import classifier_free
 from edm_jax.model import from_description
 from experiments.image_files import Drawing, are_names, labels_of, write_grid, write_images
-from experiments.sample_folders import SETTINGS, open_folder
+from experiments.sample_folders import SETTINGS, metadata, open_folder, write_classes
 from experiments.workdir import WorkdirError
-from tests.support.made_images import write_folder
+from tests.support.made_images import encode, noise, write_folder
 from tests.test_generate import tiny_model
 
 
@@ -98,3 +99,36 @@ def test_other_files_are_in_nobodys_way(tmp_path):
     drawn = Drawing(tiny_model(), [0], np.array([0]), Sampling(num_steps=2))
     open_folder(path, drawn.settings(), drawn.labels_by_seed)
     assert json.loads((path / SETTINGS).read_text())["labels"] == {"0": 0}
+
+
+def drawn_folder(path, model, seeds):
+    """A folder as `write_images` leaves it, the pixels apart."""
+    drawn = Drawing(model, seeds, labels_of(None, model, seeds), Sampling(num_steps=2))
+    open_folder(path, drawn.settings(), drawn.labels_by_seed)
+    write_folder(path, {f"{seed:06d}.png": encode(noise(4, 4)) for seed in seeds})
+    write_classes(path, model.label_names)
+    return drawn, open_images(path, use_labels=True)
+
+
+def test_drawn_images_are_a_data_set_with_names_of_classes(tmp_path):
+    model = named("ant", "cat", "dog")
+    drawn, source = drawn_folder(tmp_path, model, [3, 4, 9])
+    assert source.label_names == ("ant", "cat", "dog")
+    assert source.labels.tolist() == drawn.labels.tolist()
+    assert json.loads(metadata([("0.png", 2)], None)) == {"labels": [["0.png", 2]]}
+
+
+def test_label_vectors_are_drawn_and_recorded(tmp_path):
+    model, kept = tiny_model(), [[0.5, -1.0, 2.0], [0.25, 0.0, 3.0]]
+    data = {"data": {"label_vectors": kept}}
+    model = from_description(model.description | data, model.variables)
+    drawn, source = drawn_folder(tmp_path, model, list(range(8)))
+    # Of 8 draws, not all are the same vector: a chance of 2^-7, and seeds are fixed.
+    assert {tuple(row) for row in source.labels.tolist()} == set(map(tuple, kept))
+    np.testing.assert_array_equal(source.labels, drawn.labels)
+    told = json.loads((tmp_path / SETTINGS).read_text())["labels"]
+    assert told["5"] == drawn.labels[5].tolist()
+    open_folder(tmp_path, drawn.settings(), drawn.labels_by_seed)  # the same request goes on
+    for text in ("1", "0-2", "cat"):
+        with pytest.raises(ValueError, match=rf"--labels={text}: .* label vectors of 3 numbers"):
+            labels_of(text, model, [0])

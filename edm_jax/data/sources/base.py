@@ -127,6 +127,21 @@ def class_indices(labels: np.ndarray) -> np.ndarray | None:
     return labels.argmax(axis=1).astype(np.int32) if one_hot else None
 
 
+# Numbers of label vectors that a model keeps: enough to draw from, few beside its weights.
+_KEPT_VECTORS, _KEPT_NUMBERS = 64, 4096
+
+
+def example_vectors(source: ImageSource) -> list[list[float]] | None:
+    """Some of the labels, all different, where they are vectors that are no classes; else None."""
+    labels = getattr(source, "labels", None)
+    if labels is None or not len(labels) or class_indices(labels) is not None:
+        return None
+    count = max(1, min(_KEPT_VECTORS, _KEPT_NUMBERS // labels.shape[1]))
+    spread = np.linspace(0, len(labels) - 1, min(len(labels), 16 * count)).astype(int)
+    found = dict.fromkeys(tuple(row) for row in np.asarray(labels)[spread].tolist())
+    return [list(row) for row in list(found)[:: max(1, len(found) // count)][:count]]
+
+
 def check_label_names(names: Sequence[str] | None, num_classes: int) -> tuple[str, ...] | None:
     """``names`` as a tuple; ValueError unless there is one per class."""
     if names is None:

@@ -131,3 +131,23 @@ def test_classes_that_have_images():
     eye = np.eye(5, dtype=np.float32)
     assert base.present_classes(base.ArraySource(images, eye[[4, 1, 1, 4]])) == (1, 4)
     assert base.present_classes(base.ArraySource(images, eye[[4, 1, 1, 4]] * 2)) is None
+
+
+def test_some_of_the_label_vectors_are_kept():
+    images = np.zeros((200, 2, 2, 1), np.uint8)
+    vectors = np.repeat(
+        np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32), 2, axis=0
+    )
+    found = base.example_vectors(base.ArraySource(images, vectors))
+    assert len(found) == 64 and len({tuple(row) for row in found}) == 64
+    assert {tuple(row) for row in found} <= {tuple(row) for row in vectors.tolist()}
+    assert base.example_vectors(base.ArraySource(images[:3], vectors[:3])) == [
+        vectors[0].tolist(), vectors[2].tolist()
+    ]  # fmt: skip
+    # Long ones are few: 4096 numbers in all, one vector at least.
+    for width, count in ((1024, 4), (5000, 1)):
+        wide = np.random.default_rng(0).normal(size=(10, width)).astype(np.float32)
+        assert len(base.example_vectors(base.ArraySource(images[:10], wide))) == count
+    one_hot = np.eye(3, dtype=np.float32)[[0, 2, 1]]
+    for labels in (one_hot, np.array([0, 1, 2]), None):
+        assert base.example_vectors(base.ArraySource(images[:3], labels)) is None

@@ -11,6 +11,7 @@ import pytest
 from configs import cifar10, digits, tiny
 from edm_jax import models
 from edm_jax.augment.drawing import EDM_AUGMENT
+from edm_jax.data.sources.base import ArraySource
 from edm_jax.noise import EdmWeight, LogNormal
 from edm_jax.train import objectives
 from experiments.config import build
@@ -92,7 +93,10 @@ def test_the_sizes_of_a_network_are_those_of_the_data():
     assert experiment.build_network(DataShape((8, 8, 3), 5), remat="blocks").remat == "blocks"
     description = experiment.description(_Described(DataShape((8, 8, 3), 5)))
     assert description["network"]["name"] == "SongUNet" and description["num_classes"] == 5
-    assert description["precond"]["name"] == "iddpm"
+    assert description["precond"]["name"] == "iddpm" and "label_vectors" not in description["data"]
+    vectors = np.float32([[0.5, 0, 0, 0, 2], [1, 2, 3, 4, 5]])
+    source = ArraySource(np.zeros((2, 8, 8, 3), np.uint8), vectors)
+    assert experiment.description(source)["data"]["label_vectors"] == vectors.tolist()
 
 
 class _Described:
