@@ -26,6 +26,7 @@ from experiments.config.groups import ConfigError
 from experiments.evaluation_request import (
     asked_of,
     chosen_models,
+    class_of,
     directory_of,
     features_of,
     identity,
@@ -146,6 +147,7 @@ def models(values: types.SimpleNamespace) -> None:
             f"--workdir={values.workdir} is a model of sequences, which no metric is for; "
             "--mode=likelihood tells its bits per token"
         )
+    asked["labels"] = class_of(asked["labels"], first)
     guidance = guidance_flags.build(values, first, asked["sampling"])
     requests.check_request(first, asked["sampling"], guidance)
     folder = values.outdir or values.workdir / evaluations.FOLDER

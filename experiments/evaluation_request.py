@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import pathlib
 import types
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ import jax
 
 from edm_jax import requests
 from edm_jax.evaluation import protocol
+from edm_jax.evaluation.labels import BALANCED, RANDOM
 from edm_jax.metrics.registry import parse
 from edm_jax.model import Model
 from edm_jax.sampling import Sampling
@@ -94,6 +96,24 @@ def asked_of(values: types.SimpleNamespace, model: Model | None) -> dict[str, An
         "features": features_of(values, own.weights),
         "batch_size": values.batch_size or (experiment.sample_batch if experiment else 64),
     }
+
+
+def class_of(labels: str | int, model: Model) -> str | int:
+    """``labels`` with the name of a class as its index.
+
+    Raises:
+      ValueError: for what is no word of `evaluation.labels` and no name of a class.
+    """
+    names = model.label_names or ()
+    if labels in (BALANCED, RANDOM) or not isinstance(labels, str):
+        return labels
+    if labels not in names:
+        near = difflib.get_close_matches(labels, names, 1)
+        raise ValueError(
+            f"labels must be {BALANCED}, {RANDOM} or a class index{' or name' if names else ''}, "
+            f"got {labels!r}" + (f"; did you mean {near[0]!r}" if near else "")
+        )
+    return names.index(labels)
 
 
 def _base(experiment: Any, model: Model | None) -> Any:

@@ -22,9 +22,7 @@ from experiments.config.flag import UsageError
 
 
 def _labels(text: str) -> str | int:
-    from experiments.config.options import label_choice
-
-    return label_choice(text)
+    return int(text) if text.isdecimal() else text  # names are those of the model
 
 
 FLAGS = (
@@ -54,7 +52,7 @@ FLAGS = (
     flags.integer("first_seed", "The seeds are this and those after it.", least=0, example="0"),
     flags.integer("blocks", "Blocks of so many images each; the paper has 3.", least=1,
                   example="3"),
-    flags.Flag("labels", "balanced, random (as each seed draws), or one class.",
+    flags.Flag("labels", "balanced, random (as each seed draws), or one class, index or name.",
                convert=_labels, example="random"),
     flags.text("metrics", "Which metrics.", example="fid,kid,is,pr"),
     flags.text("reference", "Files of statistics; by default those of the data are made.",

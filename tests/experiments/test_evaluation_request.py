@@ -6,7 +6,9 @@ import types
 import pytest
 
 from experiments.config.flag import UsageError
-from experiments.evaluation_request import chosen_models
+from experiments.evaluation_request import chosen_models, class_of
+from tests.experiments.test_image_files import named
+from tests.test_generate import tiny_model
 
 
 @pytest.fixture
@@ -39,3 +41,13 @@ def test_models(run):
 def test_words_that_name_none(run, word):
     with pytest.raises(UsageError, match="write all, or the number of the last ones as last:5"):
         asked(run, word)
+
+
+def test_names_of_classes():
+    model = named("ant", "cat", "7")
+    for given, expected in (("cat", 1), (2, 2), (7, 7), ("random", "random"), ("7", 2)):
+        assert class_of(given, model) == expected
+    with pytest.raises(ValueError, match="random or a class index or name, got 'cta'; did you m"):
+        class_of("cta", model)
+    with pytest.raises(ValueError, match="labels must be balanced, random or a class index, got"):
+        class_of("cat", tiny_model())
