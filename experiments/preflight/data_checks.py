@@ -22,6 +22,8 @@ QUICK_HEADERS = 10_000
 # Sigma_data may be off by this factor from the data before it is remarked on: the paper has
 # 0.5 for all of its data sets.
 SIGMA_DATA_FACTOR = 1.25
+# Below this, which is less than one of 255 levels, images show nothing.
+LEAST_STD = 0.005
 
 
 def check_data(
@@ -188,6 +190,9 @@ def check_labels(findings: Findings, labels: np.ndarray, source: ImageSource) ->
 
 def _doubtful_sigma_data(experiment: Experiment, std: float) -> Iterator[str]:
     stated = list(stated_sigma_data(experiment))
+    if std < LEAST_STD:
+        yield "the images looked at are all of one level of grey: there is nothing to learn"
+        return
     for key, value in stated[:1]:
         if not value / SIGMA_DATA_FACTOR <= std <= value * SIGMA_DATA_FACTOR:
             yield (

@@ -41,8 +41,8 @@ class ImageFiles:
 
     Raises:
       ValueError: if there are no images, no labels with ``use_labels``, or the first
-        image is not ``resolution`` pixels wide and high.  Other images are checked when
-        they are read, or by `first_odd`.
+        image has a side of one pixel, or is not ``resolution`` pixels wide and high.  Other
+        images are checked when they are read, or by `first_odd`.
     """
 
     def __init__(
@@ -67,6 +67,11 @@ class ImageFiles:
             self._labels, self.num_classes, self.label_names = self._find_labels(found.names)
             self._labels.flags.writeable = False  # items are views
         self.image_shape = decode_image(store.read(self._numbers[0]), self.name(0)).shape
+        if min(self.image_shape[:2]) < 2:
+            raise ValueError(
+                f"{self.name(0)} is {self.image_shape[1]}x{self.image_shape[0]} pixels, too few "
+                "for a network; expected at least 2x2"
+            )
         if resolution is not None and self.image_shape[:2] != (resolution, resolution):
             raise ValueError(
                 f"{self.name(0)} is {self.image_shape[1]}x{self.image_shape[0]} pixels, expected "

@@ -8,7 +8,7 @@ import unicodedata
 # compared without regard to case.  Names that begin with a dot need no entry.
 _OF_TOOLS = frozenset(
     (
-        "@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot",
+        "@eadir", "@tmp", "@__thumb", "@recycle", "@recently-snapshot", "#recycle", "#snapshot",
         "$recycle.bin", "recycler", "system volume information", "lost+found", "__macosx",
         "__pycache__", "_gsdata_", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db",
         "desktop.ini", "icon\r",
@@ -21,10 +21,11 @@ def is_left_out(name: str) -> bool:
 
     Args:
       name: relative, forward slashes.  It counts if any of its parts begins with a dot (``.``
-        and ``..`` apart) or is one of the names that tools are known to leave.
+        and ``..`` apart) or with ``~$`` (files that are open in an office program), or is one
+        of the names that tools are known to leave.
     """
     return any(
-        (part.startswith(".") and part not in (".", "..")) or part.lower() in _OF_TOOLS
+        (part.startswith((".", "~$")) and part not in (".", "..")) or part.lower() in _OF_TOOLS
         for part in name.split("/")
     )
 

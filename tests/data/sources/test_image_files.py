@@ -273,6 +273,13 @@ def test_no_images(make, tmp_path):
         open_images(tmp_path / "x.tar")
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 8), (8, 1)])
+def test_images_of_a_pixel_are_no_data_set(make, shape):
+    pixel = decode.encode_png(np.zeros((*shape, 3), np.uint8))
+    with pytest.raises(ValueError, match=rf"is {shape[1]}x{shape[0]} pixels, too few for a netw"):
+        open_images(make({NAMES[0]: pixel}))
+
+
 def test_resolution(make):
     path = make(PNGS)
     assert open_images(path, resolution=8).image_shape == (8, 8, 3)

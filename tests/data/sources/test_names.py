@@ -7,14 +7,34 @@ from edm_jax.data.sources.names import clean, is_left_out, shown
 
 @pytest.mark.parametrize(
     "name",
-    ["a.png", "b/c.JPG", "./a.png", "../a.png", "a.b/c.d.png", "eaDir/x.png", "thumbs/1.png"],
+    [
+        "a.png",
+        "b/c.JPG",
+        "./a.png",
+        "../a.png",
+        "a.b/c.d.png",
+        "eaDir/x.png",
+        "thumbs/1.png",
+        "CVS/1.png",
+        "~home/1.png",
+    ],
 )
 def test_names_of_people_are_kept(name):
     assert not is_left_out(name)
 
 
 @pytest.mark.parametrize(
-    "name", [".a.png", "b/.c/d.png", "x/@EADIR/y.png", "THUMBS.DB", "__MACOSX/a.png", "a/._b.png"]
+    "name",
+    [
+        ".a.png",
+        "b/.c/d.png",
+        "x/@EADIR/y.png",
+        "THUMBS.DB",
+        "__MACOSX/a.png",
+        "a/._b.png",
+        "@__thumb/a.png",
+        "a/~$b.png",
+    ],
 )
 def test_names_of_tools_are_left_out(name):
     assert is_left_out(name)

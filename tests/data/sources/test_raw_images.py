@@ -71,6 +71,17 @@ def test_missing_labels_are_noted_and_wrong_ones_refused(tmp_path):
         open_raw_images(write_folder(tmp_path / "b", TREE | _metadata(mixed)))
 
 
+def test_two_spellings_of_one_name(tmp_path):
+    """An archive can hold both; no label is left over, and none is missing."""
+    files = {"a/1.png": PNG, "./a/1.png": PNG, "b/2.png": PNG}
+    labels = [["a/1.png", 3], ["b/2.png", 4]]
+    images = open_raw_images(write_zip(tmp_path / "x.zip", files | _metadata(labels)))
+    assert sorted(images.labels) == [3, 3, 4] and images.notes == ()
+    more = [*labels, ["c.png", 5]]
+    images = open_raw_images(write_zip(tmp_path / "y.zip", files | _metadata(more)))
+    assert images.notes[0].startswith("1 labels of") and len(images.notes) == 1
+
+
 def test_folders_that_are_no_classes(tmp_path):
     images = open_raw_images(write_folder(tmp_path / "a", {"one/1.png": PNG, "one/2.png": PNG}))
     assert images.labels == [None, None] and "no labels" in images.notes[0]

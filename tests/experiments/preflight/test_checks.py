@@ -351,6 +351,12 @@ def test_sigma_data_and_the_data(spread, said):
         assert f"set {keys} to {spread:.2f}" in lines[0]
 
 
+def test_images_of_one_grey():
+    code, lines = run(config_with(), Pictures(spread=0.0))
+    assert code == 0 and "all of one level of grey" in lines[0]
+    assert not any("set config.precond" in line for line in lines)
+
+
 def test_sigma_data_is_nothing_to_other_parameterisations():
     config = config_with(precond__name="vp", weight__name="inverse_square")
     assert run(config, Pictures(spread=0.2)) == (0, [])
