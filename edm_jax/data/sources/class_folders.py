@@ -133,10 +133,11 @@ def _why_splits(classes: Sequence[str], inner: Sequence[str]) -> str | None:
     shared = sorted(folder for folder, count in times.items() if count > 1)
     if len(splits) < 2 or not (shared or len(splits) == len(classes)):
         return None
+    first = next((name for name in splits if "train" in name.lower()), splits[0])
     hold = f", which hold the same folders ({', '.join(map(shown, shared[:3]))})" if shared else ""
     return (
         f"the folders {', '.join(map(shown, splits[:4]))} are splits of a data set, not classes"
-        f"{hold}; give one of them, such as --source=.../{shown(splits[0])}, or rename them "
+        f"{hold}; give one of them, such as --source=.../{shown(first)}, or rename them "
         "if they are classes"
     )
 

@@ -189,6 +189,7 @@ def tree(splits, classes="", beside=()):
 def test_splits_are_no_classes(make, names):
     said = refused(make(names))
     assert "are splits of a data set, not classes" in said and "--source=.../" in said
+    assert "train" in said.split("--source=.../")[1].split(",")[0].lower()
 
 
 @pytest.mark.parametrize(
