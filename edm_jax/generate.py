@@ -78,8 +78,9 @@ def batches(
     Args:
       model: as `load` returns it.
       seeds: integers >= 0, taken mod 2^32.
-      labels: None (a conditional model then draws a class for each seed, `drawn_labels`), a
-        class index or name for all, one per seed, or ``(n, num_classes)`` vectors.
+      labels: None (a conditional model then draws a class, or vector, for each seed,
+        `drawn_labels`), a class index or name for all, one per seed, or ``(n, num_classes)``
+        vectors.
       sampling: the request, of a model of kind "ardm" a `Decoding`; None for the defaults.
       guidance: None, or what has ``guide(denoise) -> denoise`` (`edm_jax.guidance`).
       batch_size: images at a time over all devices; the last batch is padded, so one program

@@ -119,8 +119,9 @@ class _Static:
     ):
         self.fields = (net, preconditioning, description, variant)
         data = {key: description.get(key) for key in _TRACED}
-        # Which classes have images decides on the labels that are drawn.
-        data["classes"] = (description.get("data") or {}).get("classes")
+        # Which classes have images, or which vectors, decides on the labels that are drawn.
+        trained = description.get("data") or {}
+        data |= {key: trained.get(key) for key in ("classes", "label_vectors")}
         self._key = (net, preconditioning, kind_of(description), json.dumps(data))
 
     def __eq__(self, other: object) -> bool:

@@ -161,6 +161,8 @@ def test_label_vectors_are_drawn_from_those_trained_on():
     vectors = from_description(
         {**model.description, "data": {"label_vectors": kept}}, model.variables
     )
+    # Programs that draw labels are not shared with models of other vectors.
+    assert jax.tree.structure(vectors) != jax.tree.structure(model)
     drawn = generate.drawn_labels(vectors, range(200))
     assert drawn.shape == (200, 3) and {tuple(row) for row in drawn} == set(map(tuple, kept))
     np.testing.assert_array_equal(drawn[50:60], generate.drawn_labels(vectors, range(50, 60)))
