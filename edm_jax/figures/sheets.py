@@ -67,7 +67,9 @@ def image_grid(
         raise ValueError(
             f"images must have shape (n, H, W, 1) or (n, H, W, 3) with n >= 1, got {images.shape}"
         )
-    names = None if labels is None else [str(label) for label in np.asarray(labels).tolist()]
+    names = (
+        None if labels is None else [files.one_line(label) for label in np.asarray(labels).tolist()]
+    )
     if names is not None and len(names) != len(images):
         raise ValueError(f"one label for each of {len(images)} images, got {len(names)}")
     num_columns = num_columns or max(1, round(len(images) ** 0.5))
@@ -150,7 +152,8 @@ def sample_grid(
     scale = max(1, 40 // size)  # small images are enlarged, pixels kept square
     sheet = to_pil(image_sheet(images, num_columns).repeat(scale, 0).repeat(scale, 1))
     font = ImageFont.load_default(size=14)
-    names = list(row_names or [])
+    names = [files.one_line(name) for name in row_names or []]
+    title = files.one_line(title, 120)
     margin = 8 + max((int(font.getlength(name)) + 10 for name in names), default=0)
     width = max(sheet.width + margin, int(font.getlength(title)) + 8) + 8
     canvas = Image.new("RGB", (width, sheet.height + 34), "white")
