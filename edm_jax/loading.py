@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from edm_jax.arguments import user_path
 from edm_jax.foreign import importer
 from edm_jax.model import Model, build, from_description
 from edm_jax.names import brief
@@ -47,7 +48,7 @@ def load(path: str | os.PathLike[str], *, variant: str | None = None) -> Model:
     """
     if not isinstance(path, str | os.PathLike):
         raise ValueError(f"path must be the name of a run directory or a file, got {brief(path)}")
-    path = pathlib.Path(path).expanduser()
+    path = user_path("path", path)
     if not path.exists():
         raise FileNotFoundError(f"no such file or directory: {path}")
     if path.is_file():

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from edm_jax.arguments import user_path
 from edm_jax.foreign import dinov2 as dinov2_file
 from edm_jax.foreign import inception as inception_file
 from edm_jax.metrics import dinov2, inception, inception_weights
@@ -289,7 +290,7 @@ def _weights_file(
     )
     if not weights:
         raise ValueError(f"the weights of {network} are not given; {cure}")
-    path = pathlib.Path(weights).expanduser()
+    path = user_path("weights", weights)
     if path.is_dir():
         found = [path / name for name, _ in files if (path / name).is_file()]
         if not found:

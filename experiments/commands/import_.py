@@ -85,7 +85,7 @@ def parse_options(text: str | None) -> dict[str, Any] | None:
 
     try:
         if not text.lstrip().startswith("{"):
-            text = pathlib.Path(text).expanduser().read_text()
+            text = flags.home_expanded(text, "--source_options").read_text()
         options = parse_json(text)
     except (OSError, ValueError) as error:
         raise ValueError(

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from edm_jax import requests
+from edm_jax.arguments import user_path
 from edm_jax.data.sources.base import stack_source
 from edm_jax.evaluation import drawing, protocol, reporting
 from edm_jax.evaluation.labels import asked_labels, has_label_vectors
@@ -152,7 +153,7 @@ def _evaluate(run: Run, model: Model, poll: Poll, num_images: int) -> dict[str, 
     with evaluations.unfinished(run.path / evaluations.FOLDER) as kept:
         result = protocol.evaluate(
             model,
-            [pathlib.Path(group.reference).expanduser(), run.source]
+            [user_path("config.evaluation.reference", group.reference), run.source]
             if group.reference
             else run.source,
             run.experiment.data.open_test(),
