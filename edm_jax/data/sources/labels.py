@@ -18,6 +18,7 @@ import numpy as np
 from edm_jax.data.sources import base as source_lib
 from edm_jax.data.sources.names import clean, shown
 from edm_jax.data.sources.stores import FileStore
+from edm_jax.pytree import short_repr
 
 METADATA = "dataset.json"
 # Folders of the EDM format are ranges of numbers, not classes.
@@ -190,6 +191,7 @@ def _like(value: Any, example: Any) -> bool:
     return _is_vector(value) and len(value) == len(example)
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True)
 class ClassFolders:
     """Classes by the folders that images lie in.
