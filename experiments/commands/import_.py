@@ -119,9 +119,12 @@ def import_model(
       Whatever is raised, the directory is as it was before.
     """
     from edm_jax.foreign import importer
+    from edm_jax.loading import warn_unless_finite
 
     _check_unused(workdir)
     found = importer.read_model_file(source, attention_order=attention_order, config=options)
+    for name, variables in found.variables.items():
+        warn_unless_finite(variables, name, source)
     averages = [name for name in found.variables if name != "raw"]
     variants = averages + [name for name in found.variables if name == "raw"]
     description = found.description | {"variants": variants}

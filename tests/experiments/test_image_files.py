@@ -1,14 +1,17 @@
 """Labels as the command line gives them."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
 
 from edm_jax.generate import Sampling
 from edm_jax.guidance import classifier_free
+from edm_jax.loading import warn_unless_finite
 from edm_jax.model import from_description
-from experiments.image_files import SETTINGS, Drawing, are_names, labels_of, open_outdir
+from experiments import image_files
+from experiments.image_files import SETTINGS, Drawing, are_names, labels_of, open_outdir, write_grid
 from tests.test_generate import tiny_model
 
 
@@ -63,3 +66,18 @@ def test_what_an_image_costs_stands_beside_it(tmp_path):
         json.dumps({key: told[key] for key in told if key not in ("nfe", "network_rows")})
     )
     open_outdir(guided, tmp_path)
+
+
+def test_a_grid_of_images_that_are_not_finite_is_refused(monkeypatch, tmp_path):
+    broken = np.full((1, 8, 8, 1), np.nan)
+    monkeypatch.setattr(image_files.drawing, "draw", lambda *unused, **options: broken)
+    drawn = Drawing(tiny_model(), [5], np.array([0]), Sampling(num_steps=1))
+    with pytest.raises(ValueError, match="the image of seed 5 is not finite"):
+        write_grid(drawn, tmp_path, name="grid.png")
+    assert not (tmp_path / "grid.png").exists()
+
+
+def test_weights_that_are_not_finite_are_told():
+    tree = {"params": {"a": np.ones(2), "b": np.array([1, np.nan])}}
+    with pytest.warns(UserWarning, match="f.pkl, weights raw: b holds numbers that are not fin"):
+        warn_unless_finite(tree, "raw", pathlib.Path("f.pkl"))
