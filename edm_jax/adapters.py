@@ -26,7 +26,7 @@ import numpy as np
 from edm_jax import names, precond, schedules
 from edm_jax.arguments import check_grid, check_protocol
 from edm_jax.precond import Coefs, CoefsFn, Preconditioning
-from edm_jax.pytree import pytree_dataclass
+from edm_jax.pytree import pytree_dataclass, short_repr
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, NetFn
 
 
@@ -170,6 +170,7 @@ class CosinePath:
 _NO_VELOCITY = "a discrete table has no velocity; choose eps, x0, v or score"
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True)
 class TablePath:
     """Variance preserving on M discrete levels (DDPM, iDDPM, ADM), labelled 0 .. M-1.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,6 +63,23 @@ def check_path(name: str, value: Any) -> None:
     """Raise ValueError unless value is the name of a file or folder, or None."""
     if value is not None and not isinstance(value, str | os.PathLike):
         raise ValueError(f"{name} must be the name of a file or folder, got {brief(value)}")
+
+
+def user_path(name: str, value: str | os.PathLike[str]) -> pathlib.Path:
+    """A path that a person gave, ``~`` written out.
+
+    Raises:
+      ValueError: for what is no name of a file or folder, or a home that is not known.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise ValueError(f"{name} must be the name of a file or folder, got {brief(value)}")
+    path = pathlib.Path(value)
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(
+            f"{name}={os.fspath(value)}: the home of {path.parts[0]} is not known; write it out"
+        ) from None
 
 
 def check_kind(name: str, value: Any, kind: type, cure: str) -> None:

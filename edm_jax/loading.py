@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from edm_jax.arguments import user_path
 from edm_jax.foreign import importer
 from edm_jax.model import Model, build, from_description
 from edm_jax.names import brief
@@ -47,7 +48,7 @@ def load(path: str | os.PathLike[str], *, variant: str | None = None) -> Model:
     """
     if not isinstance(path, str | os.PathLike):
         raise ValueError(f"path must be the name of a run directory or a file, got {brief(path)}")
-    path = pathlib.Path(path).expanduser()
+    path = user_path("path", path)
     if not path.exists():
         raise FileNotFoundError(f"no such file or directory: {path}")
     if path.is_file():
@@ -116,16 +117,21 @@ def _model(
     description: Mapping[str, Any], variables: PyTree, variant: str, where: pathlib.Path
 ) -> Model:
     """The model, with a warning where a number of it is not finite."""
+    warn_unless_finite(variables, variant, where)
+    return from_description(description, variables, variant)
+
+
+def warn_unless_finite(variables: PyTree, variant: str, where: pathlib.Path) -> None:
+    """Warn of the first of some weights that holds a number that is not finite."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         if not np.all(np.isfinite(np.asarray(leaf, np.float32))):
             name = "/".join(str(key.key) for key in path[1:])
             warnings.warn(
                 f"{where}, weights {variant}: {name} holds numbers that are not finite; images of "
                 "this model will be NaN",
-                stacklevel=3,
+                stacklevel=4,
             )
             break
-    return from_description(description, variables, variant)
 
 
 def _load_step(step_dir: pathlib.Path, variant: str | None) -> Model:

@@ -21,9 +21,11 @@ import numpy as np
 
 from edm_jax import schedules
 from edm_jax.arguments import check_grid, check_number
+from edm_jax.pytree import short_repr
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, NetFn
 
 
+@short_repr
 class Coefs(NamedTuple):
     """The four preconditioning coefficients, each of the shape of sigma."""
 
@@ -239,6 +241,7 @@ def _identity(sigma: ArrayLike) -> Array:
     return jnp.asarray(sigma)
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True)
 class Preconditioning:
     """Coefficients plus what a sampler must know of the network behind them.

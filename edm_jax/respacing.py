@@ -46,7 +46,9 @@ def respaced_indices(num_levels: int, steps: str | int | Sequence[int]) -> np.nd
     if isinstance(steps, str):
         counts = [_count(part, steps) for part in steps.split(",")]
     else:
-        counts = [steps] if isinstance(steps, (int, np.integer)) else list(steps)
+        counts = list(steps) if np.ndim(steps) else [steps]
+    if not counts or not all(isinstance(count, int | np.integer) for count in counts):
+        raise ValueError(f"steps must be a count, or a list of counts, got {steps!r}")
     size, extra = divmod(num_levels, len(counts))
     indices, start = [], 0
     for section, count in enumerate(counts):
@@ -77,6 +79,8 @@ def respaced_sigmas(levels: ArrayLike, indices: ArrayLike) -> np.ndarray:
     """
     levels = as_sigmas(levels)
     indices = np.unique(indices)
+    if not indices.size:
+        raise ValueError("indices must hold at least one index, got none")
     if indices[0] < 0 or indices[-1] > len(levels) - 2:
         raise ValueError(f"indices must lie in [0, {len(levels) - 2}], got {indices}")
     return append_zero(levels[len(levels) - 2 - indices[::-1]])

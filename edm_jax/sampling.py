@@ -13,6 +13,7 @@ import numpy as np
 from edm_jax import grids, samplers
 from edm_jax.names import brief
 from edm_jax.precond import Preconditioning
+from edm_jax.pytree import short_repr
 
 
 def _plain(value: Any) -> Any:
@@ -23,6 +24,7 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True)
 class Sampling:
     """A request: which sampler, on which noise levels, with which options.

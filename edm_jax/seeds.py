@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping, Set
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,26 +27,48 @@ def seed_bits(seeds: Iterable[int] | ArrayLike) -> np.ndarray:
     Raises:
       ValueError: for anything that is not a list or one-dimensional array of integers.
     """
-    try:
-        values = np.asarray(_in_order(seeds))
-        if values.dtype == object:  # integers beyond 64 bits
-            values = np.asarray([operator.index(seed) % 2**32 for seed in values], np.int64)
-    except (TypeError, ValueError):
-        values = np.empty(())
-    if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
+    values = _integers(seeds)
+    if values is None or values.ndim != 1:
         raise ValueError(f"seeds must be a list of integers, got {brief(seeds)}")
+    if values.dtype == object:  # integers beyond 64 bits
+        values = np.asarray([operator.index(seed) % 2**32 for seed in values], np.int64)
     # Two's complement: the lower bits are the value mod 2^32, of negative numbers too.
     wide = np.uint64 if values.dtype.kind == "u" else np.int64
     return values.astype(wide).astype(np.uint32)
 
 
-def _in_order(seeds: Iterable[int] | ArrayLike) -> Any:
-    """A list, or an array as it is; TypeError for what has no numbers in an order."""
+def _integers(seeds: Iterable[int] | ArrayLike) -> np.ndarray | None:
+    """Integers of any width, one or several in an order, exactly; None for anything else.
+
+    Of dtype object where 64 bits do not hold them all.
+    """
     if hasattr(seeds, "dtype"):
-        return seeds
-    if isinstance(seeds, str | bytes | bytearray | Set | Mapping):
-        raise TypeError("no list")
-    return list(seeds)
+        if not jnp.issubdtype(seeds.dtype, jnp.integer):
+            return np.asarray(seeds) if seeds.dtype == object and _whole(seeds) else None
+        values = np.asarray(seeds)
+        # Of 4 bits and fewer: NumPy has no kind for them.
+        return values if values.dtype.kind in "iu" else values.astype(np.int64)
+    if isinstance(seeds, bool | str | bytes | bytearray | Set | Mapping):
+        return None
+    try:
+        if not isinstance(seeds, Iterable):
+            return np.asarray(operator.index(seeds))
+        # One by one: NumPy makes floats of small integers beside some of 64 bits.
+        given = list(seeds)
+        found = [operator.index(seed) for seed in given]
+    except TypeError:
+        return None
+    if any(isinstance(seed, bool) for seed in given):
+        return None
+    low, high = min(found, default=0), max(found, default=0)
+    for kind in (np.int64, np.uint64):
+        if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
+            return np.array(found, kind)
+    return np.array(found, object)
+
+
+def _whole(values: np.ndarray) -> bool:
+    return all(isinstance(value, int | np.integer) for value in values.ravel())
 
 
 def check_seeds(seeds: Iterable[int] | ArrayLike) -> np.ndarray:
@@ -56,23 +77,10 @@ def check_seeds(seeds: Iterable[int] | ArrayLike) -> np.ndarray:
     Raises:
       ValueError: if they are no integers, there are none, or one is negative.
     """
-    if isinstance(seeds, bool):
-        values = np.empty(0)
-    elif not hasattr(seeds, "dtype"):
-        try:
-            several = isinstance(seeds, Iterable)
-            found = _in_order(seeds) if several else [operator.index(seeds)]
-            values = np.asarray(found)
-        except (TypeError, ValueError):  # of rows of different lengths
-            values = np.empty(0)
-    else:
-        values = np.atleast_1d(np.asarray(seeds))
-    if values.dtype == object and all(isinstance(seed, int) for seed in values.ravel()):
-        pass  # integers beyond 64 bits
-    elif values.dtype.kind not in "iu":
-        values = values[:0]
-    if values.ndim != 1 or not values.size:
+    values = _integers(seeds)
+    if values is None or values.ndim > 1 or not values.size:
         raise ValueError(f"seeds must be a non-empty list of integers, got {brief(seeds)}")
+    values = np.atleast_1d(values)
     if values.min() < 0:
         raise ValueError(f"seeds must not be negative, got {values.min()}")
     return values

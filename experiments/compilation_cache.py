@@ -7,6 +7,7 @@ import pathlib
 import sys
 
 from experiments import flags
+from experiments.config.flag import home_expanded
 
 FLAG = flags.text(
     "compilation_cache",
@@ -43,7 +44,7 @@ def enable(value: str | None) -> pathlib.Path | None:
     if value == "off":
         jax.config.update("jax_enable_compilation_cache", False)
         return None
-    directory = pathlib.Path(value).expanduser() if value else default_directory()
+    directory = home_expanded(value, "--compilation_cache") if value else default_directory()
     speaks = not jax.distributed.is_initialized() or jax.process_index() == 0
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from edm_jax import load, requests
 from edm_jax.evaluation import evaluate, evaluate_images, reporting
 from edm_jax.evaluation import pictures as picture_files
 from edm_jax.evaluation.planning import Plan, make_plan
-from edm_jax.figures import curves, sheets
+from edm_jax.figures import curves, files, sheets
 from edm_jax.metrics.registry import columns, parse
 from edm_jax.model import Model
 from experiments import bounds, compilation_cache, evaluations, guidance_flags, sampling_flags
@@ -275,5 +275,6 @@ def _curve(path: pathlib.Path, results: Mapping[str, Mapping[str, Any]]) -> None
                 panel = lines.setdefault(column.label, {})
                 panel.setdefault(result["weights"], []).append((kimg, result[column.key]))
     if lines:
-        curves.lines_of_models(path, lines)
-        _say(f"\n  {path}")
+        with files.costing_nothing_else(path):
+            curves.lines_of_models(path, lines)
+            _say(f"\n  {path}")

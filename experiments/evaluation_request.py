@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from edm_jax import requests
+from edm_jax.arguments import user_path
 from edm_jax.evaluation import protocol
 from edm_jax.evaluation.labels import BALANCED, RANDOM
 from edm_jax.metrics.registry import parse
@@ -43,7 +44,7 @@ def metrics_of(values: types.SimpleNamespace, usual: Sequence[str]) -> tuple[str
 def reference_files(values: types.SimpleNamespace, own: str = "") -> list[pathlib.Path]:
     """The files of references, which must be there."""
     given = values.reference.split(",") if values.reference else [own] if own else []
-    files = [pathlib.Path(one).expanduser() for one in given]
+    files = [user_path("--reference", one) for one in given]
     for file in files:
         if not file.exists():
             raise FileNotFoundError(f"--reference={file}: there is no such file")

@@ -18,7 +18,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from experiments.config.flag import UsageError, read_config
+from experiments.config.flag import UsageError, home_expanded, read_config
 
 # A number may follow its flag as a word of its own, although it begins with a dash.
 _WORD = re.compile(r"(?!-)|-[\d.]")
@@ -62,7 +62,7 @@ def switch(name: str, help: str) -> Flag:
 
 def path(name: str, help: str, **options: Any) -> Flag:
     """A file or directory; ``~`` is the home of the user."""
-    return Flag(name, help, convert=_to_path, **options)
+    return Flag(name, help, convert=lambda value: _to_path(name, value), **options)
 
 
 def integer(name: str, help: str, *, least: int | None = None, **options: Any) -> Flag:
@@ -103,10 +103,10 @@ def _to_text(value: str) -> str:
     return value
 
 
-def _to_path(value: str) -> pathlib.Path:
+def _to_path(name: str, value: str) -> pathlib.Path:
     if not value:
         raise ValueError("must not be empty")
-    return pathlib.Path(value).expanduser()
+    return home_expanded(value, f"--{name}")
 
 
 def _to_number(value: str, kind: type, least: float | None) -> Any:
@@ -225,6 +225,8 @@ def _convert(flag: Flag, name: str, value: str | None) -> Any:
         return (value or "true").lower() in ("true", "1")
     try:
         return flag.convert(value)
+    except UsageError:
+        raise  # names the flag itself
     except ValueError as error:
         raise UsageError(f"--{name}={value}: {error}") from None
 

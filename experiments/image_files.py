@@ -298,6 +298,7 @@ def write_grid(drawn: Drawing, outdir: pathlib.Path, *, name: str) -> None:
         drawn.model, np.asarray(seeds), labels, drawn.sampling, drawn.guidance,
         batch_size=drawn.batch_size,
     )  # fmt: skip
+    require_finite(np.asarray(seeds), images)
     columns = max(1, round(len(images) ** 0.5))
     told = settings | {"seeds": list(seeds)}
     if labels is not None:

@@ -8,6 +8,7 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
+from edm_jax.arguments import user_path
 from experiments import compilation_cache, evaluations
 from experiments.config.flag import UsageError
 from experiments.words import format_duration
@@ -145,7 +146,7 @@ def carry_out(values: types.SimpleNamespace, file: pathlib.Path | None) -> int:
 def check_there(name: str, path: str) -> None:
     """Raise FileNotFoundError for a model that is not there, before anything is loaded."""
     head = path.rpartition(":")[0]
-    if not any(pathlib.Path(p).expanduser().exists() for p in (path, head) if p):
+    if not any(user_path("--models", p).exists() for p in (path, head) if p):
         raise FileNotFoundError(f"model {name}: no such file or directory: {path}")
 
 
@@ -158,7 +159,7 @@ def data_of(values: types.SimpleNamespace, study: Any) -> Any:
         return build.experiment(values.config).data.open()
     for path in study.models.values():
         for folder in (path, path.rpartition(":")[0]):
-            run = pathlib.Path(folder).expanduser() if folder else None
+            run = user_path("folder", folder) if folder else None
             for parent in () if run is None else (run, *run.parents[:2]):
                 if (parent / CONFIG).is_file():
                     return build.experiment(read_config(parent)).data.open()

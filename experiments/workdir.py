@@ -17,6 +17,7 @@ from edm_jax.store.checkpoints import checkpoint_steps, read_description, verify
 from edm_jax.store.errors import WeightsError
 from experiments.config.experiment import data_difference
 from experiments.config.groups import ConfigError, flatten
+from experiments.config.keys import check_keys
 from experiments.config.upgrade import parse_config
 
 CONFIG = "config.json"
@@ -119,7 +120,9 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
     """
     file = path / CONFIG
     try:
-        return parse_config(file.read_text())
+        config = parse_config(file.read_text())
+        check_keys(config)
+        return config
     except FileNotFoundError:
         raise WorkdirError(
             f"{path} holds no run: there is no {CONFIG} (of an imported model, give the --config)"

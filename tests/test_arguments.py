@@ -1,10 +1,13 @@
 """Arguments that cannot work: one ValueError each, before anything is traced."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import edm_jax
 from edm_jax import (
     adapters,
     arguments,
@@ -219,3 +222,12 @@ def test_traced_values_pass():
     np.testing.assert_allclose(gamma, [0.1, 0.2], rtol=1e-6)
     jax.jit(lambda value: arguments.check_number("value", value, above=0))(-1.0)
     arguments.check_number("value", np.inf, finite=False)
+
+
+def test_a_home_that_is_not_known():
+    message = "^path=~nouser/x: the home of ~nouser is not known; write it out$"
+    with pytest.raises(ValueError, match=message):
+        edm_jax.load("~nouser/x")
+    with pytest.raises(ValueError, match="must be the name of a file or folder, got 3"):
+        arguments.user_path("path", 3)
+    assert arguments.user_path("path", "~/x") == pathlib.Path.home() / "x"

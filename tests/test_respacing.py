@@ -79,3 +79,11 @@ def test_a_linear_schedule_of_too_few_levels_is_refused():
             respacing.ddpm_levels("linear", num_levels)
     assert np.all(np.isfinite(respacing.ddpm_levels("linear", 21)))
     assert np.all(np.isfinite(respacing.ddpm_levels("cosine", 2)))
+
+
+def test_counts_and_indices_that_are_none():
+    for steps in ([], 2.5):
+        with pytest.raises(ValueError, match="steps must be a count, or a list of counts, got"):
+            respacing.respaced_indices(1000, steps)
+    with pytest.raises(ValueError, match="at least one index"):
+        respacing.respaced_sigmas([2.0, 1.0, 0.0], [])

@@ -165,7 +165,6 @@ TESTED_ELSEWHERE = {
     "edm_jax/typing.py": "nothing in it runs",
     "edm_jax/data/sources/stores.py": "data/sources/test_image_files: where its images lie",
     "edm_jax/evaluation/pictures.py": "experiments/test_evaluating",
-    "edm_jax/figures/diagnosis.py": "diagnostics/test_diagnosis",
     "edm_jax/foreign/numpy_pickle.py": "metrics/test_reference: statistics in a pickle",
     "edm_jax/models/unet.py": "models: all networks are made of it",
     "edm_jax/samplers/reflected_steps.py": "reflected/test_sampling",

@@ -101,12 +101,25 @@ def test_the_same_noise_in_64_bit_mode():
         (np.array([-3], np.int8), [2**32 - 3]),
         (range(3, 5), [3, 4]),
         (iter([6]), [6]),
+        # Beside a small one NumPy makes floats of integers from 2^63 on, which lose their bits.
+        ([2**63 + 1, 2], [1, 2]),
+        ([np.uint64(2**63 + 5), 1], [5, 1]),
+        ([jnp.int32(3), 2**63 + 1], [3, 1]),
+        (np.array([2**63 + 1, 2], object), [1, 2]),
+        (jnp.array([1, 7], jnp.int4), [1, 7]),
+        (jnp.array([1, 15], jnp.uint4), [1, 15]),
     ],
 )
 def test_seeds_modulo_two_to_the_32(given, bits):
     found = seeds.seed_bits(given)
     assert found.dtype == np.uint32
     np.testing.assert_array_equal(found, bits)
+
+
+def test_seeds_from_2_to_the_63_are_kept_as_they_are():
+    assert seeds.check_seeds([2**63 + 1, 2]).tolist() == [2**63 + 1, 2]
+    assert seeds.check_seeds([np.uint64(2**63 + 5), 1]).tolist() == [2**63 + 5, 1]
+    assert seeds.check_seeds(jnp.array([1, 7], jnp.int4)).tolist() == [1, 7]
 
 
 @pytest.mark.parametrize(
@@ -122,6 +135,9 @@ def test_seeds_modulo_two_to_the_32(given, bits):
         {1: 2},
         {1, 2},
         [True],
+        [True, 2],
+        [1.0, 2**63],
+        jnp.ones(2),
         [[1], [2, 3]],
     ],
 )

@@ -17,9 +17,11 @@ from edm_jax.ardm import orders
 from edm_jax.ardm.objective import step_terms
 from edm_jax.ardm.policy import sequential_policy, stage_policies
 from edm_jax.ardm.process import PredictFn, Process, check_values, num_steps, num_variables
+from edm_jax.pytree import short_repr
 from edm_jax.typing import Array, ArrayLike, Key
 
 
+@short_repr
 class Estimate(NamedTuple):
     """A mean over images.
 

@@ -24,11 +24,13 @@ from edm_jax.ardm.process import PredictFn, Process, network_predictor, num_step
 from edm_jax.ardm.profile import LossProfile
 from edm_jax.arguments import check_number
 from edm_jax.losses import one_hot_labels
+from edm_jax.pytree import short_repr
 from edm_jax.typing import Array, Key, PyTree
 
 STEPS = ("uniform", "grid")
 
 
+@short_repr
 class Terms(NamedTuple):
     """Estimates from one step of one order, ``(B,)`` each, positive.
 
@@ -107,6 +109,7 @@ def to_uint8(x: Array, num_values: int) -> Array:
     return jnp.round(x.astype(jnp.float32) * (255 / (num_values - 1))).astype(jnp.uint8)
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True)
 class OrderAgnostic:
     """The training loss of an order-agnostic model, in bits per dimension.

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edm_jax.arguments import is_known
+from edm_jax.pytree import short_repr
 
 _BLOCK = 64  # budgets at a time: their table of candidates stays in the cache
 
@@ -110,6 +111,7 @@ def monotone_profile(loss_t: ArrayLike, num_stages: int = 1) -> NDArray[np.float
     return np.sort(loss, axis=1)[:, ::-1].reshape(-1)
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True)
 class PolicyTable:
     """The cheapest cost of every partial policy, from which a policy for any budget follows.

@@ -18,11 +18,13 @@ from edm_jax.ardm.policy import (
 )
 from edm_jax.ardm.process import Process, num_variables
 from edm_jax.ardm.registry import build
+from edm_jax.pytree import short_repr
 
 POLICIES = ("uniform", "optimal")
 NAME = "ardm"  # in the place of a sampler's
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True)
 class Decoding:
     """A request for examples of a model of kind "ardm", as `generate.Sampling` is for others.

@@ -20,12 +20,14 @@ from edm_jax.ardm.policy import stage_policies
 from edm_jax.ardm.process import PredictFn, Process, check_values, num_variables
 from edm_jax.arguments import is_known
 from edm_jax.progress import ReportFn, report, reporter
+from edm_jax.pytree import short_repr
 from edm_jax.typing import Array, ArrayLike, Key
 
 _ORDER = 0  # stream of a key and stage; call i draws from stream i + 1
 UniformFn = Callable[[Array], Array]
 
 
+@short_repr
 class Path(NamedTuple):
     """A decoding step by step; the first state is the one before any draw.
 

@@ -12,9 +12,11 @@ from edm_jax import names
 from edm_jax.ddpm import bound
 from edm_jax.ddpm.losses import PREDICTIONS, VARIANCES, fixed_v, split_output
 from edm_jax.ddpm.process import Process
+from edm_jax.pytree import short_repr
 from edm_jax.typing import Array
 
 
+@short_repr
 class ChainBound(NamedTuple):
     """The bound of every image; columns are time steps, the **last one (T - 1) first**.
 

@@ -21,6 +21,7 @@ from edm_jax import names
 from edm_jax.arguments import check_number
 from edm_jax.ddpm import bound
 from edm_jax.ddpm.process import Process, Step
+from edm_jax.pytree import short_repr
 from edm_jax.typing import Array
 
 LOSSES = {"simple": "simple", "hybrid": "hybrid", "bound": "bound"}
@@ -28,6 +29,7 @@ VARIANCES = {"learned": None, "small": 0.0, "large": 1.0}
 PREDICTIONS = {"eps": "eps", "x0": "x0"}
 
 
+@short_repr
 class Losses(NamedTuple):
     """Of every image, ``(B,)``; what a loss has not is 0.
 

@@ -19,9 +19,11 @@ import numpy as np
 
 from edm_jax import respacing
 from edm_jax.arguments import check_grid
+from edm_jax.pytree import short_repr
 from edm_jax.typing import Array, ArrayLike
 
 
+@short_repr
 class Step(NamedTuple):
     """Numbers of time steps, each of the shape of t.
 
@@ -40,6 +42,7 @@ class Step(NamedTuple):
     first: Array
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, eq=False)
 class Process:
     """The time steps of a network, or of a respaced part of them.

@@ -20,6 +20,7 @@ from edm_jax.evaluation.protocol import FIRST_SEED
 from edm_jax.generate import Sampling, sample
 from edm_jax.model import Model
 from edm_jax.noise import LogNormal, NoiseDistribution, WeightFn, edm_weight, sample_sigma
+from edm_jax.pytree import short_repr
 
 # Of the configured sigma_data; beyond it c_in no longer gives the network unit variance.
 TOLERANCE = 0.1
@@ -27,6 +28,7 @@ TOLERANCE = 0.1
 COPY = 0.5
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, eq=False)
 class Diagnosis:
     """What was found.

@@ -12,6 +12,7 @@ import numpy as np
 from edm_jax import exact
 from edm_jax.model import Model
 from edm_jax.noise import WeightFn
+from edm_jax.pytree import short_repr
 from edm_jax.typing import Array, ArrayLike, PyTree
 
 # Points that no image is near: they fill a class up to a common size and weigh nothing.
@@ -19,6 +20,7 @@ _FAR = 1e4
 CHUNK = 1024
 
 
+@short_repr
 class Levels(NamedTuple):
     """Of some images at every noise level; RMS over images and elements, in data units.
 

@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from edm_jax.pytree import short_repr
 from edm_jax.typing import Array
 
 _BLOCK = 4096
 
 
+@short_repr
 class Neighbours(NamedTuple):
     """Of each image the nearest ones of a set; distances are RMS per element, in data units.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from edm_jax.arguments import user_path
 from edm_jax.diagnostics.diagnosis import Diagnosis, copies
 from edm_jax.figures import diagnosis as draw
 from edm_jax.figures import files
@@ -144,7 +145,7 @@ def write_page(
     path: str | os.PathLike[str], found: Diagnosis, title: str = "Diagnosis"
 ) -> pathlib.Path:
     """Write the page, whole or not at all; nothing beside it is needed to read it."""
-    path = pathlib.Path(path).expanduser()
+    path = user_path("path", path)
     text = render(found, title)
     with files.replacing(path) as temporary:
         temporary.write_text(text)

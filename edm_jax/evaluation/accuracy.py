@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from edm_jax.pytree import short_repr
 from edm_jax.train.classifier import cross_entropy, is_among_top
 from edm_jax.train.objective import one_hot_labels
 from edm_jax.typing import Array, ArrayLike, Key
 
 
+@short_repr
 class LevelAccuracy(NamedTuple):
     """Means over the images at every noise level, each ``(S,)`` float64.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from edm_jax.arguments import user_path
 from edm_jax.data.sources.base import ArraySource, ImageSource
 from edm_jax.data.sources.image_files import ImageFiles
 from edm_jax.data.sources.labels import read_metadata
@@ -29,7 +30,7 @@ def open_pictures(path: str | os.PathLike[str]) -> ImageSource:
       FileNotFoundError: there is nothing.
       ValueError: it cannot be read, has no images, or some of another size.
     """
-    path = pathlib.Path(path).expanduser()
+    path = user_path("path", path)
     if not path.exists():
         raise FileNotFoundError(f"no such file or directory: {path}")
     if path.suffix == ".npz":

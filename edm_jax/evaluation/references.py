@@ -6,13 +6,13 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import os
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from edm_jax.arguments import user_path
 from edm_jax.data.sources.base import ImageSource, Mirrored, max_size_indices
 from edm_jax.evaluation import drawing, measuring
 from edm_jax.metrics import frechet
@@ -119,7 +119,7 @@ def kept_reference(
         return make_reference(source, extractor, features=features, name=name, poll=poll)
     source = unmirrored(source)
     digest = hashlib.sha256(f"{source_digest(source)}{extractor.digest}".encode()).hexdigest()
-    path = pathlib.Path(cache).expanduser() / f"{extractor.name}-{digest[:24]}.npz"
+    path = user_path("cache", cache) / f"{extractor.name}-{digest[:24]}.npz"
 
     def usable() -> Reference | None:
         try:

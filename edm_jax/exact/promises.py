@@ -18,6 +18,7 @@ import numpy as np
 from edm_jax.exact import bed
 from edm_jax.exact.bed import Measurement, Subject
 from edm_jax.exact.contract import contract, independence, raised
+from edm_jax.pytree import short_repr
 
 NFE_BUDGET = 64
 # Orders are whole numbers: a measured one must be nearer to the promise than to others.
@@ -88,6 +89,7 @@ def _resolved_slope(steps: tuple[int, ...], errors: list[float]) -> tuple[float,
     return math.nan, 0.0
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True)
 class Convergence:
     """Order, its uncertainty, and the runs ``{N: Measurement}`` (or tolerance as key)."""

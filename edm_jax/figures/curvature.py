@@ -63,8 +63,8 @@ def curvature_curves(
         fig, axes = files.subplots(size=(files.COLUMN, 2.4))
         for i, (name, (sigmas, angles)) in enumerate(curves.items()):
             axes.plot(sigmas, np.degrees(np.cumsum(angles)), color=files.colour(i),
-                      ls=("-", "--", ":", "-.")[i % 4], label=name)  # fmt: skip
-        axes.set(xlabel=r"noise level $\sigma$ (data units)", title=title,
+                      ls=("-", "--", ":", "-.")[i % 4], label=files.plain(name))  # fmt: skip
+        axes.set(xlabel=r"noise level $\sigma$ (data units)", title=files.plain(title, 60),
                  ylabel="turn of the path so far (degrees)")  # fmt: skip
         log_axes(axes, "x")
         axes.invert_xaxis()

@@ -58,7 +58,7 @@ def loss_per_noise_level(
         axes.legend(
             handles, names, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False
         )
-        axes.set_title(title)
+        axes.set_title(files.plain(title, 60))
         files.save(fig, path)
 
 
@@ -84,13 +84,13 @@ def accuracy_per_noise_level(
         for (name, values), colour in zip(
             accuracies.items(), (ORANGE, GREEN, RED, INK), strict=False
         ):
-            axes.plot(sigmas, 100 * np.asarray(values), color=colour, label=name)
+            axes.plot(sigmas, 100 * np.asarray(values), color=colour, label=files.plain(name))
         axes.axhline(100 / num_classes, color=INK, ls=":", label="by chance")
         axes.set(xlabel=r"noise level $\sigma$", ylabel="accuracy (%)", ylim=(0, 102))
         log_axes(axes, "x")
         axes.set_xlim(sigmas[0], sigmas[-1])
         axes.legend(framealpha=0.7)
-        axes.set_title(title)
+        axes.set_title(files.plain(title, 60))
         files.save(fig, path)
 
 
@@ -117,7 +117,7 @@ def evaluation_curves(
         fig, panels = files.subplots(len(curves), size=size, squeeze=False, sharex=True)
         for axes, (label, values) in zip(panels[:, 0], curves.items(), strict=True):
             axes.plot(kimg, values, color=INK, marker="o", ms=2)
-            axes.set_title(label)
+            axes.set_title(files.plain(label, 60))
             axes.grid(alpha=0.3)
         panels[-1, 0].set_xlabel("thousands of images (kimg)")
         files.save(fig, path)
@@ -140,12 +140,19 @@ def lines_of_models(
         times = {kimg for lines in panels.values() for line in lines.values() for kimg, _ in line}
         for axes, (label, lines) in zip(rows[:, 0], panels.items(), strict=True):
             if len(times) == 1:
-                axes.plot(list(lines), [line[0][1] for line in lines.values()], "o-", color=INK)
+                axes.plot(
+                    [files.plain(name) for name in lines],
+                    [line[0][1] for line in lines.values()],
+                    "o-",
+                    color=INK,
+                )
             else:
                 for name, line in lines.items():
-                    axes.plot(*zip(*sorted(line), strict=True), marker="o", ms=2, label=name)
+                    axes.plot(
+                        *zip(*sorted(line), strict=True), marker="o", ms=2, label=files.plain(name)
+                    )
                 axes.legend()
-            axes.set_title(label)
+            axes.set_title(files.plain(label, 60))
             axes.grid(alpha=0.3)
         told = "weights" if len(times) == 1 else "thousands of images (kimg)"
         rows[-1, 0].set_xlabel(told)

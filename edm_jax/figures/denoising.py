@@ -44,7 +44,9 @@ def denoised_images(
     noisy = [jnp.asarray(images) + sigma * noise for sigma in sigmas]
     rows = {r"$y+n$": noisy}
     for name, denoise in denoisers.items():
-        rows[name] = [denoise(x, sigma) for x, sigma in zip(noisy, sigmas, strict=True)]
+        rows[files.plain(name, 24)] = [
+            denoise(x, sigma) for x, sigma in zip(noisy, sigmas, strict=True)
+        ]
     cells = [np.asarray(row[k])[i] for i in range(len(images)) for row in rows.values()
              for k in range(len(sigmas))]  # fmt: skip
     sheet = image_sheet(np.stack(cells), len(sigmas))

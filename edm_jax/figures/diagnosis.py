@@ -19,7 +19,9 @@ LINES = (("-", 3.2, 0.5), ("--", 1.2, 1.0), (":", 1.6, 1.0), ("-.", 1.2, 1.0))
 
 def _level_axes(title: str, ylabel: str, sigmas: np.ndarray) -> tuple[Any, Any]:
     fig, axes = files.subplots(size=SIZE)
-    axes.set(xlabel=r"noise level $\sigma$ (data units)", ylabel=ylabel, title=title)
+    axes.set(
+        xlabel=r"noise level $\sigma$ (data units)", ylabel=ylabel, title=files.plain(title, 60)
+    )
     log_axes(axes, "x")
     axes.set_xlim(sigmas[0], sigmas[-1])
     axes.grid(alpha=0.3, lw=0.4)
@@ -43,7 +45,7 @@ def error_curves(sigmas: np.ndarray, curves: Mapping[str, np.ndarray], title: st
             left_out |= bool(np.isnan(shown).any())
             dashes, width, alpha = LINES[i % len(LINES)]
             axes.plot(sigmas, shown, color=files.colour(i), ls=dashes, lw=width, alpha=alpha,
-                      label=name)  # fmt: skip
+                      label=files.plain(name))  # fmt: skip
         log_axes(axes, "y")
         if left_out:
             axes.annotate("errors below $10^{-6}$ are left out", (0.98, 0.03), ha="right",
@@ -67,7 +69,7 @@ def loss_curves(sigmas: np.ndarray, losses: Mapping[str, np.ndarray], title: str
         top = 0.0
         for i, (name, values) in enumerate(losses.items()):
             mean, std = values.mean(1), values.std(1)
-            axes.plot(sigmas, mean, color=files.colour(i), label=name)
+            axes.plot(sigmas, mean, color=files.colour(i), label=files.plain(name))
             axes.fill_between(sigmas, mean - std, mean + std, color=files.colour(i), alpha=0.2,
                               lw=0)  # fmt: skip
             top = max(top, float(np.percentile(mean, 95)))
@@ -105,10 +107,10 @@ def distance_histogram(groups: Mapping[str, np.ndarray], title: str = "", bins: 
         for i, (name, values) in enumerate(groups.items()):
             height = np.histogram(values, edges)[0] / len(values)
             axes.stairs(height, edges, color=files.colour(i), fill=i == 0,
-                        alpha=0.5 if i == 0 else 1, label=name)  # fmt: skip
+                        alpha=0.5 if i == 0 else 1, label=files.plain(name))  # fmt: skip
         # In two lines: one would be wider than the figure.
         axes.set(xlabel="RMS distance to the nearest training image\n(data units)",
-                 ylabel="share of images", title=title)  # fmt: skip
+                 ylabel="share of images", title=files.plain(title, 60))  # fmt: skip
         axes.legend(framealpha=0.7)
         return fig
 

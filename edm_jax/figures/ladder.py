@@ -43,13 +43,18 @@ def ladder(
             x = np.array([k + shift for k, _ in there])
             mean = [v.mean() for _, v in there]
             error = [v.std(ddof=1) / np.sqrt(len(v)) if len(v) > 1 else 0.0 for _, v in there]
-            style = {"color": files.colour(i), "marker": MARKERS[i], "ms": 4, "label": name}
+            style = {
+                "color": files.colour(i),
+                "marker": MARKERS[i],
+                "ms": 4,
+                "label": files.plain(name),
+            }
             handles.append(line_with_bars(axes, x, mean, error, **style))
             for at, (_, values) in zip(x, there, strict=True):
                 axes.plot(np.full(len(values), at), values, ".", color=files.colour(i), ms=2.5,
                           alpha=0.5)  # fmt: skip
-        axes.set_xticks(range(len(steps)), list(steps))
-        axes.set(ylabel=ylabel, title=title, xlabel="training configuration\n"
+        axes.set_xticks(range(len(steps)), [files.plain(step) for step in steps])
+        axes.set(ylabel=ylabel, title=files.plain(title, 60), xlabel="training configuration\n"
                  "(bars: standard error; dots: single runs)")  # fmt: skip
         values = [v for points in lines.values() for step in points for v in step]
         if values and min(values) > 0 and max(values) > LOG_RANGE * min(values):

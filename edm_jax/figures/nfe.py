@@ -68,11 +68,16 @@ def quality_curves(
         handles = []
         for i, (name, points) in enumerate(lines.items()):
             x, mean, error = np.array(points, float).T
-            style = {"color": files.colour(i), "ls": files.dashes(i), "ms": 3, "label": name}
+            style = {
+                "color": files.colour(i),
+                "ls": files.dashes(i),
+                "ms": 3,
+                "label": files.plain(name),
+            }
             style["marker"] = MARKERS[i % len(MARKERS)]
             handles.append(line_with_bars(axes, x, mean, error, **style))
         # A line longer than the axis is high would be cut off.
-        axes.set(xlabel=xlabel, ylabel=textwrap.fill(ylabel, 30), title=title)
+        axes.set(xlabel=xlabel, ylabel=textwrap.fill(ylabel, 30), title=files.plain(title, 60))
         for which, column in (("x", 0), ("y", 1)):
             low, high = values[:, column].min(), values[:, column].max()
             if low > 0 and high > 8 * low:
@@ -116,10 +121,10 @@ def step_error_curves(
         for i, (name, curve) in enumerate(curves.items()):
             # Of a line a point is a mark; alone it is all there is.
             axes.plot(curve["sigmas"], curve["errors"], color=files.colour(i),
-                      ls=files.dashes(i), marker=MARKERS[i % len(MARKERS)], label=name,
+                      ls=files.dashes(i), marker=MARKERS[i % len(MARKERS)], label=files.plain(name),
                       ms=2.5 if len(curve["sigmas"]) > 1 else 6)  # fmt: skip
         log_axes(axes)
-        axes.set(xlabel=r"noise level $\sigma_i$ (data units)", title=title,
+        axes.set(xlabel=r"noise level $\sigma_i$ (data units)", title=files.plain(title, 60),
                  ylabel="RMS error of one step (data units)")  # fmt: skip
         axes.grid(alpha=0.3, which="major", lw=0.4)
         _legend(fig, axes.get_lines())

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from edm_jax.arguments import check_count
 from edm_jax.figures import files
 from edm_jax.generate import to_uint8
 from edm_jax.typing import ArrayLike
@@ -51,7 +52,7 @@ def image_grid(
 
     Args:
       images: ``(n, H, W, C)``, floats in [-1, 1] or uint8, C 1 or 3.
-      labels: one for each image, written beneath it (a class, a seed); None for none.
+      labels: one for each image or for all, written beneath it (a class, a seed); None for none.
       num_columns: images in a row; by default about as many as rows.
       scale: enlargement, pixels kept square; by default small images become 40 pixels high.
       row_names: one for each row, written in front of it; None for none.
@@ -67,7 +68,15 @@ def image_grid(
         raise ValueError(
             f"images must have shape (n, H, W, 1) or (n, H, W, 3) with n >= 1, got {images.shape}"
         )
-    names = None if labels is None else [str(label) for label in np.asarray(labels).tolist()]
+    if labels is not None and np.ndim(labels) == 0:
+        labels = [labels] * len(images)
+    if num_columns is not None:
+        check_count("num_columns", num_columns)
+    if scale is not None:
+        check_count("scale", scale)
+    names = (
+        None if labels is None else [files.one_line(label) for label in np.asarray(labels).tolist()]
+    )
     if names is not None and len(names) != len(images):
         raise ValueError(f"one label for each of {len(images)} images, got {len(names)}")
     num_columns = num_columns or max(1, round(len(images) ** 0.5))
@@ -150,7 +159,8 @@ def sample_grid(
     scale = max(1, 40 // size)  # small images are enlarged, pixels kept square
     sheet = to_pil(image_sheet(images, num_columns).repeat(scale, 0).repeat(scale, 1))
     font = ImageFont.load_default(size=14)
-    names = list(row_names or [])
+    names = [files.one_line(name) for name in row_names or []]
+    title = files.one_line(title, 120)
     margin = 8 + max((int(font.getlength(name)) + 10 for name in names), default=0)
     width = max(sheet.width + margin, int(font.getlength(title)) + 8) + 8
     canvas = Image.new("RGB", (width, sheet.height + 34), "white")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,11 @@ from edm_jax.figures import files
 from edm_jax.figures.sheets import image_sheet
 
 MAX_COLUMNS = 9
+NAME, LINE = 34, 18  # characters of a name, and of a line of it
+
+
+def _wrapped(name: str) -> str:
+    return "\n".join(map(files.plain, textwrap.wrap(files.one_line(name, NAME), LINE)))
 
 
 def denoising_trajectories(
@@ -53,7 +59,7 @@ def denoising_trajectories(
     with files.style():
         # One cell is a square; names stand in front, levels and the scale beneath.
         unit = min(0.62, (2 * files.COLUMN - 1.5) / columns)
-        size = (max(columns * unit + 1.5, files.COLUMN), 2 * count * unit + 0.75)
+        size = (max(columns * unit + 1.5, files.COLUMN), 2 * count * unit + 0.95)
         fig, axes = files.subplots(size=size)
         picture = sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet
         axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
@@ -62,11 +68,15 @@ def denoising_trajectories(
             [(k + 0.5) * cell_w for k in range(columns)],
             [f"{i}\n{sigmas[i]:.2g}" for i in shown],
         )
-        labels = [text for name in names for text in (f"{name}   $x_i$", r"$D(x_i;\sigma_i)$")]
+        labels = [
+            text for name in names for text in (f"{_wrapped(name)}   $x_i$", r"$D(x_i;\sigma_i)$")
+        ]
         axes.set_yticks([(k + 0.5) * cell_h for k in range(2 * count)], labels)
-        axes.set_xlabel(
-            r"step $i$ and noise level $\sigma_i$;  $x_i$ is shown times "
-            r"$\sigma_{\rm data}/\sqrt{\sigma_i^2+\sigma_{\rm data}^2}$"
+        # Of the figure, not of its axes: these are narrower than the words at few steps.
+        fig.supxlabel(
+            "step $i$ and noise level $\\sigma_i$;  $x_i$ is shown times\n"
+            r"$\sigma_{\rm data}/\sqrt{\sigma_i^2+\sigma_{\rm data}^2}$",
+            fontsize=8,
         )
         axes.tick_params(length=0)
         for spine in axes.spines.values():

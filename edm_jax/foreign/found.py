@@ -11,10 +11,12 @@ import numpy as np
 
 from edm_jax.foreign import edm_snapshot
 from edm_jax.foreign.state_dict import Tensors, to_variables
+from edm_jax.pytree import short_repr
 from edm_jax.store.description import FORMAT_VERSION, ImportedModel, check_description
 from edm_jax.store.tensors import Tensor, array_of
 
 
+@short_repr
 @dataclasses.dataclass
 class Found:
     """What a file says, before gaps are filled.

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edm_jax.arguments import check_number, is_known
-from edm_jax.pytree import pytree_dataclass
+from edm_jax.pytree import pytree_dataclass, short_repr
 from edm_jax.typing import Array, ArrayLike
 
 
@@ -49,6 +49,7 @@ class Guidance(Protocol):
     def evaluations(self, sigma: ArrayLike) -> dict[str, int]: ...
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluated:
     """A `LabelledDenoiseFn` whose value at one place is known, and is not evaluated again there.

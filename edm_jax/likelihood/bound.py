@@ -21,10 +21,12 @@ from edm_jax.arguments import check_number, is_known
 from edm_jax.likelihood.flow import check_batch, with_rows
 from edm_jax.likelihood.quantisation import decoder_cost
 from edm_jax.progress import ReportFn, scan
+from edm_jax.pytree import short_repr
 from edm_jax.samplers import loop
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, Key, PyTree
 
 
+@short_repr
 class Bound(NamedTuple):
     """Per image, in nats.
 

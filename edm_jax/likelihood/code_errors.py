@@ -11,11 +11,13 @@ import numpy as np
 
 from edm_jax.likelihood.codes import flow_decode, flow_encode
 from edm_jax.likelihood.levels import flow_levels
+from edm_jax.pytree import short_repr
 from edm_jax.typing import Array, DenoiseFn, PyTree
 
 REFERENCE_STEPS = 256
 
 
+@short_repr
 class CodeErrors(NamedTuple):
     """Root mean squares per element, one for each number of steps.
 

@@ -23,10 +23,12 @@ from edm_jax.likelihood import solvers
 from edm_jax.likelihood.divergence import TraceFn, default_trace
 from edm_jax.likelihood.levels import check_levels, every_second, flow_levels
 from edm_jax.progress import ReportFn
+from edm_jax.pytree import short_repr
 from edm_jax.samplers.loop import state_dtype
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, Key, PyTree
 
 
+@short_repr
 class FlowLikelihood(NamedTuple):
     """Per image, in nats.
 
@@ -49,6 +51,7 @@ class FlowLikelihood(NamedTuple):
     calls: Array
 
 
+@short_repr
 class Prior(NamedTuple):
     """p(x; S): normal with the data's mean, and variance S^2 plus the data's.
 

@@ -17,9 +17,11 @@ from edm_jax.arguments import check_kind
 from edm_jax.likelihood import autoregressive, denoisers, reflected
 from edm_jax.likelihood.results import PassFn, Settings
 from edm_jax.model import Model
+from edm_jax.pytree import short_repr
 from edm_jax.typing import ArrayLike
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True)
 class Kind:
     """What has a likelihood, and how.

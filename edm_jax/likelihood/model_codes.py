@@ -18,6 +18,7 @@ from edm_jax.likelihood.levels import flow_levels
 from edm_jax.model import Model
 from edm_jax.names import brief
 from edm_jax.progress import ReportFn
+from edm_jax.pytree import short_repr
 from edm_jax.typing import Array, ArrayLike
 
 NUM_STEPS = 32
@@ -36,6 +37,7 @@ def fingerprint(model: Model) -> str:
     return digest.hexdigest()[:16]
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True)
 class Codes:
     """Codes of images and what decodes them.  As an array (``np.asarray``) they are ``values``.

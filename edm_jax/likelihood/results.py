@@ -11,6 +11,7 @@ import numpy as np
 
 from edm_jax.likelihood import quantisation
 from edm_jax.model import Model
+from edm_jax.pytree import short_repr
 from edm_jax.typing import Array
 
 # One pass over one batch: (model, arrays, number of the pass) -> ``(B,)`` each of nats, their
@@ -46,6 +47,7 @@ class Settings:
     passes: int
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True)
 class Likelihood:
     """Log likelihoods of images.  As an array (``np.asarray``) it is ``log_likelihood``.

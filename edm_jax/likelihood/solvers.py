@@ -20,12 +20,14 @@ import numpy as np
 from edm_jax import names
 from edm_jax.likelihood.divergence import TraceFn
 from edm_jax.progress import ReportFn, scan
+from edm_jax.pytree import short_repr
 from edm_jax.samplers import loop
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, PyTree
 
 SLOTS = 5  # slopes that a method may remember
 
 
+@short_repr
 class Evaluations(NamedTuple):
     """What to do at each of M network calls.
 
@@ -167,6 +169,7 @@ def adams(sigmas: Array) -> Evaluations:
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), start, rows)
 
 
+@short_repr
 class SolverInfo(NamedTuple):
     """A method.
 

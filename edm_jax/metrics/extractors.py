@@ -17,10 +17,12 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from edm_jax.arguments import user_path
 from edm_jax.foreign import dinov2 as dinov2_file
 from edm_jax.foreign import inception as inception_file
 from edm_jax.metrics import dinov2, inception, inception_weights
 from edm_jax.names import lookup
+from edm_jax.pytree import short_repr
 from edm_jax.typing import ArrayLike
 
 # The covariance of pixels is a matrix of this size squared.
@@ -35,6 +37,7 @@ class FeatureFn(Protocol):
     def __call__(self, images: np.ndarray) -> ArrayLike: ...
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True)
 class Outputs:
     """What metrics are made of.
@@ -55,6 +58,7 @@ class Outputs:
     labels: np.ndarray | None = None
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, eq=False)
 class Extractor:
     """A function of images, with what tells its features from others.
@@ -289,7 +293,7 @@ def _weights_file(
     )
     if not weights:
         raise ValueError(f"the weights of {network} are not given; {cure}")
-    path = pathlib.Path(weights).expanduser()
+    path = user_path("weights", weights)
     if path.is_dir():
         found = [path / name for name, _ in files if (path / name).is_file()]
         if not found:

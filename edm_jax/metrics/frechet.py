@@ -9,6 +9,7 @@ import numpy as np
 from edm_jax.metrics.moments import Moments
 from edm_jax.metrics.reference import Reference
 from edm_jax.metrics.result import Accumulated, Result, enough
+from edm_jax.pytree import short_repr
 
 # Published numbers are of this many images; fewer give larger distances.
 USUAL_COUNT = 50_000
@@ -35,6 +36,7 @@ def gaussian_statistics(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, centred.T @ centred / (features.shape[0] - 1)
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True)
 class Distance:
     """A Frechet distance, and the ranks of the two covariances.

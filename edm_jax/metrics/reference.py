@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from edm_jax.foreign.numpy_pickle import read_array_pickle
+from edm_jax.pytree import short_repr
 from edm_jax.store.errors import WeightsError, show
 
 _FORMAT = "edm_jax reference 1"
@@ -22,6 +23,7 @@ _PICKLED = {"inception": "fid", "dinov2": "fd_dinov2"}
 _UNKNOWN = "does not say of which {} it is; nothing was checked there"
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reference:
     """Statistics of the features of real images.

@@ -6,10 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from edm_jax.pytree import short_repr
+
 # Accumulators by the name of the need they serve, see `edm_jax.metrics.feature_metrics.NEEDS`.
 Accumulated = Mapping[str, Any]
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True)
 class Result:
     """One number.

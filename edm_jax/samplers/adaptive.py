@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from edm_jax import names
 from edm_jax.arguments import check_number
 from edm_jax.progress import ReportFn, report, reporter
+from edm_jax.pytree import short_repr
 from edm_jax.samplers import loop
 from edm_jax.samplers.info import SamplerInfo
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, PyTree
@@ -30,6 +31,7 @@ FIRST_STEP = 0.01
 PERCENT = 100  # progress is told in percent of the way, as the number of steps is open
 
 
+@short_repr
 class AdaptiveStats(NamedTuple):
     """What each image cost.
 

@@ -17,6 +17,7 @@ import numpy as np
 from edm_jax import grids, names, schedules
 from edm_jax.arguments import check_number, check_protocol, check_range, is_known
 from edm_jax.precond import Preconditioning
+from edm_jax.pytree import short_repr
 from edm_jax.samplers import loop, path
 from edm_jax.samplers import rows as rows_lib
 from edm_jax.samplers.info import SamplerInfo, stages
@@ -28,6 +29,7 @@ from edm_jax.typing import Array, ArrayLike, DenoiseFn, Key
 SOLVERS = ("euler", "heun")
 
 
+@short_repr
 class Setting(NamedTuple):
     """The sampling rows of one column of EDM Table 1, as `sample_general` takes them.
 

@@ -17,6 +17,7 @@ import numpy as np
 from edm_jax import seeds
 from edm_jax.arguments import check_grid, is_known
 from edm_jax.progress import ReportFn, report, reporter
+from edm_jax.pytree import short_repr
 from edm_jax.typing import Array, ArrayLike, DenoiseFn, Key, PyTree
 
 NoiseFn = Callable[[Array], Array]
@@ -52,6 +53,7 @@ def resolve(options: LoopOptions) -> tuple[bool, bool | ReportFn, bool]:
     return tuple(options.get(name, False) for name in known)
 
 
+@short_repr
 class Trajectory(NamedTuple):
     """Everything a sampler visited.
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edm_jax import names, seeds
+from edm_jax.pytree import short_repr
 from edm_jax.samplers import loop
 from edm_jax.samplers import rows as rows_lib
 from edm_jax.typing import Array, ArrayLike, Key
@@ -31,6 +32,7 @@ CLOCK_MIN, CLOCK_MAX, DEPTH = -16.0, 16.0, 22
 LEAF = (CLOCK_MAX - CLOCK_MIN) / 2**DEPTH
 
 
+@short_repr
 class Spans(NamedTuple):
     """Clock at both ends of the stretch of path that each draw belongs to.
 

@@ -21,10 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from edm_jax.arguments import is_known
+from edm_jax.pytree import short_repr
 from edm_jax.samplers import loop
 from edm_jax.typing import Array, ArrayLike, DenoiseFn
 
 
+@short_repr
 class Rows(NamedTuple):
     """Coefficients of a method on one grid; M rows for N steps.
 
@@ -49,6 +51,7 @@ class Rows(NamedTuple):
     draws: np.ndarray | None = None
 
 
+@short_repr
 class CorrectedRows(NamedTuple):
     """A predictor-corrector: step i of N first corrects x_i, then predicts x_{i+1}.
 
@@ -67,6 +70,7 @@ class CorrectedRows(NamedTuple):
     new: ArrayLike
 
 
+@short_repr
 class Stage(NamedTuple):
     """One evaluation in each of the N - 1 steps between positive levels.
 

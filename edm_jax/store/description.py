@@ -28,6 +28,7 @@ import numpy as np
 from edm_jax import models
 from edm_jax.ardm.registry import build as build_process
 from edm_jax.precond import PRECONDITIONINGS
+from edm_jax.pytree import short_repr
 from edm_jax.store.errors import NewerFormatError, WeightsError, show
 from edm_jax.typing import PyTree
 
@@ -59,6 +60,7 @@ LICENCE_GUIDED = (
 LICENCE_UNKNOWN = "unknown: the file does not say; ask whoever published it"
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True)
 class ImportedModel:
     """A model read from a file.

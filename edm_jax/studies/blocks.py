@@ -14,6 +14,7 @@ from edm_jax.evaluation.labels import labels_of
 from edm_jax.evaluation.planning import Plan
 from edm_jax.guidance.compose import label_dim
 from edm_jax.model import Model
+from edm_jax.pytree import short_repr
 from edm_jax.studies import lanes, quality, steps
 from edm_jax.studies.declaration import DISTANCE, TRUNCATION, Study
 from edm_jax.studies.planning import Planned
@@ -22,6 +23,7 @@ from edm_jax.studies.planning import Planned
 KEPT = 32
 
 
+@short_repr
 class Block(NamedTuple):
     """What a cell gave on one block of seeds.
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from edm_jax.noise import NoiseDistribution, sample_sigma
 from edm_jax.precond import Preconditioning
+from edm_jax.pytree import short_repr
 from edm_jax.train.objective import Batch, one_hot_labels, to_unit_range
 from edm_jax.typing import Array, Key, PyTree
 
@@ -26,6 +27,7 @@ def is_among_top(logits: Array, labels: Array, k: int) -> Array:
     return jnp.sum(logits > own, axis=-1) < k
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True)
 class ClassifierObjective:
     """Cross entropy of the class of y + sigma n, the same weight at every level.

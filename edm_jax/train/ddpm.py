@@ -12,10 +12,12 @@ import jax.numpy as jnp
 from edm_jax.ddpm.losses import LossKind, per_image_losses
 from edm_jax.ddpm.process import Process
 from edm_jax.ddpm.resampling import LossHistory, LossSecondMoment
+from edm_jax.pytree import short_repr
 from edm_jax.train.objective import Batch, examples, training_network
 from edm_jax.typing import Array, Key, PyTree
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True)
 class DDPMObjective:
     """Simple, hybrid or variational loss of a network that sees z and a time label.

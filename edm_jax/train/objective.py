@@ -13,6 +13,7 @@ from edm_jax import losses
 from edm_jax.losses import one_hot_labels
 from edm_jax.noise import NoiseDistribution, WeightFn, sample_sigma
 from edm_jax.precond import Preconditioning, precondition
+from edm_jax.pytree import short_repr
 from edm_jax.typing import Array, Key, NetFn, PyTree
 
 Batch = dict[str, Array]
@@ -73,6 +74,7 @@ def to_unit_range(images: Array) -> Array:
     return images.astype(jnp.float32) / 127.5 - 1
 
 
+@short_repr
 class Examples(NamedTuple):
     """A batch as a network is trained on it.
 
@@ -135,6 +137,7 @@ def training_network(
     return net_fn
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True)
 class DenoisingObjective:
     """The choices of EDM Table 1 that make up a training loss.

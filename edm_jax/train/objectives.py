@@ -14,6 +14,7 @@ from edm_jax.ddpm.losses import LossKind
 from edm_jax.ddpm.process import ddpm_process
 from edm_jax.noise import NoiseDistribution, WeightFn
 from edm_jax.precond import Preconditioning
+from edm_jax.pytree import short_repr
 from edm_jax.train.classifier import ClassifierObjective
 from edm_jax.train.ddpm import DDPMObjective, ResampledDDPMObjective
 from edm_jax.train.objective import DenoisingObjective, Objective
@@ -21,6 +22,7 @@ from edm_jax.train.reflected import ReflectedObjective, reflected_weight
 from edm_jax.typing import Array, Key
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True)
 class Parts:
     """What an experiment has to make an objective of; each takes what it needs.

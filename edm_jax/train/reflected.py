@@ -13,6 +13,7 @@ from edm_jax import losses, noise
 from edm_jax.domains.box import Box
 from edm_jax.noise import NoiseDistribution, WeightFn
 from edm_jax.precond import CoefsFn, Preconditioning
+from edm_jax.pytree import short_repr
 from edm_jax.train.objective import Batch, examples, training_network
 from edm_jax.typing import Array, DenoiseFn, Key, NetFn, PyTree
 
@@ -115,6 +116,7 @@ def reflected_weight(weighting: str, distribution: NoiseDistribution) -> WeightF
     return LikelihoodWeight(float(distribution.sigma_min), float(distribution.sigma_max))
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True)
 class ReflectedObjective:
     """What makes up the training loss of a reflected model.

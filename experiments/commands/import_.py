@@ -85,7 +85,7 @@ def parse_options(text: str | None) -> dict[str, Any] | None:
 
     try:
         if not text.lstrip().startswith("{"):
-            text = pathlib.Path(text).expanduser().read_text()
+            text = flags.home_expanded(text, "--source_options").read_text()
         options = parse_json(text)
     except (OSError, ValueError) as error:
         raise ValueError(
@@ -119,9 +119,12 @@ def import_model(
       Whatever is raised, the directory is as it was before.
     """
     from edm_jax.foreign import importer
+    from edm_jax.loading import warn_unless_finite
 
     _check_unused(workdir)
     found = importer.read_model_file(source, attention_order=attention_order, config=options)
+    for name, variables in found.variables.items():
+        warn_unless_finite(variables, name, source)
     averages = [name for name in found.variables if name != "raw"]
     variants = averages + [name for name in found.variables if name == "raw"]
     description = found.description | {"variants": variants}

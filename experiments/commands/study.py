@@ -35,7 +35,7 @@ import types
 from typing import Any
 
 from experiments import compilation_cache, flags
-from experiments.config.flag import UsageError
+from experiments.config.flag import UsageError, home_expanded
 
 STUDIES = pathlib.Path(__file__).parents[1] / "studies"
 NAMES = sorted(file.stem for file in STUDIES.glob("[!_]*.py"))
@@ -103,7 +103,7 @@ def _file(values: types.SimpleNamespace) -> pathlib.Path | None:
         if values.grid is None:
             raise UsageError("--study is missing, a file or a name; or --grid, with --models")
         return None
-    path = pathlib.Path(values.study).expanduser()
+    path = home_expanded(values.study, "--study")
     if path.suffix not in (".json", ".py"):
         near = difflib.get_close_matches(values.study, NAMES, n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(NAMES)}"

@@ -14,12 +14,29 @@ from typing import Any
 import ml_collections
 from absl import flags as absl_flags
 
+from experiments.config.keys import check_keys, nearest
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STORED = pathlib.Path(__file__).resolve().with_name("stored.py")
 
 
+NEEDS_FILE = "--config needs a file, for example --config=configs/digits.py"
+
+
 class UsageError(ValueError):
     """A command line that cannot be carried out, said in one line."""
+
+
+def home_expanded(value: str, name: str) -> pathlib.Path:
+    """A path of the command line with ``~`` written out; UsageError for a home not known."""
+    if not value.startswith("~"):
+        return pathlib.Path(value)
+    from edm_jax.arguments import user_path  # loads jax, which most mistakes do without
+
+    try:
+        return user_path(name, value)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def find_config(value: str) -> str:
@@ -28,12 +45,24 @@ def find_config(value: str) -> str:
     A ``config.json``, which every run directory has, becomes the file that reads one.
     """
     name, separator, variant = value.partition(":")
-    name = str(pathlib.Path(name).expanduser())
+    if not name:
+        raise UsageError(NEEDS_FILE)
+    name = str(home_expanded(name, "--config"))
     for base in (pathlib.Path.cwd(), ROOT):
         if (base / name).is_file():
             if name.endswith(".json"):
+                if separator:
+                    raise UsageError(
+                        f"--config={value}: the configuration of a run has no variants; leave out "
+                        f"{':' + variant!r}"
+                    )
                 return f"{STORED}:{(base / name).absolute()}"
             return f"{(base / name).absolute()}{separator}{variant}"
+        if (base / name / "config.json").is_file():
+            raise UsageError(
+                f"--config={value} is the directory of a run; its configuration is "
+                f"--config={pathlib.Path(name) / 'config.json'}"
+            )
     known = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").glob("*.py"))
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
@@ -61,6 +90,7 @@ def default_config(file: str) -> ml_collections.ConfigDict:
         config = make(variant) if separator else make()
         if not isinstance(config, ml_collections.ConfigDict):
             raise UsageError(f"its get_config() returns {config!r}, no ConfigDict")
+        check_keys(config.to_dict())
     except UsageError as error:
         raise UsageError(f"--config={shown}: {error}") from None
     except Exception as error:  # whatever a file of the user's raises is said in one line
@@ -75,17 +105,46 @@ def _explained(error: Exception, path: str) -> str:
     while isinstance(text, LookupError | AttributeError) and text.args:
         text = text.args[0]
     text = " ".join(str(text).split()) or type(error).__name__
-    if locked := re.search(r'Key "(\w+)" does not exist and cannot be added', str(error)):
-        known = list(_options(str(ROOT / "configs" / "base.py")))
-        text = (
-            f"there is no option {locked[1]!r}, {_nearest(locked[1], known)} (one of your own is "
-            "added inside `with config.unlocked():`)"
-        )
+    if told := _told(str(error), text, list(_options(str(ROOT / "configs" / "base.py")))):
+        text = told
     elif not isinstance(error, ValueError | SyntaxError):
         text = f"{type(error).__name__}: {text}"
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
     # An error that a file raises on purpose says enough.
     return text if isinstance(error, ValueError) or not lines else f"line {lines[-1]}: {text}"
+
+
+def _told(whole: str, text: str, known: list[str]) -> str | None:
+    """What the errors of ml_collections say, in the words of a configuration."""
+    if found := re.search(r'Key "(\w+)" does not exist and cannot be added', whole):
+        return (
+            f"there is no option {found[1]!r}, {nearest(found[1], known)} (one of your own is "
+            "added inside `with config.unlocked():`)"
+        )
+    if found := re.search(r"but the key ([\w.]+) contains one", whole):
+        if found[1] not in known:
+            return f"there is no option {found[1]!r}, {nearest(found[1], known)}"
+        return f"a name with dots is no key of update(); write config.{found[1]} = ..."
+    if found := re.match(
+        r"Could not override field '(\w+)' \(.*?\)\. (.*) is of original type <class '(\w+)", text
+    ):
+        options = [name for name in known if name.rsplit(".", 1)[-1] == found[1]]
+        name = f"config.{options[0]}" if len(options) == 1 else found[1]
+        value = repr(found[2]) if found[3] == "str" else found[2]
+        return f"{name} = {value}: must be {_kind(text)}"
+    if found := re.match(r"'(\w+)' Did you mean", text):
+        return f"there is no option {found[1]!r}, {nearest(found[1], known)}"
+    return None
+
+
+def _kind(text: str) -> str:
+    """What a value must be, of the message that ml_collections has for one that is not."""
+    match = re.search(r"cannot be casted to type <class '([\w.]+)'>", text)
+    kinds = {
+        "bool": "True or False", "int": "a whole number", "float": "a number", "str": "a text",
+        "tuple": "a tuple, such as (16, 8)",
+    }  # fmt: skip
+    return kinds.get(match[1] if match else "", "a group of options")
 
 
 def read_config(words: Sequence[str]) -> tuple[Any, str | None]:
@@ -106,6 +165,8 @@ def read_config(words: Sequence[str]) -> tuple[Any, str | None]:
         return None, None
     words, file = _complete(words)
     if file is None:
+        if "--config" in words or "-config" in words:
+            raise UsageError(NEEDS_FILE)
         raise UsageError(
             f"{words[0].partition('=')[0]} sets an option of a configuration, but --config is "
             "missing, for example --config=configs/digits.py"
@@ -178,18 +239,5 @@ def _unknown_option(words: Sequence[str], file: str) -> str | None:
     for word in words:
         match = re.match(r"--?(?:no)?config\.([\w.]+)", word)
         if match and not any(f"{name}.".startswith(f"{match[1]}.") for name in known):
-            return f"unknown configuration option config.{match[1]}; {_nearest(match[1], known)}"
+            return f"unknown configuration option config.{match[1]}; {nearest(match[1], known)}"
     return None
-
-
-def _nearest(option: str, known: list[str]) -> str:
-    """The options that one which there is not may stand for: those with its last name first."""
-    last = [name.rsplit(".", 1)[-1] for name in known]
-    wanted = option.rsplit(".", 1)[-1]
-    near = [name for name, end in zip(known, last, strict=True) if end == wanted]
-    near = near or difflib.get_close_matches(option, known, n=1)
-    ends = difflib.get_close_matches(wanted, last, n=1)
-    near = near or [name for name, end in zip(known, last, strict=True) if end in ends]
-    if near:
-        return f"did you mean config.{' or config.'.join(near)}?"
-    return f"there are {', '.join(sorted({name.split('.')[0] for name in known}))}"

@@ -11,6 +11,7 @@ import ml_collections
 
 from configs import base
 from experiments.config.groups import plain
+from experiments.config.keys import check_keys
 from experiments.config.upgrade import parse_config
 
 GROUPS = ("data", "model", "train")  # every run has had them
@@ -26,6 +27,7 @@ def get_config(path: str) -> ml_collections.ConfigDict:
     absent = [name for name in GROUPS if not isinstance(values.get(name), dict)]
     if absent:
         raise ValueError(f"it is no configuration of a run: it has no {', '.join(absent)}")
+    check_keys(values)
     config = base.get_config()
     with config.unlocked():  # groups of the run's own
         config.update(values)

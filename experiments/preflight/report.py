@@ -17,6 +17,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from edm_jax.arguments import user_path
 from edm_jax.data.sources.base import ImageSource
 from edm_jax.evaluation import planning
 from edm_jax.metrics import extractors
@@ -229,7 +230,8 @@ def _check_evaluation(findings: Findings, experiment: Experiment, source: ImageS
                 extractors.build(
                     name, weights=group.weights[name], option=f"config.evaluation.{name}"
                 )
-        if group.reference and not pathlib.Path(group.reference).expanduser().exists():
+        name = "config.evaluation.reference"
+        if group.reference and not user_path(name, group.reference).exists():
             raise ConfigError(f"config.evaluation.reference: there is no file {group.reference}")
 
 

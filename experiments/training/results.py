@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
 from edm_jax import requests
+from edm_jax.arguments import user_path
 from edm_jax.data.sources.base import stack_source
 from edm_jax.evaluation import drawing, protocol, reporting
 from edm_jax.evaluation.labels import asked_labels, has_label_vectors
 from edm_jax.evaluation.loss_levels import loss_at_levels
-from edm_jax.figures import curves, sheets, trajectories
+from edm_jax.figures import curves, files, sheets, trajectories
 from edm_jax.generate import sample
 from edm_jax.metrics.registry import columns
 from edm_jax.model import Model
@@ -64,6 +66,14 @@ def figure_path(run: Run, name: str) -> pathlib.Path:
     return run.path / "figures" / f"{name}.{run.figure_format}"
 
 
+@contextlib.contextmanager
+def figure(run: Run, name: str) -> Iterator[pathlib.Path]:
+    """Where a figure goes; one that fails costs neither the evaluation nor other figures."""
+    path = figure_path(run, name)
+    with files.costing_nothing_else(path):
+        yield path
+
+
 def grid_path(run: Run, step: int) -> pathlib.Path:
     """Where the sample grid of a step is."""
     return run.path / workdir.SAMPLES / f"kimg-{step * run.batch_size / 1000:08.1f}.png"
@@ -97,21 +107,22 @@ def _save_grid(run: Run, state: TrainState, step: int, poll: Poll) -> None:
         names = [model.label_names[i] if model.label_names else str(i) for i in classes]
     path, kimg = grid_path(run, step), step * run.batch_size / 1000
     calls = protocol.describe_calls(requests.network_calls(model, sampling))
-    sheets.sample_grid(
-        path,
-        samples,
-        columns,
-        row_names=names,
-        title=f"{kimg:g} kimg, {calls}",
-        told={
-            "seeds": seeds.tolist(),
-            "labels": None if labels is None else labels.tolist(),
-            "sampling": workdir.to_json(sampling.to_json()),
-            "weights": model.variant,
-            "progress": model.description.get("progress"),
-        },
-    )
-    run.monitor.picture(step, "samples", path)
+    with files.costing_nothing_else(path):
+        sheets.sample_grid(
+            path,
+            samples,
+            columns,
+            row_names=names,
+            title=f"{kimg:g} kimg, {calls}",
+            told={
+                "seeds": seeds.tolist(),
+                "labels": None if labels is None else labels.tolist(),
+                "sampling": workdir.to_json(sampling.to_json()),
+                "weights": model.variant,
+                "progress": model.description.get("progress"),
+            },
+        )
+        run.monitor.picture(step, "samples", path)
     run.status.resume(paused)
 
 
@@ -142,7 +153,7 @@ def _evaluate(run: Run, model: Model, poll: Poll, num_images: int) -> dict[str, 
     with evaluations.unfinished(run.path / evaluations.FOLDER) as kept:
         result = protocol.evaluate(
             model,
-            [pathlib.Path(group.reference).expanduser(), run.source]
+            [user_path("config.evaluation.reference", group.reference), run.source]
             if group.reference
             else run.source,
             run.experiment.data.open_test(),
@@ -179,18 +190,16 @@ def _draw_evaluations(run: Run, *last: dict[str, Any]) -> None:
         return
     rows = [*writers.read_metrics(run.path, workdir.EVALUATIONS), *last]
     if rows:
-        curves.evaluation_curves(
-            figure_path(run, "evaluations"),
-            [row["kimg"] for row in rows],
-            {
-                column.label: [row[column.key] for row in rows]
-                for column in columns(run.experiment.evaluation.metrics)
-                if all(column.key in row for row in rows)
-            },
-        )
+        measures = {
+            column.label: [row[column.key] for row in rows]
+            for column in columns(run.experiment.evaluation.metrics)
+            if all(column.key in row for row in rows)
+        }
+        with figure(run, "evaluations") as path:
+            curves.evaluation_curves(path, [row["kimg"] for row in rows], measures)
 
 
-def _draw_losses(run: Run, initial: Model, trained: Model) -> None:
+def _draw_losses(run: Run, path: pathlib.Path, initial: Model, trained: Model) -> None:
     """Loss per noise level before and after training (EDM Fig. 5a)."""
     images, labels = stack_source(run.source, LOSS_IMAGES)
     sigmas = run.experiment.shown_levels(NUM_LOSS_LEVELS, run.experiment.preconditioning)
@@ -204,7 +213,7 @@ def _draw_losses(run: Run, initial: Model, trained: Model) -> None:
         run.experiment.distribution, jax.random.key(0, impl="threefry2x32"), (20_000,)
     )
     curves.loss_per_noise_level(
-        figure_path(run, "loss_per_noise_level"),
+        path,
         sigmas,
         loss_at_levels(initial, *given),
         loss_at_levels(trained, *given),
@@ -212,7 +221,7 @@ def _draw_losses(run: Run, initial: Model, trained: Model) -> None:
     )
 
 
-def _draw_trajectories(run: Run, model: Model) -> None:
+def _draw_trajectories(run: Run, path: pathlib.Path, model: Model) -> None:
     """What the sampler of the run sees on the way from noise to some images."""
     count = run.experiment.evaluation.trajectory_seeds
     sampling = run.experiment.sampling
@@ -227,7 +236,7 @@ def _draw_trajectories(run: Run, model: Model) -> None:
         names = model.label_names or [str(i) for i in range(model.num_classes)]
         classes = [names[label] for label in labels]
     trajectories.denoising_trajectories(
-        figure_path(run, "trajectories"),
+        path,
         visited.x,
         visited.denoised,
         sampling.grid(model.preconditioning),
@@ -259,15 +268,19 @@ def finish(run: Run, state: TrainState, started: float, poll: Poll) -> dict[str,
     if run.leads:
         run.status.say("drawing figures ...")
         if kind == "ardm":
-            order_agnostic.draw_profile(figure_path(run, "loss_per_step"), model)
+            with figure(run, "loss_per_step") as path:
+                order_agnostic.draw_profile(path, model)
             if draws:
-                order_agnostic.draw_decodings(run, figure_path(run, "trajectories"), model)
+                with figure(run, "trajectories") as path:
+                    order_agnostic.draw_decodings(run, path, model)
         elif draws:
-            _draw_losses(run, initial, model)
-            _draw_trajectories(run, model)
+            with figure(run, "loss_per_noise_level") as path:
+                _draw_losses(run, path, initial, model)
+            with figure(run, "trajectories") as path:
+                _draw_trajectories(run, path, model)
         rows = writers.read_metrics(run.path)
-        path = figure_path(run, "loss")
-        curves.training_curve(path, [r["kimg"] for r in rows], [r["loss"] for r in rows])
+        with figure(run, "loss") as path:
+            curves.training_curve(path, [r["kimg"] for r in rows], [r["loss"] for r in rows])
     poll()
     if not run.experiment.evaluation.num_images:
         return summary(run, None)
@@ -277,7 +290,8 @@ def finish(run: Run, state: TrainState, started: float, poll: Poll) -> dict[str,
     result["seconds"] = round(time.perf_counter() - started, 1)
     evaluations.write(run.path, result)
     if kind == "classifier":
-        accuracy.draw(figure_path(run, "accuracy_per_noise_level"), result)
+        with figure(run, "accuracy_per_noise_level") as path:
+            accuracy.draw(path, result)
     if run.intervals.evaluation:
         _draw_evaluations(run, {"kimg": step * run.batch_size / 1000, **result})
     return summary(run, result)

@@ -1,5 +1,6 @@
 """Flags as data: what is parsed, and what is said of mistakes."""
 
+import importlib
 import pathlib
 
 import pytest
@@ -89,3 +90,13 @@ def test_what_a_command_does_not_take_has_a_reason_and_no_help():
     with pytest.raises(UsageError, match=r"^--s_churn: there is no noise; leave it out$"):
         flags.parse(["--s_churn=3"], declared, lambda name: [])
     assert "s_churn" not in flags.describe(declared)
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"), [("sample", "workdir"), ("import_", "source"), ("dataset", "dest")]
+)
+def test_a_home_that_is_not_known(command, flag):
+    declared = importlib.import_module(f"experiments.commands.{command}").FLAGS
+    message = f"^--{flag}=~nouser/x: the home of ~nouser is not known; write it out$"
+    with pytest.raises(UsageError, match=message):
+        flags.parse([f"--{flag}=~nouser/x"], declared, lambda name: [])

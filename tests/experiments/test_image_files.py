@@ -2,6 +2,7 @@
 
 import functools
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from edm_jax import generate
 from edm_jax.data.sources.image_files import open_images
 from edm_jax.generate import Sampling
 from edm_jax.guidance import classifier_free
+from edm_jax.loading import warn_unless_finite
 from edm_jax.model import from_description
+from experiments import image_files
 from experiments.image_files import Drawing, are_names, labels_of, write_grid, write_images
 from experiments.sample_folders import SETTINGS, metadata, open_folder, write_classes
 from experiments.workdir import WorkdirError
@@ -132,3 +135,18 @@ def test_label_vectors_are_drawn_and_recorded(tmp_path):
     for text in ("1", "0-2", "cat"):
         with pytest.raises(ValueError, match=rf"--labels={text}: .* label vectors of 3 numbers"):
             labels_of(text, model, [0])
+
+
+def test_a_grid_of_images_that_are_not_finite_is_refused(monkeypatch, tmp_path):
+    broken = np.full((1, 8, 8, 1), np.nan)
+    monkeypatch.setattr(image_files.drawing, "draw", lambda *unused, **options: broken)
+    drawn = Drawing(tiny_model(), [5], np.array([0]), Sampling(num_steps=1))
+    with pytest.raises(ValueError, match="the image of seed 5 is not finite"):
+        write_grid(drawn, tmp_path, name="grid.png")
+    assert not (tmp_path / "grid.png").exists()
+
+
+def test_weights_that_are_not_finite_are_told():
+    tree = {"params": {"a": np.ones(2), "b": np.array([1, np.nan])}}
+    with pytest.warns(UserWarning, match="f.pkl, weights raw: b holds numbers that are not fin"):
+        warn_unless_finite(tree, "raw", pathlib.Path("f.pkl"))

@@ -87,3 +87,12 @@ def test_nothing_is_loaded_before_it_is_needed():
         "assert not {'matplotlib', 'PIL'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_one_label_for_all_and_columns_that_are_none():
+    images = np.zeros((4, 8, 8, 1))
+    one, four = edm_jax.image_grid(images, 3), edm_jax.image_grid(images, [3] * 4)
+    np.testing.assert_array_equal(np.asarray(one), np.asarray(four))
+    for wrong in (-2, 2.5, 0):
+        with pytest.raises(ValueError, match=r"^num_columns must be an integer >= 1, got"):
+            edm_jax.image_grid(images, num_columns=wrong)

@@ -11,6 +11,7 @@ import numpy as np
 
 from edm_jax.data.sources.labels import Metadata, enclosing_folders
 from edm_jax.data.sources.names import shown
+from edm_jax.pytree import short_repr
 
 # Folders of thousands of images, not classes: of the EDM format, the first five digits of the
 # running number; of drawn images (EDM section 7.1), the number of their first.
@@ -24,6 +25,7 @@ _SPLIT = re.compile(
 )
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True)
 class ClassFolders:
     """Classes by the folders that images lie in.

@@ -11,6 +11,7 @@ import numpy as np
 from edm_jax.data.sources.decode import has_image_extension, has_unread_extension
 from edm_jax.data.sources.names import clean, is_left_out, shown
 from edm_jax.data.sources.stored_zip import ZipReader
+from edm_jax.pytree import short_repr
 
 # How files of weights end; those of PyTorch are zip archives inside.
 WEIGHTS_ENDINGS = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".msgpack")
@@ -101,6 +102,7 @@ def _is_weights(path: str) -> str:
     )
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True)
 class FoundImages:
     """The images among the files of a store.

@@ -36,8 +36,36 @@ def write(tmp_path):
             "line 5: there is no option 'lr_ramp_kimg', did you mean config.train.lr_rampup_kimg?",
         ),
         ("config.train['bach_size'] = 3", "did you mean config.train.batch_size"),
-        ("config.trian.lr = 3.0", "AttributeError: 'trian' Did you mean \"train\""),
-        ("config.train.lr = 'high'", "line 5: TypeError: Could not override field 'lr'"),
+        ("config.trian.lr = 3.0", "there is no option 'trian', did you mean config.train?"),
+        ("config.train.lr = 'high'", "line 5: config.train.lr = 'high': must be a number"),
+        ("config.train.keep_last = 2.5", "config.train.keep_last = 2.5: must be a whole number"),
+        ("config.evaluation.metrics = 'fid'", "metrics = 'fid': must be a tuple"),
+        ("config.evaluation.update(num_image=3)", "did you mean config.evaluation.num_images?"),
+        ("print(config.train.lrr)", "there is no option 'lrr', did you mean config.train.lr?"),
+        ("config.update({'train.lrr': 3})", "no option 'train.lrr', did you mean config.train.lr?"),
+        ("config.update({'train.lr': 3})", "write config.train.lr = ..."),
+        # Keys that pass by the lock of the base.
+        (
+            "config.unlock(); config.train.lrr = 3",
+            ".lrr, did you mean config.train.lr?",
+        ),
+        (
+            "config.train = dict(config.train, lrr=3)",
+            "there is no option config.train.lrr, did you mean config.train.lr?",
+        ),
+        (
+            "values = config.to_dict(); values['train']['lrr'] = 3; return type(config)(values)",
+            "there is no option config.train.lrr, did you mean config.train.lr?",
+        ),
+        (
+            "config.evaluation = dict(config.evaluation, num_image=3)",
+            "did you mean config.evaluation.num_images?",
+        ),
+        (
+            "config.unlock(); config.trian = dict(lr=3.0)",
+            ".trian, did you mean config.train?",
+        ),
+        ("config.unlock(); config.model.songunet = dict(dropout=0.1)", "config.model.songunet, "),
         ("raise ValueError('no such\\nvariant')", "mine.py: no such variant"),
         ("return None", "its get_config() returns None, no ConfigDict"),
         ("import no_such_module", "line 5: ModuleNotFoundError: No module named 'no_such_module'"),
@@ -101,3 +129,30 @@ def test_what_is_no_configuration_of_a_run(text, write):
     with pytest.raises(flag.UsageError, match=f"^--config={path}: ") as caught:
         flag.read_config([f"--config={path}"])
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_s_configuration_with_a_key_that_there_is_not(write, tmp_path):
+    values = workdir.to_json(build.experiment(tiny.get_config()).config)
+    values["train"]["lrr"] = 3
+    path = write(json.dumps(values), "config.json")
+    message = r"there is no option config\.train\.lrr, did you mean config\.train\.lr\?"
+    with pytest.raises(flag.UsageError, match=message):
+        flag.read_config([f"--config={path}"])
+    with pytest.raises(workdir.WorkdirError, match=message):
+        workdir.read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config="], "^--config needs a file, for example --config=configs/digits.py$"),
+        (["--config"], "^--config needs a file, for example --config=configs/digits.py$"),
+        (["--config=RUN"], r"is the directory of a run; .* --config=.*config\.json$"),
+        (["--config=RUN/config.json:cond"], "has no variants; leave out ':cond'$"),
+        (["--config=~nouser/a.py"], "^--config=~nouser/a.py: the home of ~nouser is not known"),
+    ],
+)
+def test_words_that_name_no_configuration(words, message, write, tmp_path):
+    write(json.dumps(workdir.to_json(build.experiment(tiny.get_config()).config)), "config.json")
+    with pytest.raises(flag.UsageError, match=message):
+        flag.read_config([word.replace("RUN", str(tmp_path)) for word in words])
