@@ -43,9 +43,7 @@ def imports(path, source=None):
                 is_module = target.is_dir() or target.with_suffix(".py").exists()
                 yield f"{module}.{alias.name}" if is_module else module
         elif isinstance(node, ast.Call) and "import_module" in ast.unparse(node.func):
-            name = node.args[0]
-            if isinstance(name, ast.Constant):
-                yield name.value
+            yield from (n.value for n in node.args[:1] if isinstance(n, ast.Constant))
 
 
 @pytest.mark.parametrize("package", PACKAGES)
