@@ -16,6 +16,7 @@ import numpy as np
 from edm_jax.evaluation.planning import Plan, make_plan
 from edm_jax.evaluation.references import reference_digest
 from edm_jax.loading import load
+from edm_jax.metrics.registry import parse
 from edm_jax.model import Model
 from edm_jax.studies import blocks, planning, quality, request
 from edm_jax.studies.declaration import DISTANCE, TRUNCATION, Study
@@ -76,9 +77,10 @@ def run(
     request.check_same(study, directory, report)
     read = readers(study, models or {})
     plan = plan_metrics(study, read, reference, report, making)
+    asked, study = study, _that_can_be_given(study, plan)
     identity = identity_of(study, plan)
     planned, impossible = planning.plan(study, read, identity)
-    request.record(study, directory)
+    request.record(asked, directory)
     shown = varying(study.cells)
     for line in by_reason((label(cell.settings, shown), cell.reason) for cell in impossible):
         report(f"cannot work: {line}")
@@ -137,6 +139,15 @@ def plan_metrics(
         study.metrics, given, num_images=study.num_images, image_shape=model.image_shape,
         classes=model.num_classes, report=report, **making,
     )  # fmt: skip
+
+
+def _that_can_be_given(study: Study, plan: Plan | None) -> Study:
+    """The study without the metrics that these data do not allow, which the plan has told."""
+    if plan is None or not plan.left_out:
+        return study
+    without = {name for name in study.metrics if parse(name).text in plan.left_out}
+    names = tuple(name for name in study.quality if name not in without)
+    return dataclasses.replace(study, quality=names)
 
 
 def identity_of(study: Study, plan: Plan | None) -> dict[str, Any]:

@@ -140,6 +140,23 @@ def test_churn_is_a_number_and_needs_no_features(tmp_path):
     assert again.startswith("2 cells, the first s_churn 2: impossible: ")
 
 
+def test_a_metric_that_the_data_do_not_allow_is_left_out(tmp_path):
+    """Of images without classes: no accuracy of a classifier, and the distance all the same."""
+    from edm_jax.data.sources.base import ArraySource
+
+    lines, study = [], study_of({"num_steps": 2}, quality=["classifier", "frechet_pixels"])
+    for _ in range(2):  # and it goes on as the same study
+        found = run(
+            study, {"toy": MODEL}, tmp_path, reference=ArraySource(toy.images(20)),
+            report=lines.append,
+        )  # fmt: skip
+        (row,) = found.rows
+        assert row["status"] == "done" and list(row["values"]) == ["frechet_distance"]
+    assert "1 cells are there already" in lines
+    assert any("classifier is left out" in line for line in lines)
+    assert "class accuracy" not in found.table()
+
+
 def test_metrics_of_the_evaluation(tmp_path):
     from edm_jax.data.sources.base import ArraySource
 
