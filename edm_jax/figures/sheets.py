@@ -149,8 +149,8 @@ def sample_grid(
       num_columns: images per row.
       row_names: one for each row, or None.
       title: above the sheet.
-      told: JSON values about the images (seeds, labels, settings), kept in the PNG itself as
-        its text ``edm_jax``; `read_told` reads them.
+      told: JSON values about the images (seeds, labels, settings), kept in the file itself: in
+        a PNG as its text ``edm_jax``, in a PDF as its subject; `read_told` reads them.
     """
     from PIL import Image, ImageDraw, ImageFont
     from PIL.PngImagePlugin import PngInfo
@@ -174,14 +174,21 @@ def sample_grid(
     if path.suffix == ".png" and told is not None:
         options["pnginfo"] = PngInfo()
         options["pnginfo"].add_text("edm_jax", json.dumps(told))
+    elif told is not None:
+        options["subject"] = json.dumps(told)
     with files.replacing(path) as temporary:
         canvas.save(temporary, format=path.suffix.removeprefix(".").upper(), **options)
 
 
 def read_told(path: pathlib.Path) -> dict[str, Any] | None:
-    """What `sample_grid` was told about the images of a PNG file; None if nothing."""
+    """What `sample_grid` was told about the images of a file; None if nothing."""
     from PIL import Image
+    from PIL.PdfParser import PdfParser
 
+    if path.suffix == ".pdf":
+        with PdfParser(str(path)) as document:
+            subject = getattr(document.info, "Subject", None)  # as text, not bytes
+        return None if subject is None else json.loads(subject)
     with Image.open(path) as picture:
         text = getattr(picture, "text", {}).get("edm_jax")
     return None if text is None else json.loads(text)

@@ -70,10 +70,14 @@ def test_bad_grids_are_named():
 
 
 def test_a_sheet_keeps_what_it_was_told(tmp_path):
-    told = {"seeds": [3, 1], "labels": None, "sampling": {"sampler": "heun"}}
+    told = {"seeds": [3, 1], "labels": None, "sampling": {"sampler": "heun (\u03c3)"}}
     path = tmp_path / "new" / "grid.png"
     sheets.sample_grid(path, np.zeros((2, 4, 4, 3)), 2, title="0 kimg", told=told)
     assert sheets.read_told(path) == told
+    sheets.sample_grid(tmp_path / "a.pdf", np.zeros((2, 4, 4, 3)), 2, title="0 kimg", told=told)
+    assert sheets.read_told(tmp_path / "a.pdf") == told
+    sheets.sample_grid(tmp_path / "b.pdf", np.zeros((2, 4, 4, 3)), 2)
+    assert sheets.read_told(tmp_path / "b.pdf") is None
     sheets.save_image(tmp_path / "plain.png", np.zeros((4, 4, 1), np.uint8))
     assert sheets.read_told(tmp_path / "plain.png") is None
     with Image.open(tmp_path / "plain.png") as picture:
