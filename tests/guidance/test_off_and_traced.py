@@ -1,5 +1,7 @@
 """Off means off, numbers are traced, images do not mix, and the cost is counted."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from edm_jax.guidance import base
 from edm_jax.samplers import sample_dpmpp_2m, sample_heun
 from edm_jax.schedules import karras_sigmas
 from edm_jax.train import sharding
+from tests.support import compiler
 from tests.support import guided_mixture as gm
 
 
@@ -92,11 +95,13 @@ def test_traced_off(model, batch, name):
     main = counting(model.denoise, count)
     second = counting(lambda x, sigma, rows: model.denoise(x, sigma), count)
 
-    @jax.jit
+    jit = functools.partial(jax.jit, compiler_options=compiler.as_users_compile())
+
+    @jit
     def run(w, sigma):
         return TRACED[name](second, w).guide(main)(x, sigma, rows)
 
-    plain = jax.jit(model.denoise)(x, jnp.float32(0.7), rows)
+    plain = jit(model.denoise)(x, jnp.float32(0.7), rows)
     np.testing.assert_array_equal(run(1.0, 0.7), plain)
     jax.effects_barrier()
     assert count == [4]

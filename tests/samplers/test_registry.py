@@ -11,6 +11,7 @@ from scipy.integrate import quad
 
 from edm_jax import exact, grids, precond, samplers, schedules, seeds
 from edm_jax.samplers import SAMPLERS, Churn, dpmpp, lms, rows, unipc
+from tests.support import compiler
 
 # Samplers of a box start and stay in it: tests/reflected has theirs.
 NAMES = sorted(name for name, info in SAMPLERS.items() if info.domain != "box")
@@ -178,7 +179,8 @@ def test_eta_zero_is_the_ode_method():
     bed, sigmas, keys = exact.Gaussian(0.3, 0.5), grids.karras_sigmas(12), seeds.image_keys([0, 1])
     x = jnp.array([[1.0, -0.5], [0.2, 2.0]]) * sigmas[0]
     run = lambda name, **o: jax.jit(  # noqa: E731
-        lambda x: SAMPLERS[name](bed.denoise, x, sigmas, keys, **o)
+        lambda x: SAMPLERS[name](bed.denoise, x, sigmas, keys, **o),
+        compiler_options=compiler.as_users_compile(),
     )(x)
     np.testing.assert_array_equal(run("dpmpp_2m_sde", eta=0.0), run("dpmpp_2m"))
     np.testing.assert_array_equal(run("dpmpp_3m_sde", eta=0.0), run("dpmpp_3m", variant="taylor"))

@@ -28,6 +28,15 @@ def _is_known(flag):
     return done.returncode == 0
 
 
+def as_users_compile():
+    """``compiler_options`` of programs that are compared bit by bit, to compile as users do.
+
+    The older code generator fuses two ways to write the same in two ways.
+    """
+    quick = _QUICK in os.environ["XLA_FLAGS"]
+    return {"xla_cpu_use_fusion_emitters": True} if quick else None
+
+
 def with_devices(count):
     """XLA_FLAGS of the tests for a process of its own, with so many devices of the CPU."""
     flags = os.environ["XLA_FLAGS"].split()

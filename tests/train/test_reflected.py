@@ -14,6 +14,7 @@ from edm_jax.noise import LogUniform
 from edm_jax.reflected import sampling
 from edm_jax.reflected.sources import ReflectedPoints
 from edm_jax.train import reflected
+from tests.support import compiler
 
 UNIT = Box(0.0, 1.0)
 
@@ -151,7 +152,9 @@ def test_augmented_images_stay_in_the_box():
 
     args = ({"w": jnp.float32(0.0)}, {}, batch, jax.random.key(0), jnp.arange(2))
     plain, augmented = (
-        jax.jit(_objective(**options).per_image)(*args)[0]
+        jax.jit(_objective(**options).per_image, compiler_options=compiler.as_users_compile())(
+            *args
+        )[0]
         for options in ({}, {"augment": overshoot})
     )
     np.testing.assert_array_equal(augmented, plain)

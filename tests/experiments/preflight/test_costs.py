@@ -99,6 +99,8 @@ def closed_form(net):
         if names[-1] != "kernel" or names[0] in ("map_label", "map_augment"):
             continue  # not given; zeros in place of a label are counted below
         pixels = int(names[0].split("_")[1].split("x")[0]) ** 2 if len(leaf.shape) == 4 else 1
+        if names[0].endswith("_up") and names[1] == "skip":
+            pixels //= 4  # multiplied before it is upsampled
         total += 2 * pixels * math.prod(leaf.shape)
     for entry in net.plan:
         if entry.attention:

@@ -456,10 +456,11 @@ def test_derivatives_of_silu_and_moments():
     x = np.linspace(-30, 30, 241, dtype=np.float32)
     dx = np.cos(x)
 
+    # 30, the largest x, times two roundings of a sigmoid near 1.
     first = [jax.jvp(f, (x,), (dx,)) for f in (layers.silu, jax.nn.silu)]
-    np.testing.assert_allclose(*first, atol=3e-6)  # 30 times the rounding of a sigmoid
+    np.testing.assert_allclose(*first, atol=4e-6)
     second = [jax.jit(jax.vmap(jax.grad(jax.grad(f))))(x) for f in (layers.silu, jax.nn.silu)]
-    np.testing.assert_allclose(*second, atol=3e-6)
+    np.testing.assert_allclose(*second, atol=4e-6)
 
     def plain(x):
         mean = x.mean((1, 2), keepdims=True)
