@@ -77,12 +77,22 @@ def plain(text: Any, most: int = LONGEST) -> str:
     return one_line(text, most).replace("$", r"\$")
 
 
+# Whose errors are those of drawing.
+_DRAW = ("builtins", "matplotlib", "numpy", "PIL", "pyparsing")
+
+
 @contextlib.contextmanager
 def costing_nothing_else(path: pathlib.Path) -> Iterator[None]:
-    """What goes wrong with a figure within costs this figure and one line, and no more."""
+    """What goes wrong with drawing a figure costs this figure and one line, and no more.
+
+    Errors of the system, such as a full disk, and those that others define, such as a request to
+    stop, are none of drawing.
+    """
     try:
         yield
     except Exception as error:  # drawing is a library's, whose errors are of any kind
+        if isinstance(error, OSError) or type(error).__module__.split(".")[0] not in _DRAW:
+            raise
         why = one_line(error, 200) or type(error).__name__
         warnings.warn(f"the figure {path} could not be drawn: {why}", stacklevel=3)
 

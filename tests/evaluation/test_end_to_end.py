@@ -20,7 +20,7 @@ from tests.support.feature_networks import named_inception_weights
 METRICS = ["fid", "kid", "is", "pr"]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_inception_from_end_to_end(golden, tmp_path):
     """On weights made from their names, against features of golden 07 and NumPy."""
     file = tmp_path / "pt_inception-2015-12-05-6726825d.pth"

@@ -121,6 +121,16 @@ def test_no_word_of_trajectories_is_cut_off(num_steps, name, monkeypatch, tmp_pa
             assert box.y0 >= -0.5 and box.y1 <= fig.bbox.y1 + 0.5, text.get_text()
 
 
+class Asked(RuntimeError):
+    """A request to stop, of a program."""
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), Asked("stop")])
+def test_errors_that_are_none_of_drawing_pass(error, tmp_path):
+    with pytest.raises(type(error)), files.costing_nothing_else(tmp_path / "a.png"):
+        raise error
+
+
 def test_half_a_picture_is_not_left(tmp_path):
     path = tmp_path / "a.png"
     with pytest.warns(UserWarning, match=r"the figure .*a\.png could not be drawn: no such word$"):
