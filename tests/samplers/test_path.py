@@ -130,13 +130,8 @@ def test_more_steps_settle_on_the_same_image(name, options):
     assert error(44, "step") > 0.5
 
 
-@pytest.mark.parametrize(
-    ("name", "rate"),
-    [("ddim", 0.25), ("dpm_2_ancestral", 0.25), ("dpmpp_2s_ancestral", 0.25),
-     ("dpmpp_2m_sde", 0.5), ("dpmpp_3m_sde", 0.5), ("ddpm", 1), ("ve_reverse_diffusion", 1)],
-)  # fmt: skip
-def test_the_clock_runs_as_the_noise_is_renewed(name, rate, monkeypatch):
-    """At the rate eta^2 of ln sigma in the SDE of eta, at eta in DPM-Solver++; eta = 1/2."""
+def spans_asked(monkeypatch, name, options):
+    """The times between which a sampler asks a path for noise, at levels 8, 4, 1 and 0."""
     asked = []
 
     def silent(key, spans, x):
@@ -145,9 +140,19 @@ def test_the_clock_runs_as_the_noise_is_renewed(name, rate, monkeypatch):
 
     monkeypatch.setattr(path, "path_draw", silent)
     x, sigmas = jnp.ones((1, 2)), np.array([8.0, 4.0, 1.0, 0.0])
-    options = {} if rate == 1 else {"eta": 0.5}
     SAMPLERS[name](BED.denoise, x, sigmas, seeds.image_keys([0]), noise="tree", **options)
     (spans,) = asked
+    return spans
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [("ddim", 0.25), ("dpm_2_ancestral", 0.25), ("dpmpp_2s_ancestral", 0.25),
+     ("dpmpp_2m_sde", 0.5), ("dpmpp_3m_sde", 0.5), ("ddpm", 1), ("ve_reverse_diffusion", 1)],
+)  # fmt: skip
+def test_the_clock_runs_as_the_noise_is_renewed(name, rate, monkeypatch):
+    """At the rate eta^2 of ln sigma in the SDE of eta, at eta in DPM-Solver++; eta = 1/2."""
+    spans = spans_asked(monkeypatch, name, {} if rate == 1 else {"eta": 0.5})
     np.testing.assert_allclose(spans.start, -rate * np.log([8.0, 4.0, 1.0]), atol=1e-12)
     # The step to 0 draws none.
     np.testing.assert_allclose(spans.stop, -rate * np.log([4.0, 1.0, 1.0]), atol=1e-12)
@@ -164,16 +169,7 @@ def test_the_clock_runs_as_the_noise_is_renewed(name, rate, monkeypatch):
 )
 def test_the_clock_of_every_stage(name, options, clock, inner, monkeypatch):
     """ln(v/f(v)) of ER-SDE's noise function f; eta ln sigma of SEEDS, a draw for each stage."""
-    asked = []
-
-    def silent(key, spans, x):
-        asked.append(spans)
-        return lambda index: jnp.zeros_like(x)
-
-    monkeypatch.setattr(path, "path_draw", silent)
-    x, sigmas = jnp.ones((1, 2)), np.array([8.0, 4.0, 1.0, 0.0])
-    SAMPLERS[name](BED.denoise, x, sigmas, seeds.image_keys([0]), noise="tree", **options)
-    (spans,) = asked
+    spans = spans_asked(monkeypatch, name, options)
     visited = [8.0 * 2.0**-share for share in [0, *inner]] + [4.0 * 4.0**-share for share in inner]
     visited = [*visited[: 1 + len(inner)], 4.0, *visited[1 + len(inner) :], 1.0]
     drawn = len(visited) - 1
