@@ -118,8 +118,8 @@ def _told(whole: str, text: str, known: list[str]) -> str | None:
     """What the errors of ml_collections say, in the words of a configuration."""
     if found := re.search(r'Key "(\w+)" does not exist and cannot be added', whole):
         return (
-            f"there is no option {found[1]!r}, {nearest(found[1], known)} (one of your own is "
-            "added inside `with config.unlocked():`)"
+            f"there is no option {found[1]!r}, {nearest(found[1], known)} (a group of "
+            "your own, such as config.model.MyNet, is added inside `with config.unlocked():`)"
         )
     if found := re.search(r"but the key ([\w.]+) contains one", whole):
         if found[1] not in known:
