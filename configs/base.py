@@ -1,7 +1,7 @@
 r"""Defaults of every option; other files state their differences.
 
-The result is locked: an option that is misspelt is refused.  One of your own, such as the
-group of your own network, is added on purpose:
+The result is locked: an option that is misspelt is refused.  A group of your own, such as that
+of your own network, is added on purpose:
 
     with config.unlocked():
         config.model.MyNet = dict(width=64)
