@@ -48,7 +48,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "adapters": ("test_adapters.py",),
     "exact/distributions": ("exact/test_distributions.py",),
     "exact/bed": ("exact/test_promises.py",),
-    "exact/contract": ("exact/test_promises.py",),
+    "exact/contract": ("exact/test_contract.py", "exact/test_promises.py"),
     "exact/promises": ("exact/test_promises.py",),
     "exact/subjects": ("exact/test_promises.py",),
     "exact/likelihood_promises": ("exact/test_likelihood_promises.py",),
@@ -185,6 +185,9 @@ ACCEPTED: dict[tuple[str, str, str], str] = {
     ("samplers/unipc", "xp.stack(", "-1 -> 1"): "the same axis",
     ("data/pipeline", ".random() < 0.5", "<= 0.5"): "no draw is 1/2",
     ("data/pipeline", "threads", ""): "how fast, not what",
+    ("exact/contract", "multiply(-3.0)", "-> 3.3"): "any other image will do",
+    ("exact/contract", "atol=1e-9", "1e-09 ->"): "between rounding and an influence",
+    ("exact/reflected_promises", "1e-12", "1e-12 ->"): "no fraction is as near to 0 or 1",
 }
 
 COMPARISONS = {

@@ -240,6 +240,44 @@ def test_an_order_better_than_documented_fails_for_the_library_only():
     assert promises.validate(dataclasses.replace(heun, tight=False, steps=(32, 64))).passed
 
 
+def test_the_uncertainty_of_a_sampled_order(monkeypatch):
+    """Of the finest pair that noise of 0.001 leaves visible: 0.016 and 0.008, N = 20 and 40."""
+    monkeypatch.setattr(bed, "sampled_floor", lambda: 1e-3)
+    order, uncertainty = promises._resolved_slope((10, 20, 40, 80), [0.05, 0.016, 0.008, 0.002])
+    assert order == pytest.approx(1)
+    expected = 3 * np.hypot(1e-3 / 0.016, 1e-3 / 0.008) / np.log(2)
+    assert uncertainty == pytest.approx(expected)
+
+
+def test_a_sampler_that_promises_no_order_may_have_any():
+    subject = bed.Subject("s", None, 0, bias=0.1, tight=True)
+    runs = {8: bed.Measurement(0.05, 8.0)}
+    assert promises._order_failure(subject, promises.Convergence(1.7, 0.0, runs)) is None
+    promised = dataclasses.replace(subject, order=1)
+    assert "stated as 1" in promises._order_failure(promised, promises.Convergence(1.7, 0.0, runs))
+
+
+def test_the_table_says_what_is_promised():
+    reports = [
+        promises.Report("a", 2, False, measured_order=1.98),
+        promises.Report("b", 0, True, measured_order=1.4),
+        promises.Report("c", 1, False, adaptive=True, measured_order=1.2),
+    ]
+    found = [line.split()[2:4] for line in promises.table(reports).splitlines()[2:]]
+    assert found == [["2", "1.98"], ["bias", "-"], ["tol^1", "1.20"]]
+
+
+def keyed_by_another_name(denoise, x, sigmas, rng):
+    return x + jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(rng)
+
+
+def test_a_fourth_argument_is_the_key_whatever_its_name():
+    subject, x = _loaded("keyed_by_another_name"), jnp.zeros((2, 3))
+    keys = jax.random.split(jax.random.key(0), 2)
+    expected = keyed_by_another_name(None, x, None, keys)
+    np.testing.assert_array_equal(subject.run(None, x, None, keys), expected)
+
+
 def test_budget_of_calls_is_met_whatever_a_step_costs():
     """Three calls a step: N = 21 is the most within 64."""
     runs = {n: bed.Measurement(0.1, 3.0 * n) for n in (32, 64)}
