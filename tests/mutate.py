@@ -186,6 +186,7 @@ ACCEPTED: dict[tuple[str, str, str], str] = {
     ("data/pipeline", ".random() < 0.5", "<= 0.5"): "no draw is 1/2",
     ("data/pipeline", "threads", ""): "how fast, not what",
     ("exact/contract", "multiply(-3.0)", "-> 3.3"): "any other image will do",
+    ("exact/likelihood_promises", "multiply(-3.0)", "3.0 ->"): "any other image will do",
     ("exact/contract", "atol=1e-9", "1e-09 ->"): "between rounding and an influence",
     ("exact/reflected_promises", "1e-12", "1e-12 ->"): "no fraction is as near to 0 or 1",
 }
