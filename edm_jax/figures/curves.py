@@ -39,7 +39,7 @@ def loss_per_noise_level(
             mean, std = values.mean(1), values.std(1)
             axes.plot(sigmas, mean, color=colour, label=f"{name} (mean, 1 std)")
             axes.fill_between(sigmas, mean - std, mean + std, color=colour, alpha=0.2, lw=0)
-        axes.set(xlabel=r"noise level $\sigma$", ylabel="weighted loss per element")
+        axes.set(xlabel=r"noise level $\sigma$ (data units)", ylabel="weighted loss per element")
         log_axes(axes, "x")
         axes.set_xlim(sigmas[0], sigmas[-1])
         means = np.r_[initial.mean(1), final.mean(1)]
@@ -86,7 +86,7 @@ def accuracy_per_noise_level(
         ):
             axes.plot(sigmas, 100 * np.asarray(values), color=colour, label=files.plain(name))
         axes.axhline(100 / num_classes, color=INK, ls=":", label="by chance")
-        axes.set(xlabel=r"noise level $\sigma$", ylabel="accuracy (%)", ylim=(0, 102))
+        axes.set(xlabel=r"noise level $\sigma$ (data units)", ylabel="accuracy (%)", ylim=(0, 102))
         log_axes(axes, "x")
         axes.set_xlim(sigmas[0], sigmas[-1])
         axes.legend(framealpha=0.7)
