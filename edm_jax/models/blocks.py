@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from edm_jax.models.ops.attention import attention
+from edm_jax.models.ops.attention import attention, heads_alone
 from edm_jax.models.ops.initializers import Init
 from edm_jax.models.ops.layers import Conv2d, GroupNorm, Linear, conv_parameters, matmul
 from edm_jax.typing import Array, Key
@@ -79,9 +79,14 @@ class QKV(nn.Module):
             # Sorting the kernel is cheaper than picking every third channel of the image.
             return jnp.moveaxis(v.reshape(*v.shape[:-1], channels, 3), -1, -2).reshape(v.shape)
 
-        qkv = matmul(x, thirds(kernel[0, 0]).astype(x.dtype))
-        qkv = qkv + thirds(bias).astype(x.dtype).reshape(1, 1, -1)
-        shape = (*x.shape[:2], self.heads, channels // self.heads)
+        kernel, bias = (thirds(v).astype(x.dtype) for v in (kernel[0, 0], bias))
+        batch, tokens = x.shape[:2]
+        if heads_alone(x.dtype, tokens):
+            qkv = jnp.einsum("btc,cd->bdt", x, kernel) + bias[None, :, None]
+            parts = (p.reshape(batch, self.heads, -1, tokens) for p in jnp.split(qkv, 3, axis=1))
+            return tuple(jnp.moveaxis(part, 3, 1) for part in parts)
+        qkv = matmul(x, kernel) + bias.reshape(1, 1, -1)
+        shape = (batch, tokens, self.heads, channels // self.heads)
         q, k, v = (part.reshape(shape) for part in jnp.split(qkv, 3, axis=-1))
         return q, k, v
 

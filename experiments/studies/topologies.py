@@ -6,6 +6,9 @@ Needs the compiler for TPUs (python -m pip install -e '.[tpu]'), no TPU; a progr
 all of them hours of two cores.  What is in ``topologies.json`` of the directory already is not
 compiled again, so that the study can be stopped, and one row redone by deleting it there.
 Writes ``topologies.json`` and the table ``topologies.md``.
+
+ADM's 4096 images do not fit on so few chips at once: they are added up in rounds
+(``config.train.micro_batch``), which changes no update but for rounding.
 """
 
 from __future__ import annotations
@@ -35,16 +38,26 @@ CONFIGS = {
     "imagenet64:adm_published": costs.DataShape((64, 64, 3), 1000),
 }
 TOPOLOGIES = ("v5e-16", "v5p-8", "v6e-16")
+# Configurations whose program is another one's but for a constant (the rate of the dropout).
+SAME_PROGRAM = {"afhqv2_64": "ffhq64"}
+# Images of a device and round, where a device does not take its part of the batch at once.
+PER_ROUND = {"imagenet64": 16, "imagenet64:adm_published": 16}
 # Memory on so many GPUs is that of XLA for CPU, which fuses in its own way.
 GPUS = 8
 
 
-def experiment_of(name: str) -> Experiment:
-    """A published configuration in bfloat16, as TPUs compute it."""
+def devices(where: str) -> int:
+    """How many devices the step of a row is compiled for."""
+    return GPUS if where == "gpu" else parse(where).devices
+
+
+def experiment_of(name: str, where: str) -> Experiment:
+    """A published configuration in bfloat16, as TPUs compute it, in rounds where it needs them."""
     file, _, variant = name.partition(":")
     config = importlib.import_module(f"configs.{file}").get_config(variant)
     with config.unlocked():
         config.model.dtype = "bfloat16"
+        config.train.micro_batch = PER_ROUND.get(name, 0) * devices(where)
     return build.experiment(config)
 
 
@@ -55,9 +68,14 @@ def rows() -> Iterator[tuple[str, str]]:
             yield name, topology
 
 
+def key_of(name: str, where: str) -> str:
+    """Under which a row's program stands in the record."""
+    return f"{SAME_PROGRAM.get(name, name)} {where}"
+
+
 def measure(name: str, where: str) -> dict[str, Any]:
     """What is kept of a row."""
-    experiment, shape = experiment_of(name), CONFIGS[name]
+    experiment, shape = experiment_of(name, where), CONFIGS[name]
     if where == "gpu":
         memory = costs.compiled_memory(experiment, shape, GPUS)
         return {"arguments": memory.state, "temporary": memory.temporary}
@@ -71,32 +89,36 @@ def measure(name: str, where: str) -> dict[str, Any]:
 def table(found: Mapping[str, Mapping[str, Any]]) -> str:
     """The rows that there are as a table for docs/."""
     lines = [
-        "| configuration | topology | GiB per device | ms a step | img/s per chip | MFU | days |",
-        "|---|---|---|---|---|---|---|",
+        "| configuration | topology | images a round | GiB per device | ms a step | img/s per chip "
+        "| MFU | days |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, where in rows():
-        values = found.get(f"{name} {where}")
+        values = found.get(key_of(name, where))
         if values is not None:
             lines.append(_line(name, where, values))
     return "\n".join(lines) + "\n"
 
 
 def _line(name: str, where: str, values: Mapping[str, Any]) -> str:
+    experiment = experiment_of(name, where)
+    together = experiment.training.together
+    place = f"{GPUS} GPUs (memory as for CPUs)" if where == "gpu" else where
+    begin = f"| {name} | {place} | {together} |"
     if where == "gpu":
         total = values["arguments"] + values["temporary"]
-        return f"| {name} | {GPUS} GPUs (memory as for CPUs) | {total / 2**30:.1f} | | | | |"
+        return f"{begin} {total / 2**30:.1f} | | | | |"
     topology = parse(where)
     flops = values["flops_per_image"]
     step = tpu.Program(**{key: values[key] for key in values if key != "flops_per_image"})
     if not step.fits:
-        return f"| {name} | {where} | does not fit: {size(step.temporary)} | | | | |"
-    experiment = experiment_of(name)
+        return f"{begin} does not fit: {size(step.temporary)} | | | | |"
     once = pods.seconds(step, topology)
     rate = experiment.training.batch_size / once
     mfu = rate * flops / (topology.chips * topology.chip.tflops * 1e12)
     images = experiment.intervals.total * experiment.training.batch_size
     return (
-        f"| {name} | {where} | {step.total_bytes / 2**30:.1f} | {1e3 * once:.1f} | "
+        f"{begin} {step.total_bytes / 2**30:.1f} | {1e3 * once:.1f} | "
         f"{rate / topology.chips:,.0f} | {100 * mfu:.0f} % | {images / rate / 86400:.2f} |"
     )
 
@@ -107,11 +129,11 @@ def run(workdir: pathlib.Path) -> None:
     record = workdir / "topologies.json"
     found = json.loads(record.read_text()) if record.exists() else {}
     for name, where in rows():
-        key = f"{name} {where}"
+        key = key_of(name, where)
         if key in found:
             continue
         print(f"compiling {name} for {where} ...", flush=True)
         found[key] = measure(name, where)
         record.write_text(json.dumps(found, indent=1) + "\n")
         (workdir / "topologies.md").write_text(table(found))
-        print(table({key: found[key]}).splitlines()[-1], flush=True)
+        print(*table({key: found[key]}).splitlines()[2:], sep="\n", flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,14 @@ from edm_jax.typing import Array
 
 # Sizes of heads that cuDNN's kernel takes; more than 128 on Hopper and later only.
 CUDNN_HEAD_MULTIPLE, CUDNN_HEAD_MOST = 8, 256
-# From so many tokens TPUs take a head at a time: the logits of all do not fit on the chip.
+# From so many tokens TPUs take each head alone: the logits of all do not fit on the chip.
 TPU_TOKENS_BY_HEAD = 1024
+
+
+def heads_alone(dtype: Any, tokens: int) -> bool:
+    """Whether `attention` goes `by_head`, which likes tokens to be the fastest axis of q, k, v."""
+    half = jnp.dtype(dtype) == jnp.bfloat16
+    return half and target.platform() == "tpu" and tokens >= TPU_TOKENS_BY_HEAD
 
 
 def attention(q: Array, k: Array, v: Array) -> Array:
@@ -38,9 +45,9 @@ def attention(q: Array, k: Array, v: Array) -> Array:
     plain = jax.nn.dot_product_attention
     if jnp.finfo(q.dtype).bits > 16:
         return plain(q, k, v)
-    half = q.dtype == jnp.float16
-    if target.platform() == "tpu" and not half and q.shape[1] >= TPU_TOKENS_BY_HEAD:
+    if heads_alone(q.dtype, q.shape[1]):
         return by_head(q, k, v)
+    half = q.dtype == jnp.float16
     gpu, other = plain, _in_float32 if half else plain
     if target.platform() == "gpu" and cudnn_works(q.shape[1:], q.dtype.name):
         gpu = functools.partial(plain, implementation="cudnn")
@@ -52,29 +59,75 @@ def attention(q: Array, k: Array, v: Array) -> Array:
 
 
 def by_head(q: Array, k: Array, v: Array) -> Array:
-    """`attention` in bfloat16, one head after the other, whose logits nothing keeps.
-
-        w = round(exp(l - max l)),   (o, n) = w [v, 1],   result o / n
+    """`attention` in bfloat16, each head by itself, whose logits nothing keeps.
 
     Logits of one head stay in the memory on a TPU chip, where those of all go through HBM twice.
-    The sum n of the weights is one more column of a product that is padded to 128 anyway: as a
-    sum of its own it takes longer than both products.  It is that of the rounded weights, which
-    then add up to 1.  Gradients compute a head's logits again.
+    Tokens are the fastest axis, (B, heads, c, T) in memory: so a head is rows of an array, and
+    nothing is spread over lanes anew.  Gradients compute a head's logits again.
     """
+    # Not a loop: its slices and the array that it fills are copies.
+    batch, tokens, count, _ = q.shape
+    rows = (jnp.swapaxes(x.reshape(batch, tokens, -1), 1, 2) for x in (q, k, v))
+    parts = (jnp.split(x, count, axis=1) for x in rows)
+    heads = [_head(*head) for head in zip(*parts, strict=True)]
+    return jnp.moveaxis(jnp.stack(heads, 1), 3, 1)
+
+
+@jax.custom_jvp
+def _head(q: Array, k: Array, v: Array) -> Array:
+    """One head of `by_head`, ``(B, c, T)`` each.
+
+        p = exp(l - z),   l = k^T q / sqrt(c),   z = log sum exp l over the keys
+        o = v p,   o' = v' p + v (p l') - o sum(p l') over the keys
+
+    Automatic differentiation would keep the sums apart from the products and compute another
+    product again in gradients.
+    """
+    return _output_and_log_sum(q, k, v)[0]
+
+
+@_head.defjvp
+def _head_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    q, k, v = primals
+    o, log_sum = _output_and_log_sum(q, k, v)
 
     @jax.checkpoint
-    def one(qkv: tuple[Array, Array, Array]) -> Array:
-        q, k, v = qkv
-        logits = jnp.einsum("btc,bsc->bts", q, k, preferred_element_type=jnp.float32)
-        logits = logits * (q.shape[-1] ** -0.5)
-        most = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
-        weights = jnp.exp(logits - most).astype(q.dtype)
-        v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], -1)
-        y = jnp.einsum("bts,bsc->btc", weights, v, preferred_element_type=jnp.float32)
-        return (y[..., :-1] / y[..., -1:]).astype(q.dtype)
+    def tangent(q, k, v, o, log_sum, dq, dk, dv):
+        # Exponentials in the product that makes the logits take four times as long.
+        logits = jax.lax.optimization_barrier(_logits(k, q))
+        p = jnp.exp(logits - log_sum).astype(q.dtype)
+        change = p * (_logits(dk, q) + _logits(k, dq)).astype(q.dtype)
+        both = _product(_with_ones(v), change)
+        do = both[:, :-1] - o.astype(jnp.float32) * both[:, -1:] + _product(dv, p)
+        return do.astype(q.dtype)
 
-    heads = jax.lax.map(one, tuple(jnp.moveaxis(x, 2, 0) for x in (q, k, v)))
-    return jnp.moveaxis(heads, 0, 2)
+    return o, tangent(q, k, v, o, log_sum, *tangents)
+
+
+def _output_and_log_sum(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+    """o ``(B, c, T)`` of the dtype of q, and z ``(B, 1, T)`` in float32.
+
+    The sum of the weights is one more row of a product: as a sum of its own it takes longer than
+    both products.  It is that of the rounded weights, which then add up to 1.
+    """
+    logits = _logits(k, q)
+    most = logits.max(1, keepdims=True)
+    weights = jnp.exp(logits - most).astype(q.dtype)
+    y = _product(_with_ones(v), weights)
+    return (y[:, :-1] / y[:, -1:]).astype(q.dtype), most + jnp.log(y[:, -1:])
+
+
+def _logits(k: Array, q: Array) -> Array:
+    logits = jnp.einsum("bcs,bct->bst", k, q, preferred_element_type=jnp.float32)
+    return logits * (q.shape[1] ** -0.5)
+
+
+def _product(v: Array, weights: Array) -> Array:
+    return jnp.einsum("bcs,bst->bct", v, weights, preferred_element_type=jnp.float32)
+
+
+def _with_ones(v: Array) -> Array:
+    return jnp.concatenate([v, jnp.ones_like(v[:, :1])], 1)
 
 
 def _in_float32(q: Array, k: Array, v: Array) -> Array:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from flax.traverse_util import flatten_dict
 
 from experiments.preflight import topologies as names
 from experiments.preflight import tpu
@@ -10,12 +11,23 @@ from experiments.studies import topologies
 
 
 def test_every_configuration_reads_and_is_in_bfloat16():
-    for name, shape in topologies.CONFIGS.items():
-        experiment = topologies.experiment_of(name)
+    for name, where in topologies.rows():
+        experiment = topologies.experiment_of(name, where)
         assert experiment.network.shared["dtype"] == "bfloat16"
-        assert shape.image_shape[0] == experiment.data.resolution
-        for where in topologies.TOPOLOGIES:  # every one divides its batch
-            assert experiment.training.batch_size % names.parse(where).devices == 0
+        assert topologies.CONFIGS[name].image_shape[0] == experiment.data.resolution
+        training = experiment.training  # every one divides its batch, and that its rounds
+        assert training.together % topologies.devices(where) == 0
+        assert training.batch_size % training.together == 0
+
+
+def test_one_row_stands_for_another_whose_program_differs_by_a_constant():
+    for name, other in topologies.SAME_PROGRAM.items():
+        found = [flatten_dict(topologies.experiment_of(n, "v5e-16").config) for n in (name, other)]
+        different = {key for key in found[0] if found[0][key] != found[1][key]}
+        assert different == {("data", "path"), ("model", "SongUNet", "dropout")}
+        assert found[0].keys() == found[1].keys()
+        assert all(config["model", "SongUNet", "dropout"] > 0 for config in found)
+        assert topologies.CONFIGS[name] == topologies.CONFIGS[other]
 
 
 def test_a_line_in_closed_form():
@@ -28,11 +40,11 @@ def test_a_line_in_closed_form():
     line = topologies.table({"cifar10 v5e-16": values}).splitlines()[-1]
     days = 200e6 / 512 / 86400
     share = round(100 * 512 * 0.1 / (16 * 197))
-    assert line == f"| cifar10 | v5e-16 | 2.0 | 1000.0 | 32 | {share} % | {days:.2f} |"
+    assert line == f"| cifar10 | v5e-16 | 512 | 2.0 | 1000.0 | 32 | {share} % | {days:.2f} |"
     small = values | {"available": 2**34, "temporary": 2**35}
     assert "does not fit: 32 GiB" in topologies.table({"cifar10 v5e-16": small})
     gpu = {"arguments": 2**30, "temporary": 2**31}
-    assert "| 3.0 |" in topologies.table({"ffhq64 gpu": gpu})
+    assert topologies.table({"ffhq64 gpu": gpu}).count("| 256 | 3.0 |") == 2  # AFHQv2 as well
 
 
 def test_what_is_there_is_not_compiled_again(monkeypatch, tmp_path):
@@ -55,7 +67,7 @@ def test_what_is_there_is_not_compiled_again(monkeypatch, tmp_path):
         topologies.run(tmp_path)
     assert len(json.loads((tmp_path / "topologies.json").read_text())) == 4
     assert f"{asked[0][0]} {asked[0][1]}" not in record
-    assert (tmp_path / "topologies.md").read_text().count("| v5e-16 |") == 4
+    assert (tmp_path / "topologies.md").read_text().count("| v5e-16 |") == 5
 
 
 def test_without_the_compiler(monkeypatch, tmp_path):

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from edm_jax.models import blocks
 from edm_jax.models.ops import attention as attention_lib
 from edm_jax.models.ops import target
 from edm_jax.models.ops.attention import attention, cudnn_works
+from edm_jax.models.ops.initializers import Init
 
 SHAPE = (16, 2, 8)
 CUDA = jax.default_backend() == "gpu"
@@ -40,7 +42,8 @@ def test_a_head_at_a_time(monkeypatch):
         return [out, *pullback(cotangent)]
 
     with target.assumed("tpu"):
-        assert "scan" in str(jax.make_jaxpr(run)(q, k, v, cotangent))
+        products = str(jax.make_jaxpr(attention)(q, k, v)).count("dot_general")
+        assert products == 2 * SHAPE[1]  # two of each head
         got = run(q, k, v, cotangent)
     assert {x.dtype for x in got} == {jnp.dtype("bfloat16")}
     wide = [x.astype(jnp.float32) for x in (q, k, v)]
@@ -51,6 +54,36 @@ def test_a_head_at_a_time(monkeypatch):
     for one, other in zip(got, expected, strict=True):
         atol = 4 * float(jnp.finfo(jnp.bfloat16).eps) * max(1, float(jnp.abs(other).max()))
         np.testing.assert_allclose(np.float64(one), other, atol=atol)
+
+
+def test_directional_derivatives_a_head_at_a_time():
+    # Exact divergences and curvatures go forwards.
+    qkv, directions = _qkv("bfloat16"), _qkv("bfloat16", 1)
+    out, change = jax.jvp(attention_lib.by_head, qkv, directions)
+    wide, along = ([x.astype(jnp.float32) for x in some] for some in (qkv, directions))
+    expected = jax.jvp(jax.nn.dot_product_attention, wide, along)
+    for one, other in zip((out, change), expected, strict=True):
+        atol = 4 * float(jnp.finfo(jnp.bfloat16).eps) * max(1, float(jnp.abs(other).max()))
+        np.testing.assert_allclose(np.float64(one), other, atol=atol)  # as above
+
+
+@pytest.mark.parametrize("tokens", [SHAPE[0], SHAPE[0] + 1])
+def test_queries_keys_and_values_in_either_order_of_axes(tokens, monkeypatch):
+    monkeypatch.setattr(attention_lib, "TPU_TOKENS_BY_HEAD", SHAPE[0] + 1)
+    layer = blocks.QKV(heads=2, initial=Init())
+    x = jax.random.normal(jax.random.key(0), (3, tokens, 8), jnp.bfloat16)
+    variables = layer.init(jax.random.key(1), x)
+    bias = jnp.arange(24, dtype=jnp.float32) / 8
+    variables = {"params": {**variables["params"], "bias": bias}}
+    with target.assumed("tpu"):
+        got = layer.apply(variables, x)
+    kernel = np.float64(variables["params"]["kernel"].unbox()[0, 0].astype(x.dtype))
+    # Stored as (head, channel of the head, q/k/v), the last fastest.
+    expected = (np.float64(x) @ kernel + np.float64(bias)).reshape(3, tokens, 2, 4, 3)
+    for i, one in enumerate(got):
+        assert one.shape == (3, tokens, 2, 4)
+        eps = float(jnp.finfo(jnp.bfloat16).eps)
+        np.testing.assert_allclose(np.float64(one), expected[..., i], rtol=2 * eps, atol=4 * eps)
 
 
 def test_large_logits_a_head_at_a_time():
