@@ -54,6 +54,17 @@ def test_resuming_anywhere_gives_the_same_stream():
         np.testing.assert_array_equal(labels(rest), labels(whole[start:]))
 
 
+@pytest.mark.parametrize("batch_size", [7, 24, 48])
+def test_images_that_are_read_together_stay_in_order(batch_size):
+    # By ones, eights and sixteens.
+    batches = take(3, numbered(50), batch_size)
+    one_by_one = labels(take(3 * batch_size, numbered(50), 1))
+    np.testing.assert_array_equal(labels(batches), one_by_one)
+    for batch in batches:
+        assert batch["image"].shape == (batch_size, 2, 2, 1)
+        np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["label"])
+
+
 def test_far_positions_are_reached_at_once():
     (batch,) = take(1, numbered(20), 6, start_step=10**9)
     assert batch["image"].shape == (6, 2, 2, 1)
