@@ -5,7 +5,7 @@ r"""The published configurations compiled for TPU topologies: memory, rate, days
 Needs the compiler for TPUs (python -m pip install -e '.[tpu]'), no TPU; a program takes minutes,
 all of them hours of two cores.  What is in ``topologies.json`` of the directory already is not
 compiled again, so that the study can be stopped, and one row redone by deleting it there.
-Writes ``topologies.json`` and the table ``topologies.md``.
+Writes ``topologies.json`` and the page ``topologies.md``.
 
 ADM's 4096 images do not fit on so few chips at once: they are added up in rounds
 (``config.train.micro_batch``), which changes no update but for rounding.
@@ -25,6 +25,7 @@ from experiments.config.experiment import Experiment
 from experiments.preflight import costs, pods, tpu
 from experiments.preflight.topologies import parse, require_compiler
 from experiments.words import size
+from experiments.workdir import write_atomically
 
 # Configuration and what its programs are made for of the data.  Conditional and unconditional
 # networks differ by one small layer.
@@ -123,17 +124,55 @@ def _line(name: str, where: str, values: Mapping[str, Any]) -> str:
     )
 
 
+PAGE = """# Published configurations on TPUs
+
+What the compiler for TPUs makes of the training step of each published configuration, in
+bfloat16, without a TPU ([performance](performance.md) says how). A round is the global batch, or
+the part of it that is added up at a time (`config.train.micro_batch`). Memory is that of a device.
+The time of a step is an *estimate*, the compiler's count and all collectives in full, and so are
+the rate, the share of the peak (MFU, without what is recomputed) and the days to the published
+length. Of GPUs there is only the memory, as XLA's compiler for CPUs allocates it.
+
+    python experiments/main.py --mode=study --study=topologies --workdir=docs
+
+makes this page, a program at a time.
+
+"""
+
+
+def page(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table as a page of the documentation, with what is missing in it."""
+    missing = [f"{name} on {where}" for name, where in rows() if key_of(name, where) not in found]
+    note = f"\nNot compiled yet: {', '.join(missing)}.\n" if missing else ""
+    return PAGE + table(found) + note
+
+
+def _read(record: pathlib.Path) -> dict[str, Any]:
+    """What an earlier call found."""
+    if not record.exists():
+        return {}
+    try:
+        found = json.loads(record.read_text())
+        table(found)  # every row that it has can be written
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{record} is not what this study writes ({type(error).__name__}: {error}); "
+            "delete it, or name another --workdir"
+        ) from error
+    return found
+
+
 def run(workdir: pathlib.Path) -> None:
-    """Compile what is missing, and write the table after each."""
+    """Compile what is missing, and write the page after each."""
     require_compiler()
     record = workdir / "topologies.json"
-    found = json.loads(record.read_text()) if record.exists() else {}
+    found = _read(record)
     for name, where in rows():
         key = key_of(name, where)
         if key in found:
             continue
         print(f"compiling {name} for {where} ...", flush=True)
         found[key] = measure(name, where)
-        record.write_text(json.dumps(found, indent=1) + "\n")
-        (workdir / "topologies.md").write_text(table(found))
+        write_atomically(record, json.dumps(found, indent=1) + "\n")
+        write_atomically(workdir / "topologies.md", page(found))
         print(*table({key: found[key]}).splitlines()[2:], sep="\n", flush=True)

@@ -67,7 +67,18 @@ def test_what_is_there_is_not_compiled_again(monkeypatch, tmp_path):
         topologies.run(tmp_path)
     assert len(json.loads((tmp_path / "topologies.json").read_text())) == 4
     assert f"{asked[0][0]} {asked[0][1]}" not in record
-    assert (tmp_path / "topologies.md").read_text().count("| v5e-16 |") == 5
+    page = (tmp_path / "topologies.md").read_text()
+    assert page.count("| v5e-16 |") == 5
+    assert "Not compiled yet: imagenet64 on v5e-16, " in page
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"cifar10 v5e-16": {"seconds": 1.0}}'])
+def test_a_record_of_something_else(text, monkeypatch, tmp_path):
+    monkeypatch.setattr(topologies, "require_compiler", lambda: None)
+    (tmp_path / "topologies.json").write_text(text)
+    with pytest.raises(ValueError, match=r"topologies\.json is not what this study writes"):
+        topologies.run(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["topologies.json"]
 
 
 def test_without_the_compiler(monkeypatch, tmp_path):
