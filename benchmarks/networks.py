@@ -9,7 +9,7 @@ share of the speed of a large matrix product measured in turns with it, compile 
 memory.  A training step is the EDM loss, its gradient and Adam.  Then: by how much half
 precision changes the output, and what recomputing the blocks saves.  With --profile, where
 the time of a step goes.  With --devices=N the batch is shared by so many devices; cores of a
-CPU are made that many, as experiments/cores.py does.
+CPU are made that many and memory is kept, as experiments/cores.py does.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import optax
 
 from edm_jax import losses, models, noise, precond
 from edm_jax.train.sharding import batch_sharding, make_mesh
+from experiments import cores
 from experiments.preflight import costs
 
 RGB = {"in_channels": 3, "out_channels": 3}
@@ -276,6 +277,7 @@ def main() -> None:
     if args.devices is not None:
         count = f"--xla_force_host_platform_device_count={args.devices}"  # before JAX starts
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}"
+        cores.keep_memory()
         if args.devices < 1 or args.batch % args.devices:
             parser.error(f"--devices must divide --batch={args.batch}, got {args.devices}")
     if args.quick:

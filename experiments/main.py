@@ -158,6 +158,7 @@ def _set_up() -> None:
     standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     cores.as_devices()
+    cores.keep_memory()
     # What we warn of is for the user: one line, without the place in the code.
     warnings.showwarning = lambda message, *where: print(f"warning: {message}", file=sys.stderr)
     warnings.filterwarnings("ignore", category=DeprecationWarning)

@@ -70,3 +70,59 @@ def test_jax_sees_them_though_it_was_imported_before():
         [sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd=ROOT
     )
     assert done.stdout.split() == ["2"], done.stderr
+
+
+# Page faults of 20 allocations of 64 MiB that are written to and freed.
+FAULTS = """
+import ctypes, resource
+from experiments import cores
+cores._ACCELERATORS = ({accelerator!r},)
+kept = cores.keep_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
+libc.free.argtypes = (ctypes.c_void_p,)
+libc.memset.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)
+def use():
+    memory = libc.malloc(1 << 26)
+    libc.memset(memory, 1, 1 << 26)
+    libc.free(memory)
+use()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    use()
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not cores._is_glibc(), reason="for glibc")
+@pytest.mark.parametrize(
+    ("accelerator", "environment", "kept"),
+    [
+        ("/nowhere", {}, True),
+        ("/dev/null", {}, False),
+        ("/nowhere", {"MALLOC_ARENA_MAX": "4"}, False),
+        ("/nowhere", {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}, False),
+    ],
+)
+def test_memory_is_kept_unless_there_are_accelerators_or_settings(accelerator, environment, kept):
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS.format(accelerator=accelerator)],
+        capture_output=True, text=True, env={**inherited, **environment}, cwd=ROOT,
+    )  # fmt: skip
+    said, faults = done.stdout.split()
+    assert said == str(kept), done.stderr
+    if kept:
+        assert int(faults) < 100  # one page or two at 4 KiB; without, 16384 at each of 20
+
+
+def test_another_c_library(monkeypatch):
+    def refuse(name):
+        raise ValueError("unrecognized configuration name")
+
+    monkeypatch.setattr(os, "confstr", refuse)
+    assert not cores.keep_memory()

@@ -267,9 +267,11 @@ def test_classes(net, shape):
     variables = _drawn(net, x, time, known, stage, rows)
     apply = jax.jit(net.apply)
     none = apply(variables, x, time, known, stage)
-    np.testing.assert_array_equal(apply(variables, x, time, known, stage, 0 * rows), none)
-    told = apply(variables, x, time, known, stage, rows)
-    assert np.all(np.any(np.asarray(told != none).reshape(B, -1), axis=1))
+    # Two programs, which round differently: some units of outputs of size 5.
+    zeros = apply(variables, x, time, known, stage, 0 * rows)
+    np.testing.assert_allclose(zeros, none, rtol=0, atol=1e-5)
+    told = np.asarray(apply(variables, x, time, known, stage, rows))
+    assert np.all(np.abs(told - none).reshape(B, -1).max(1) > 1e-3)
     with pytest.raises(ValueError, match=r"class_labels must have shape \(3, 3\), got \(3, 2\)"):
         jax.eval_shape(net.apply, variables, x, time, known, stage, rows[:, :2])
     plain = _unet() if len(shape) == 3 else _transformer()

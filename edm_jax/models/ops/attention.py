@@ -9,8 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from edm_jax.models.ops import target
+from edm_jax.models.ops.stored import stored_gradient
 from edm_jax.typing import Array
 
 # Sizes of heads that cuDNN's kernel takes; more than 128 on Hopper and later only.
@@ -34,7 +36,7 @@ def attention(q: Array, k: Array, v: Array) -> Array:
     for the shape (`cudnn_works`).  That kernel has no forward-mode derivative, and its
     gradient is the same bit for bit in every run only with
     ``XLA_FLAGS=--xla_gpu_deterministic_ops=true``, as that of a convolution.  On TPUs bfloat16
-    goes through `by_head` if there are many tokens.
+    goes through `by_head` if there are many tokens, on CPUs float32 through `divided_last`.
 
     Args:
       q, k, v: each ``(B, T, heads, c)``.
@@ -44,7 +46,7 @@ def attention(q: Array, k: Array, v: Array) -> Array:
     """
     plain = jax.nn.dot_product_attention
     if jnp.finfo(q.dtype).bits > 16:
-        return plain(q, k, v)
+        return divided_last(q, k, v) if target.platform() == "cpu" else plain(q, k, v)
     if heads_alone(q.dtype, q.shape[1]):
         return by_head(q, k, v)
     half = q.dtype == jnp.float16
@@ -55,7 +57,7 @@ def attention(q: Array, k: Array, v: Array) -> Array:
         return plain(q, k, v)
     # float16 products that add up in float32 exist on GPUs alone; elsewhere the function
     # would not compile.
-    return jax.lax.platform_dependent(q, k, v, cuda=gpu, rocm=plain, default=other)
+    return lax.platform_dependent(q, k, v, cuda=gpu, rocm=plain, default=other)
 
 
 def by_head(q: Array, k: Array, v: Array) -> Array:
@@ -94,7 +96,7 @@ def _head_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[
     @jax.checkpoint
     def tangent(q, k, v, o, log_sum, dq, dk, dv):
         # Exponentials in the product that makes the logits take four times as long.
-        logits = jax.lax.optimization_barrier(_logits(k, q))
+        logits = lax.optimization_barrier(_logits(k, q))
         p = jnp.exp(logits - log_sum).astype(q.dtype)
         change = p * (_logits(dk, q) + _logits(k, dq)).astype(q.dtype)
         both = _product(_with_ones(v), change)
@@ -128,6 +130,22 @@ def _product(v: Array, weights: Array) -> Array:
 
 def _with_ones(v: Array) -> Array:
     return jnp.concatenate([v, jnp.ones_like(v[:, :1])], 1)
+
+
+def divided_last(q: Array, k: Array, v: Array) -> Array:
+    """`attention`, whose weights are divided by their sum after the product with v.
+
+        w = exp(l - max l),   result (w v) / sum w
+
+    So the gradient of the sum is one of T c numbers, where that of a softmax sums T^2 products.
+    Products are written in the order of axes that XLA's library for CPUs takes without copies.
+    """
+    q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q, k, v))
+    logits = lax.dot_general(q, k, (((3,), (3,)), ((0, 1), (0, 1)))) * (q.shape[-1] ** -0.5)
+    logits = stored_gradient(logits)
+    weights = jnp.exp(logits - lax.stop_gradient(logits.max(-1, keepdims=True)))
+    y = lax.dot_general(weights, v, (((3,), (2,)), ((0, 1), (0, 1))))
+    return jnp.moveaxis(y / weights.sum(-1, keepdims=True), 1, 2)
 
 
 def _in_float32(q: Array, k: Array, v: Array) -> Array:

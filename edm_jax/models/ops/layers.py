@@ -19,6 +19,7 @@ from jax import lax
 
 from edm_jax.models.ops import resample, winograd
 from edm_jax.models.ops.initializers import Init
+from edm_jax.models.ops.stored import stored, stored_gradient
 from edm_jax.typing import Array
 
 
@@ -73,7 +74,7 @@ def conv2d(x: Array, kernel: Array, padding: int) -> Array:
     Large float32 ones take half the products on CPUs, see `winograd`.
     """
     if kernel.shape[:2] == (1, 1) and padding == 0:
-        return matmul(x, kernel[0, 0])
+        return stored_gradient(matmul(x, kernel[0, 0]))
     plain = functools.partial(
         lax.conv_general_dilated,
         window_strides=(1, 1),
@@ -82,7 +83,7 @@ def conv2d(x: Array, kernel: Array, padding: int) -> Array:
     )
     if winograd.worthwhile(x, kernel, padding):
         return lax.platform_dependent(x, kernel, cpu=winograd.conv3x3, default=plain)
-    return plain(x, kernel)
+    return stored_gradient(plain(x, kernel))
 
 
 def conv_parameters(
@@ -232,8 +233,8 @@ class GroupNorm(nn.Module):
         if modulation is not None:
             factor = 1 + modulation[0].astype(jnp.float32)
             gain, offset = gain * factor, offset * factor + modulation[1].astype(jnp.float32)
-        y = y * _rank_like(gain, y) + _rank_like(offset, y)
-        return (silu(y) if self.silu else y).astype(x.dtype)
+        y = y * _rank_like(stored(gain), y) + _rank_like(stored(offset), y)
+        return stored(silu(y) if self.silu else y).astype(x.dtype)
 
 
 @jax.custom_jvp
@@ -278,8 +279,8 @@ def _channel_moments_jvp(
     (x,), (dx,) = primals, tangents
     mean, var = channel_moments(x, once)
     # In terms of x alone, so that no centred copy of it is kept for the gradient.
-    dmean = dx.mean((1, 2))
-    return (mean, var), (dmean, 2 * ((x * dx).mean((1, 2)) - mean * dmean))
+    dmean = stored_gradient(dx.mean((1, 2)))
+    return (mean, var), (dmean, 2 * (stored_gradient((x * dx).mean((1, 2))) - mean * dmean))
 
 
 def _group_statistics(

@@ -8,7 +8,8 @@ A one-dimensional filter f, divided by its sum, is applied along height and widt
 with zeros outside the image.  ``[1, 1]`` is pixel averaging and replication.  Written
 as a few shifted sums of slices rather than as a depthwise convolution: compilers for CPUs
 and GPUs fuse them into one pass over the image, forwards and backwards.  That for TPUs does
-so with sums over windows, which ``[1, 1]`` is there.
+so with sums over windows, which ``[1, 1]`` is there; on CPUs it is a sum over two axes and its
+transpose, as the gradient of slices is a padded array, slow to add to others.
 """
 
 from __future__ import annotations
@@ -70,14 +71,14 @@ def _up_axis(x: Array, taps: list[float], padding: int, axis: int) -> Array:
     return jnp.stack(phases, axis + 1).reshape(shape)
 
 
-def _is_box(taps: list[float], padding: int) -> bool:
-    """Whether pixels are averaged or repeated, and for TPUs.
+def _is_box(taps: list[float], padding: int, platform: str) -> bool:
+    """Whether pixels are averaged or repeated, and for this platform.
 
-    There slices and stacks get layouts of their own, and copies that change them take longer
+    On TPUs slices and stacks get layouts of their own, and copies that change them take longer
     than the sums; a window takes one pass.
     """
     box = len(taps) == 2 and taps[0] == taps[1] and padding == 0
-    return box and target.platform() == "tpu"
+    return box and target.platform() == platform
 
 
 def _window_sum(x: Array, stride: int, dilation: int) -> Array:
@@ -102,8 +103,11 @@ def downsample(x: Array, resample_filter: Sequence[float], padding: int | None =
     taps = _taps(resample_filter, 1.0)
     padding = (len(taps) - 1) // 2 if padding is None else padding
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    if _is_box(taps, padding):
+    if _is_box(taps, padding, "tpu"):
         return (0.25 * _window_sum(y, 2, 1)).astype(x.dtype)
+    b, h, w, c = y.shape
+    if _is_box(taps, padding, "cpu") and h % 2 == w % 2 == 0:
+        return (0.25 * y.reshape(b, h // 2, 2, w // 2, 2, c).sum((2, 4))).astype(x.dtype)
     for axis in (1, 2):
         y = _down_axis(y, taps, padding, axis)
     return y.astype(x.dtype)
@@ -124,8 +128,12 @@ def upsample(x: Array, resample_filter: Sequence[float], padding: int | None = N
     taps = _taps(resample_filter, 2.0)
     padding = (len(taps) - 1) // 2 if padding is None else padding
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    if _is_box(taps, padding):
+    if _is_box(taps, padding, "tpu"):
         return _window_sum(y, 1, 2).astype(x.dtype)
+    if _is_box(taps, padding, "cpu"):
+        b, h, w, c = y.shape
+        y = jnp.broadcast_to(y[:, :, None, :, None], (b, h, 2, w, 2, c))
+        return y.reshape(b, 2 * h, 2 * w, c).astype(x.dtype)
     for axis in (1, 2):
         length = 2 * (y.shape[axis] - 1) + len(taps) - 2 * padding
         y = _up_axis(y, taps, padding, axis)

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from edm_jax.models.ops import target
+from edm_jax.models.ops.stored import stored
 from edm_jax.typing import Array
 
 ROWS = 4  # of the result, from one set of products
@@ -110,14 +111,7 @@ def conv3x3(x: Array, kernel: Array) -> Array:
     ]
     result = jnp.stack([_weighted_sum(weights, products) for weights in _A], axis=2)
     result = result.reshape(batch, height, width, -1)
-    # A division is too expensive for XLA to repeat it, with all that its argument comes from, in
-    # each of the sums that read it; those that matter are the gradient's.
-    return result / lax.stop_gradient(_unknown_one(kernel[0, 0, 0, 0]))
-
-
-def _unknown_one(number: Array) -> Array:
-    """1, which a compiler cannot know because 0 times infinity or NaN is not 0."""
-    return 1 + jnp.nan_to_num(0 * jnp.asarray(number))
+    return stored(result)  # or each sum that reads a gradient would compute it anew
 
 
 def _shifted(rows: Array, by: int) -> Array:

@@ -95,6 +95,58 @@ def test_large_logits_a_head_at_a_time():
     )
 
 
+def test_divided_last_exact_in_double_precision(x64):
+    """Value, gradients and directional derivatives are those of the plain form."""
+    rng = np.random.default_rng(0)
+    draws = [rng.standard_normal((2, 6, 3, 4)) for _ in range(7)]
+    arguments, tangents, cotangent = tuple(draws[:3]), tuple(draws[3:6]), draws[6]
+    got, expected = [], []
+    for attend, results in (
+        (attention_lib.divided_last, got),
+        (jax.nn.dot_product_attention, expected),
+    ):
+        results += jax.jvp(attend, arguments, tangents)
+        results += jax.vjp(attend, *arguments)[1](cotangent)
+    assert got[0].dtype == jnp.float64
+    np.testing.assert_allclose(got[0], _softmax_attention(*arguments), rtol=0, atol=1e-14)
+    # JAX's own keeps logits and softmax in float32.
+    for one, other in zip(got, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+
+
+def test_gradient_divided_last_is_the_derivative(x64):
+    rng = np.random.default_rng(1)
+    q, k, v, cotangent, *steps = (rng.standard_normal((1, 5, 2, 3)) for _ in range(7))
+    grads = jax.vjp(attention_lib.divided_last, q, k, v)[1](cotangent)
+    predicted = sum(np.vdot(g, step) for g, step in zip(grads, steps, strict=True))
+
+    def value(t):
+        moved = (x + t * step for x, step in zip((q, k, v), steps, strict=True))
+        return np.vdot(cotangent, _softmax_attention(*moved))
+
+    # A central difference: an error of t^2 third derivatives, rounding 1e-16 / t.
+    t = 1e-5
+    np.testing.assert_allclose(predicted, (value(t) - value(-t)) / (2 * t), rtol=1e-8)
+
+
+def test_large_logits_divided_last():
+    # exp of a million is no number; the largest logit is taken off first.
+    large = jnp.full((1, 4, 1, 2), 1000, jnp.float32)
+    v = jnp.arange(8, dtype=jnp.float32).reshape(1, 4, 1, 2)
+    got = attention_lib.divided_last(large, large, v)
+    np.testing.assert_array_equal(got[0, :, 0], [[3, 4]] * 4)
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "last"),
+    [("cpu", "float32", True), ("cpu", "bfloat16", False), ("tpu", "float32", False)],
+)
+def test_divided_last_on_cpus(platform, dtype, last):
+    with target.assumed(platform):
+        program = jax.make_jaxpr(lambda *qkv: attention(*qkv))(*_qkv(dtype))
+    assert ("stored" in str(program)) is last
+
+
 @pytest.fixture
 def on_gpu(monkeypatch):
     """A machine whose first device is a GPU, as far as the choice of the kernel goes."""
