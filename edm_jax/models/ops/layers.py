@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from edm_jax.models.ops import resample, winograd
+from edm_jax.models.ops import kernel_gradient, resample, winograd
 from edm_jax.models.ops.initializers import Init
 from edm_jax.models.ops.stored import stored, stored_gradient
 from edm_jax.typing import Array
@@ -83,7 +83,9 @@ def conv2d(x: Array, kernel: Array, padding: int) -> Array:
     )
     if winograd.worthwhile(x, kernel, padding):
         return lax.platform_dependent(x, kernel, cpu=winograd.conv3x3, default=plain)
-    return stored_gradient(plain(x, kernel))
+    count = kernel_gradient.parts(x)
+    y = plain(x, kernel) if count == 1 else kernel_gradient.in_parts(plain, count, x, kernel)
+    return stored_gradient(y)
 
 
 def conv_parameters(
