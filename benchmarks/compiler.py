@@ -48,7 +48,7 @@ def network_program(name: str, part: str, devices: Sequence, batch: int) -> tupl
     import numpy as np
 
     from edm_jax import models
-    from edm_jax.models.ops import target, winograd
+    from edm_jax.models.ops import target
     from edm_jax.models.variables import abstract_variables
     from experiments.preflight import costs
 
@@ -74,7 +74,7 @@ def network_program(name: str, part: str, devices: Sequence, batch: int) -> tupl
         return jnp.sum(net.apply(variables, x, c_noise, train=True, rngs=rngs) ** 2)
 
     function = forward if part == "forward" else jax.grad(loss)
-    with winograd.avoided():  # operations of the definition, not of its form for TPUs
+    with target.plain_forms():  # operations of the definition, not of its form for TPUs
         flops = costs.flops(jax.make_jaxpr(function)(*given))
     jax.clear_caches()  # what was traced for this machine
     with target.assumed("tpu"):

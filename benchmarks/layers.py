@@ -2,10 +2,11 @@ r"""What the layers written here are worth: a network with them and without, in 
 
     python benchmarks/layers.py [--net=cifar10-ddpmpp] [--batch=8]
 
-The network as it is; with XLA's own 3x3 convolutions (`edm_jax.models.ops.winograd` off); and with
-the layers one would write first: Flax's GroupNorm, every convolution a convolution, dropout
-drawn by `jax.random`.  Forward pass and training step: images per second, ratio, compile time
-and memory; then by how much Winograd's convolutions change the output.
+The network as it is; in the forms that all platforms share (`edm_jax.models.ops.target`), of
+which Winograd's convolutions are the most; and with the layers one would write first: Flax's
+GroupNorm, every convolution a convolution, dropout drawn by `jax.random`.  Forward pass and
+training step: images per second, ratio, compile time and memory; then by how much the forms for
+CPUs change the output.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import optax
 from jax import lax
 
 from edm_jax.models import blocks, unet
-from edm_jax.models.ops import layers, winograd
+from edm_jax.models.ops import layers, target
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
@@ -90,7 +91,7 @@ def plain_layers() -> Iterator[None]:
 
 LAYERS = {
     "these": contextlib.nullcontext,
-    "XLA's convolutions": winograd.avoided,
+    "forms of all platforms": target.plain_forms,
     "plain": plain_layers,
 }
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from edm_jax import models
-from edm_jax.models.ops import winograd
+from edm_jax.models.ops import target
 from edm_jax.models.variables import abstract_variables
 from experiments.preflight import costs
 from experiments.preflight.topologies import CHIPS
@@ -76,7 +76,7 @@ def traced(name: str, batch: int) -> dict[str, list[tuple[int, int]]]:
         return jnp.sum(forward(*args) ** 2)
 
     given = (variables["params"], others, x, c_noise)
-    with winograd.avoided():  # the operations as they are defined
+    with target.plain_forms():  # the operations as they are defined
         return {
             "forward": list(products(jax.make_jaxpr(forward)(*given))),
             "training": list(products(jax.make_jaxpr(jax.grad(loss))(*given))),

@@ -24,6 +24,7 @@ from edm_jax.guidance import (
 from edm_jax.model import Model
 from edm_jax.precond import iddpm_preconditioning
 from edm_jax.samplers import sample_ddpm, sample_heun
+from tests.support import compiler
 from tests.support.exact_model import exact_model
 from tests.test_generate import PIXELS, draw, tiny_model
 
@@ -76,7 +77,13 @@ def test_a_new_scale_never_recompiles(traces):
     assert len(traces) == before
 
 
-def test_scale_one_and_a_weaker_model_that_is_the_same_change_nothing():
+def test_scale_one_and_a_weaker_model_that_is_the_same_change_nothing(monkeypatch):
+    compiled = jax.jit(
+        generate.sample_batch.__wrapped__,
+        static_argnames="trajectory",
+        compiler_options=compiler.as_users_compile(),
+    )
+    monkeypatch.setattr(generate, "sample_batch", compiled)
     model = tiny_model(**GUIDED)
     plain = draw(range(2), 1, model)
     np.testing.assert_array_equal(draw(range(2), 1, model, guidance=classifier_free(1.0)), plain)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from edm_jax import models
 from edm_jax.data.sources.base import ImageSource
-from edm_jax.models.ops import winograd
+from edm_jax.models.ops import target
 from edm_jax.models.variables import abstract_variables, inputs
 from edm_jax.train import sharding
 from edm_jax.train.state import TrainState
@@ -162,7 +162,7 @@ def training_costs(experiment: Experiment, net: nn.Module, shape: DataShape) -> 
         )
 
     gradient = jax.make_jaxpr(jax.grad(loss(1)))
-    with winograd.avoided():
+    with target.plain_forms():
         program = gradient(variables["params"], buffers, shape.batch(1), key)
         # Of two images less of one: without the weights, which are kept once.
         return TrainingCosts(flops(program), kept(2) - kept(1))
@@ -291,7 +291,7 @@ def _main() -> None:
     request = json.load(sys.stdin)
     experiment = build.experiment(request["config"])
     shape = DataShape(**request["shape"])
-    with winograd.avoided():  # the CPU stands in for another device
+    with target.plain_forms():  # the CPU stands in for another device
         memory = compile_step(experiment, shape, jax.devices())
     print(RESULT + json.dumps(dataclasses.asdict(memory)), flush=True)
 

@@ -1,5 +1,7 @@
 """Guidance of real networks: a Model is an argument, bits stay where nothing is guided."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from edm_jax import guidance as g
 from edm_jax import models
 from edm_jax.model import describe, from_description
+from tests.support import compiler
 
 SHAPE = (8, 8, 3)
 
@@ -42,7 +45,7 @@ def batch():
 traced = []  # grows whenever `run` is traced
 
 
-@jax.jit
+@functools.partial(jax.jit, compiler_options=compiler.as_users_compile())
 def run(model, guidance, x, sigma, rows):
     traced.append(sigma)
     return g.guided_denoiser(model, guidance)(x, sigma, rows)

@@ -24,7 +24,7 @@ TPU_TOKENS_BY_HEAD = 1024
 def heads_alone(dtype: Any, tokens: int) -> bool:
     """Whether `attention` goes `by_head`, which likes tokens to be the fastest axis of q, k, v."""
     half = jnp.dtype(dtype) == jnp.bfloat16
-    return half and target.platform() == "tpu" and tokens >= TPU_TOKENS_BY_HEAD
+    return half and target.takes_forms_of("tpu") and tokens >= TPU_TOKENS_BY_HEAD
 
 
 def attention(q: Array, k: Array, v: Array) -> Array:
@@ -46,12 +46,12 @@ def attention(q: Array, k: Array, v: Array) -> Array:
     """
     plain = jax.nn.dot_product_attention
     if jnp.finfo(q.dtype).bits > 16:
-        return divided_last(q, k, v) if target.platform() == "cpu" else plain(q, k, v)
+        return divided_last(q, k, v) if target.takes_forms_of("cpu") else plain(q, k, v)
     if heads_alone(q.dtype, q.shape[1]):
         return by_head(q, k, v)
     half = q.dtype == jnp.float16
     gpu, other = plain, _in_float32 if half else plain
-    if target.platform() == "gpu" and cudnn_works(q.shape[1:], q.dtype.name):
+    if target.takes_forms_of("gpu") and cudnn_works(q.shape[1:], q.dtype.name):
         gpu = functools.partial(plain, implementation="cudnn")
     elif not half:
         return plain(q, k, v)

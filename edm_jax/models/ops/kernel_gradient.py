@@ -32,7 +32,8 @@ def parts(x: Array) -> int:
     Args:
       x: ``(B, H, W, C)``.
     """
-    if target.platform() != "cpu" or not isinstance(x.shape[0], int) or x.dtype != jnp.float32:
+    known = isinstance(x.shape[0], int)
+    if not target.takes_forms_of("cpu") or not known or x.dtype != jnp.float32:
         return 1
     count = MOST_PARTS
     while count > 1 and x.shape[0] % (count * LEAST_IMAGES):

@@ -78,7 +78,7 @@ def _is_box(taps: list[float], padding: int, platform: str) -> bool:
     than the sums; a window takes one pass.
     """
     box = len(taps) == 2 and taps[0] == taps[1] and padding == 0
-    return box and target.platform() == platform
+    return box and target.takes_forms_of(platform)
 
 
 def _window_sum(x: Array, stride: int, dilation: int) -> Array:

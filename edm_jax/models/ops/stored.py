@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from edm_jax.models.ops import target
 from edm_jax.typing import Array
 
 # A primitive: no transformation of JAX's makes a linear function with another transpose that can
@@ -26,11 +27,15 @@ _primitive = Primitive("stored")
 
 def stored(x: Array) -> Array:
     """x, computed once: ``(...)`` -> the same shape, dtype and value."""
+    if not target.takes_forms_of("cpu"):
+        return x
     return _primitive.bind(x, backwards=False)
 
 
 def stored_gradient(x: Array) -> Array:
     """x, whose cotangent is computed once; else as `stored`."""
+    if not target.takes_forms_of("cpu"):
+        return x
     return _primitive.bind(x, backwards=True)
 
 

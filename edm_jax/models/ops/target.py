@@ -1,4 +1,7 @@
-"""The platform that a program is traced for, where that is not the one of this machine."""
+"""The platform that a program is traced for, and whether it takes forms of its own.
+
+Some operations have another form on one platform, the same but for rounding and faster there.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,27 @@ from collections.abc import Iterator
 import jax
 
 _assumed: contextvars.ContextVar[str | None] = contextvars.ContextVar("assumed", default=None)
+_plain: contextvars.ContextVar[bool] = contextvars.ContextVar("plain", default=False)
 
 
 def platform() -> str:
     """``cpu``, ``gpu`` or ``tpu``: that of `assumed`, else JAX's default."""
     return _assumed.get() or jax.default_backend()
+
+
+def takes_forms_of(name: str) -> bool:
+    """Whether operations take the forms that only this platform has."""
+    return platform() == name and not _plain.get()
+
+
+@contextlib.contextmanager
+def plain_forms() -> Iterator[None]:
+    """Trace operations in the forms that all platforms share: what another device computes."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
 
 
 @contextlib.contextmanager

@@ -16,11 +16,9 @@ Source: Lavin & Gray 2015, *Fast Algorithms for Convolutional Neural Networks*, 
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import functools
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jax import lax
@@ -52,17 +50,6 @@ LEAST_CHANNELS = 192
 # With fewer pixels, those of the kernels do.  Of an image, not of a batch: an image must not
 # depend, in its rounding, on those beside it.
 LEAST_PIXELS = 256
-_wanted = contextvars.ContextVar("wanted", default=True)
-
-
-@contextlib.contextmanager
-def avoided() -> Iterator[None]:
-    """Plain convolutions in programs traced within: the program of every other device."""
-    token = _wanted.set(False)
-    try:
-        yield
-    finally:
-        _wanted.reset(token)
 
 
 def worthwhile(x: Array, kernel: Array, padding: int) -> bool:
@@ -76,8 +63,7 @@ def worthwhile(x: Array, kernel: Array, padding: int) -> bool:
       padding: zeros on each side.
     """
     return (
-        _wanted.get()
-        and target.platform() == "cpu"
+        target.takes_forms_of("cpu")
         and isinstance(x.shape[1] * x.shape[2], int)  # no symbol of an export
         and kernel.shape[:2] == (3, 3)
         and padding == 1

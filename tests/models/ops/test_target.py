@@ -6,8 +6,9 @@ import pytest
 
 from edm_jax import models
 from edm_jax.models.blocks import UNetBlock
-from edm_jax.models.ops import layers, target, winograd
+from edm_jax.models.ops import attention, layers, resample, target, winograd
 from edm_jax.models.ops.remat import remat
+from edm_jax.models.ops.stored import stored
 from edm_jax.models.variables import abstract_variables
 
 
@@ -30,6 +31,31 @@ def test_what_is_for_cpus_alone_stays_out():
     assert winograd.worthwhile(x, kernel, 1) and convolutions() > 1  # six products and a plain one
     with target.assumed("tpu"):
         assert not winograd.worthwhile(x, kernel, 1) and convolutions() == 1
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_plain_forms_are_the_same_everywhere(platform):
+    """Convolutions, attention, averages of pixels and what is stored, in float32 and bfloat16."""
+
+    def traced(dtype):
+        def block(x, kernel):
+            x = layers.conv2d(x, kernel, 1)
+            q = x.reshape(8, 1024, 2, 4)
+            x = resample.downsample(attention.attention(q, q, q).reshape(x.shape), [1, 1])
+            return stored(resample.upsample(x, [1, 1]))
+
+        x, kernel = jnp.ones((8, 32, 32, 8), dtype), jnp.ones((3, 3, 8, 8), dtype)
+        with target.assumed(platform):
+            return str(jax.make_jaxpr(jax.grad(lambda *a: block(*a).sum(), (0, 1)))(x, kernel))
+
+    for dtype in (jnp.float32, jnp.bfloat16):
+        own = traced(dtype)
+        with target.plain_forms():
+            plain = traced(dtype)
+            assert target.platform() == jax.default_backend()
+            with target.assumed("another"):
+                assert plain == traced(dtype)
+        assert own != plain
 
 
 def test_recomputation_is_that_of_the_platform():

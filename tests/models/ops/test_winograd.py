@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from edm_jax.models.ops import layers, winograd
+from edm_jax.models.ops import layers, target, winograd
 
 
 def plain(x, kernel):
@@ -129,7 +129,7 @@ def test_avoided_on_request():
         _, pullback = jax.vjp(lambda x, kernel: layers.conv2d(x, kernel, 1), x, kernel)
         return sum(leaf.nbytes for leaf in jax.tree.leaves(pullback))
 
-    with winograd.avoided():
+    with target.plain_forms():
         assert not winograd.worthwhile(x, kernel, 1)
         assert kept() == x.nbytes + kernel.nbytes
     assert winograd.worthwhile(x, kernel, 1)
