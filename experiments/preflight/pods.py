@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -62,10 +63,7 @@ def report(
         if sampler.fits:
             _speed_of_sampling(findings, experiment, sampler, topology)
         else:
-            findings.errors.append(
-                f"the sampler does not fit on {topology.name}; lower config.sampler.batch_size"
-                f"={experiment.sample_batch}"
-            )
+            _fewer_images(findings, experiment, shape, topology, sampler)
 
 
 def device_bytes(topology: Topology) -> float:
@@ -196,6 +194,18 @@ def remedies(
                     yield {**layout, **remat, **smaller}
 
 
+def all_remedies(experiment: Experiment, topology: Topology) -> dict[str, Any]:
+    """All of them at once, an image per device and round: the least that a step can need."""
+    training, devices = experiment.training, topology.devices
+    options: dict[str, Any] = {}
+    if training.sharding == "data" and devices > 1:
+        options["config.train.sharding"] = "fsdp"
+    options.update(_remats(experiment)[-1])
+    if training.together > devices:
+        options["config.train.micro_batch"] = devices
+    return options
+
+
 def _remats(experiment: Experiment) -> list[dict[str, Any]]:
     off = experiment.network.shared.get("remat") == "none"
     return [{}, {"config.model.remat": "blocks"}] if off else [{}]
@@ -224,11 +234,13 @@ def _remedies(
     state_bytes: int,
 ) -> None:
     """Compile what may help, and say what does."""
-    tried = []
+    tried: list[str] = []
     # What the compiler asks for is what it would need besides the arguments.
     needed = step.temporary + state_bytes
     options = remedies(experiment, topology, needed, step.available, state_bytes)
-    for _, change in zip(range(MOST_REMEDIES), options, strict=False):
+    options = [*itertools.islice(options, MOST_REMEDIES)]
+    least = all_remedies(experiment, topology)
+    for change in [*options, *([least] if least and least not in options else [])]:
         words = " ".join(f"--{key}={value}" for key, value in change.items())
         findings.fact("", f"compiling with {words} ...")
         other = tpu.compiled(changed(experiment, change), shape, topology)
@@ -243,3 +255,29 @@ def _remedies(
     findings.errors.append(
         f"the training step does not fit on {topology.name}{said}; take more or larger chips"
     )
+
+
+def _fewer_images(
+    findings: Findings,
+    experiment: Experiment,
+    shape: costs.DataShape,
+    topology: Topology,
+    sampler: tpu.Program,
+) -> None:
+    """Compile the sampler for fewer images at a time, and say how many fit."""
+    images = tpu.sample_batch(experiment, topology.devices) // topology.devices
+    # Activations grow with the images; what else there is makes the estimate too high.
+    estimate = int(images * sampler.available / sampler.temporary)
+    error = f"the sampler does not fit on {topology.name}"
+    for fewer in dict.fromkeys((estimate, estimate // 2, 1)):
+        if not 0 < fewer < images:
+            continue
+        change = {"config.sampler.batch_size": fewer * topology.devices}
+        words = f"--config.sampler.batch_size={fewer * topology.devices}"
+        findings.fact("", f"compiling with {words} ...")
+        other = tpu.compiled(changed(experiment, change), shape, topology, tpu.SAMPLER)
+        _memory(findings, "", other, topology)
+        if other.fits:
+            findings.errors.append(f"{error}; with {words} it does")
+            return
+    findings.errors.append(f"{error}, not with an image per device; take larger chips")

@@ -28,7 +28,7 @@ def heads_alone(dtype: Any, tokens: int) -> bool:
 
 
 def attention(q: Array, k: Array, v: Array) -> Array:
-    """softmax(q k / sqrt(c)) v of each head, with float32 logits and softmax.
+    """softmax(q k / sqrt(c)) v of each head, with logits and softmax in float32 or wider.
 
     `jax.nn.dot_product_attention` keeps logits and softmax in float32 for any dtype of
     its arguments and rounds the weights to that dtype.  On NVIDIA GPUs half precision

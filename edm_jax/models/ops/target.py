@@ -27,7 +27,10 @@ def takes_forms_of(name: str) -> bool:
 
 @contextlib.contextmanager
 def plain_forms() -> Iterator[None]:
-    """Trace operations in the forms that all platforms share: what another device computes."""
+    """Trace operations in the forms that all platforms share: what another device computes.
+
+    A jitted function that was traced before keeps its form: JAX's caches know nothing of this.
+    """
     token = _plain.set(True)
     try:
         yield
@@ -37,7 +40,10 @@ def plain_forms() -> Iterator[None]:
 
 @contextlib.contextmanager
 def assumed(name: str) -> Iterator[None]:
-    """Trace for another platform: programs that are compiled ahead of time for a described one."""
+    """Trace for another platform: programs that are compiled ahead of time for a described one.
+
+    As in `plain_forms`, what was jitted and traced before stays as it is.
+    """
     token = _assumed.set(name)
     try:
         yield

@@ -107,7 +107,7 @@ def test_what_does_not_fit_is_told_what_helps(compiled):
 def test_what_nothing_helps_says_so(compiled):
     _, programs = compiled
     small = made(arguments=0, temporary=400 * GIB, available=16 * GIB, cycles={}, collectives={})
-    programs += [small] * 4
+    programs += [small] * 5
     code, lines = run(
         config_with(train__batch_size=128), Pictures(), quick=False, mesh_devices=None,
         topology=parse("v5e:2x2"),
@@ -116,6 +116,43 @@ def test_what_nothing_helps_says_so(compiled):
     assert code == 1 and line.endswith("take more or larger chips")
     # 400 GiB for 32 images: one image needs 12.5, a third when it is recomputed.
     assert "nor with --config.train.micro_batch=4, nor with --config.model.remat=blocks" in line
+    # The least that a step can need is compiled before that is said.
+    least = "--config.train.sharding=fsdp --config.model.remat=blocks --config.train.micro_batch=4"
+    assert f"nor with {least}; take more" in line
+
+
+def test_estimates_that_were_too_high_are_not_the_last_word(compiled):
+    asked, programs = compiled
+    small = made(arguments=0, temporary=400 * GIB, available=16 * GIB, cycles={}, collectives={})
+    programs += [small] * 4
+    code, lines = run(
+        config_with(train__batch_size=128), Pictures(), quick=False, mesh_devices=None,
+        topology=parse("v5e:2x2"),
+    )  # fmt: skip
+    (line,) = [line for line in lines if line.startswith("error")]
+    assert code == 1 and line.endswith("--config.train.micro_batch=4 it does")
+    step = asked[4][0]
+    assert step.training.sharding == "fsdp" and step.training.together == 4
+    assert step.network.shared["remat"] == "blocks"
+
+
+@pytest.mark.parametrize(("misfits", "fewer"), [(1, 12), (2, 6), (3, 1), (4, 0)])
+def test_a_sampler_that_does_not_fit_is_compiled_for_fewer_images(misfits, fewer, compiled):
+    asked, programs = compiled
+    # 32 images a chip take 40 GiB: 12 take 15 of 16.
+    small = made(arguments=0, temporary=40 * GIB, available=16 * GIB, cycles={}, collectives={})
+    programs += [made()] + [small] * misfits
+    config = config_with(train__batch_size=128, sampler__batch_size=128)
+    code, lines = run(config, Pictures(), quick=False, mesh_devices=None, topology=parse("v5e:2x2"))
+    (line,) = [line for line in lines if line.startswith("error")]
+    assert code == 1 and "the sampler does not fit on v5e:2x2" in line
+    assert line.endswith(
+        f"with --config.sampler.batch_size={4 * fewer} it does"
+        if fewer
+        else "not with an image per device; take larger chips"
+    )
+    tried = [call[0].sample_batch for call in asked if call[3] == tpu.SAMPLER]
+    assert tried == [128, 48, 24, 4][: misfits + 1]
 
 
 def options(needed, state, topology, **changes):
