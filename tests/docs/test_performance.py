@@ -14,7 +14,8 @@ TEXT = (ROOT / "docs" / "performance.md").read_text()
 def test_flags_and_options_exist():
     known = {f.name for mode in commands.names() for f in commands.load(mode).FLAGS}
     # XLA's own, and those of benchmarks.
-    others = {"mode", "xla_gpu_deterministic_ops", "parts", "nets", "batch"}
+    others = {"mode", "xla_gpu_deterministic_ops", "xla_force_host_platform_device_count"}
+    others |= {"parts", "nets", "batch"}
     assert set(re.findall(r"--(\w+)", TEXT)) <= known | others
     options = set(flatten(base.get_config().to_dict()))
     assert set(re.findall(r"config\.([a-z_]+\.\w+)", TEXT)) <= options
