@@ -29,7 +29,8 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Lead links on that file to the page."""
-    return markdown.replace("(../benchmarks/README.md", "(benchmarks.md")
+    # Links of the page of the benchmarks and those to it, which on the site is one of its pages.
+    return markdown.replace("(../benchmarks/README.md", "(benchmarks.md").replace("(../docs/", "(")
 
 
 def _formula(source: str, *_: Any, **__: Any) -> str:
