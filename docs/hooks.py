@@ -28,8 +28,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Lead links on that file to the page."""
-    # Links of the page of the benchmarks and those to it, which on the site is one of its pages.
+    """Lead links to that file, and from it, to pages."""
     return markdown.replace("(../benchmarks/README.md", "(benchmarks.md").replace("(../docs/", "(")
 
 
