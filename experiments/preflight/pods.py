@@ -237,10 +237,12 @@ def _remedies(
     tried: list[str] = []
     # What the compiler asks for is what it would need besides the arguments.
     needed = step.temporary + state_bytes
-    options = remedies(experiment, topology, needed, step.available, state_bytes)
-    options = [*itertools.islice(options, MOST_REMEDIES)]
-    least = all_remedies(experiment, topology)
-    for change in [*options, *([least] if least and least not in options else [])]:
+    likely = remedies(experiment, topology, needed, step.available, state_bytes)
+    options = [*itertools.islice(likely, MOST_REMEDIES)]
+    least = all_remedies(experiment, topology)  # estimates may have been too high
+    if least and least not in options:
+        options.append(least)
+    for change in options:
         words = " ".join(f"--{key}={value}" for key, value in change.items())
         findings.fact("", f"compiling with {words} ...")
         other = tpu.compiled(changed(experiment, change), shape, topology)

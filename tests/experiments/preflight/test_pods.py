@@ -90,15 +90,26 @@ def test_the_whole_report(compiled):
     assert "days)" in text
 
 
+def misfit(gib):
+    """A program that needs so much of the 16 GiB that there are."""
+    temporary = gib * GIB
+    return made(arguments=0, temporary=temporary, available=16 * GIB, cycles={}, collectives={})
+
+
+def refusal(**changes):
+    """All lines of a preflight of 128 images on 2x2 chips of v5e, and the one that refuses it."""
+    config = config_with(train__batch_size=128, **changes)
+    code, lines = run(config, Pictures(), quick=False, mesh_devices=None, topology=parse("v5e:2x2"))
+    (line,) = [line for line in lines if line.startswith("error")]
+    assert code == 1
+    return lines, line
+
+
 def test_what_does_not_fit_is_told_what_helps(compiled):
     asked, programs = compiled
-    small = made(arguments=0, temporary=40 * GIB, available=16 * GIB, cycles={}, collectives={})
-    programs += [small, made()]
-    config = config_with(train__batch_size=128)
-    code, lines = run(config, Pictures(), quick=False, mesh_devices=None, topology=parse("v5e:2x2"))
-    assert code == 1
+    programs += [misfit(40), made()]
+    lines, line = refusal()
     # 32 images a chip need 40 GiB but for a state of less than one MiB: 8 need 10, 16 need 20.
-    (line,) = [line for line in lines if line.startswith("error")]
     assert line.endswith("does not fit on v5e:2x2; with --config.train.micro_batch=32 it does")
     assert asked[1][0].training.micro_batch == 32
     assert "does not fit: 40 GiB of 16 GiB per device" in "\n".join(lines)
@@ -106,14 +117,9 @@ def test_what_does_not_fit_is_told_what_helps(compiled):
 
 def test_what_nothing_helps_says_so(compiled):
     _, programs = compiled
-    small = made(arguments=0, temporary=400 * GIB, available=16 * GIB, cycles={}, collectives={})
-    programs += [small] * 5
-    code, lines = run(
-        config_with(train__batch_size=128), Pictures(), quick=False, mesh_devices=None,
-        topology=parse("v5e:2x2"),
-    )  # fmt: skip
-    (line,) = [line for line in lines if line.startswith("error")]
-    assert code == 1 and line.endswith("take more or larger chips")
+    programs += [misfit(400)] * 5
+    _, line = refusal()
+    assert line.endswith("take more or larger chips")
     # 400 GiB for 32 images: one image needs 12.5, a third when it is recomputed.
     assert "nor with --config.train.micro_batch=4, nor with --config.model.remat=blocks" in line
     # The least that a step can need is compiled before that is said.
@@ -123,14 +129,9 @@ def test_what_nothing_helps_says_so(compiled):
 
 def test_estimates_that_were_too_high_are_not_the_last_word(compiled):
     asked, programs = compiled
-    small = made(arguments=0, temporary=400 * GIB, available=16 * GIB, cycles={}, collectives={})
-    programs += [small] * 4
-    code, lines = run(
-        config_with(train__batch_size=128), Pictures(), quick=False, mesh_devices=None,
-        topology=parse("v5e:2x2"),
-    )  # fmt: skip
-    (line,) = [line for line in lines if line.startswith("error")]
-    assert code == 1 and line.endswith("--config.train.micro_batch=4 it does")
+    programs += [misfit(400)] * 4
+    _, line = refusal()
+    assert line.endswith("--config.train.micro_batch=4 it does")
     step = asked[4][0]
     assert step.training.sharding == "fsdp" and step.training.together == 4
     assert step.network.shared["remat"] == "blocks"
@@ -140,12 +141,9 @@ def test_estimates_that_were_too_high_are_not_the_last_word(compiled):
 def test_a_sampler_that_does_not_fit_is_compiled_for_fewer_images(misfits, fewer, compiled):
     asked, programs = compiled
     # 32 images a chip take 40 GiB: 12 take 15 of 16.
-    small = made(arguments=0, temporary=40 * GIB, available=16 * GIB, cycles={}, collectives={})
-    programs += [made()] + [small] * misfits
-    config = config_with(train__batch_size=128, sampler__batch_size=128)
-    code, lines = run(config, Pictures(), quick=False, mesh_devices=None, topology=parse("v5e:2x2"))
-    (line,) = [line for line in lines if line.startswith("error")]
-    assert code == 1 and "the sampler does not fit on v5e:2x2" in line
+    programs += [made()] + [misfit(40)] * misfits
+    _, line = refusal(sampler__batch_size=128)
+    assert "the sampler does not fit on v5e:2x2" in line
     assert line.endswith(
         f"with --config.sampler.batch_size={4 * fewer} it does"
         if fewer
