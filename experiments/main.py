@@ -38,6 +38,8 @@ from experiments import commands, cores, flags  # noqa: E402
 from experiments.config.flag import UsageError  # noqa: E402
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: not an error; the same command goes on
+# True of every mode: training keeps checkpoints, a preflight nothing.
+AGAIN = "the same command goes on from what it kept, or starts anew if that is nothing"
 # Time for processes that were told of a failure to say so.
 GRACE_SECONDS = 5
 MODE = flags.choice("mode", commands.names(), "What to do.", default=commands.DEFAULT)
@@ -63,7 +65,7 @@ def main(argv: list[str]) -> int:
         values = flags.parse(words, command.FLAGS, _owners)
         return command.run(values) or 0
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on from the last checkpoint", 130)
+        return _fail(f"interrupted; {AGAIN}", 130)
     except Exception as error:
         code = _exit_code(error)
         if code is None:
@@ -143,7 +145,7 @@ def _leave(code: int) -> None:
 
 
 def _asked_to_stop(*unused: Any) -> None:
-    _leave(_fail("asked to stop; the same command goes on", EXIT_PREEMPTED))
+    _leave(_fail(f"asked to stop; {AGAIN}", EXIT_PREEMPTED))
 
 
 def _set_up() -> None:

@@ -21,7 +21,7 @@ import edm_jax
 from edm_jax import samplers
 from edm_jax.figures import sheets
 from edm_jax.store import checkpoints
-from experiments import commands
+from experiments import commands, main
 from tests.support import weights_golden
 from tests.support.command_line import MAIN, ROOT
 from tests.support.paths import GOLDEN
@@ -241,6 +241,17 @@ def test_help_and_mistakes_load_no_jax(environment):
     subprocess.run(
         [sys.executable, "-c", code], check=True, cwd=ROOT, env=environment, capture_output=True
     )
+
+
+def test_stopped_by_hand_is_one_line_that_is_true_of_every_mode(monkeypatch, capsys):
+    def stopped(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "load", stopped)
+    for mode in ("train", "preflight"):
+        assert main.main(["main.py", f"--mode={mode}"]) == 130
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: interrupted; ") and "or starts anew" in line
 
 
 def test_the_real_program_ends_with_one_line(command, tmp_path):
