@@ -77,7 +77,7 @@ def network_program(name: str, part: str, devices: Sequence, batch: int) -> tupl
     with target.plain_forms():  # operations of the definition, not of its form for TPUs
         flops = costs.flops(jax.make_jaxpr(function)(*given))
     jax.clear_caches()  # what was traced for this machine
-    with target.assumed("tpu"):
+    with target.assumed("tpu", len(devices)):
         return jax.jit(function).lower(*given), flops, type(net).__name__
 
 
@@ -100,7 +100,7 @@ def training_program(name: str, devices: Sequence, batch: int) -> tuple[Any, int
     net = experiment.build_network(shape)
     flops = costs.training_costs(experiment, net, shape).flops * batch
     jax.clear_caches()
-    with target.assumed("tpu"):
+    with target.assumed("tpu", len(devices)):
         return costs.lower_step(experiment, shape, list(devices)), flops, type(net).__name__
 
 

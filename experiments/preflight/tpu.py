@@ -141,7 +141,7 @@ def lowered(
     experiment: Experiment, shape: costs.DataShape, devices: list[jax.Device], which: str
 ) -> jax.stages.Lowered:
     """One program of a run, traced for these TPU devices."""
-    with target.assumed("tpu"):
+    with target.assumed("tpu", len(devices)):
         if which == STEP:
             return costs.lower_step(experiment, shape, devices)
         mesh = sharding.make_mesh(devices)

@@ -19,6 +19,9 @@ from edm_jax.typing import Array
 CUDNN_HEAD_MULTIPLE, CUDNN_HEAD_MOST = 8, 256
 # From so many tokens TPUs take each head alone: the logits of all do not fit on the chip.
 TPU_TOKENS_BY_HEAD = 1024
+# Images of a device whose logits of one head fit on the chip with all that gradients keep there;
+# of more, groups of so many are taken, which then are fastest, in at most so many groups.
+TPU_IMAGES, TPU_IMAGES_OF_GROUP, TPU_GROUPS = 16, 8, 8
 
 
 def heads_alone(dtype: Any, tokens: int) -> bool:
@@ -63,13 +66,36 @@ def attention(q: Array, k: Array, v: Array) -> Array:
 def by_head(q: Array, k: Array, v: Array) -> Array:
     """`attention` in bfloat16, each head by itself, whose logits nothing keeps.
 
-    Logits of one head stay in the memory on a TPU chip, where those of all go through HBM twice.
+    Logits of one head stay in the memory on a TPU chip, where those of all go through HBM twice,
+    if there are not too many images either: more are taken in groups.
+    """
+    groups = _groups(q.shape[0])
+    if groups == 1:
+        return _heads(q, k, v)
+    # Group i of n takes the images i, i + n, ...: so each device takes a part of every group.
+    apart = [x.reshape(-1, groups, *x.shape[1:]) for x in (q, k, v)]
+    parts = [_heads(*(x[:, i] for x in apart)) for i in range(groups)]
+    return jnp.stack(parts, 1).reshape(q.shape)
+
+
+def _groups(batch: int) -> int:
+    """In how many groups `by_head` takes a batch, each of them split evenly over the devices."""
+    images, rest = divmod(batch, target.devices())
+    if rest or images <= TPU_IMAGES:
+        return 1
+    counts = [n for n in range(1, TPU_GROUPS + 1) if images % n == 0]
+    return next((n for n in counts if images // n <= TPU_IMAGES_OF_GROUP), counts[-1])
+
+
+def _heads(q: Array, k: Array, v: Array) -> Array:
+    """Every head by itself.
+
     Tokens are the fastest axis, (B, heads, c, T) in memory: so a head is rows of an array, and
     nothing is spread over lanes anew.  Gradients compute a head's logits again.
     """
     # Not a loop: its slices and the array that it fills are copies.
-    batch, tokens, count, _ = q.shape
-    rows = (jnp.swapaxes(x.reshape(batch, tokens, -1), 1, 2) for x in (q, k, v))
+    batch, tokens, count, channels = q.shape
+    rows = (jnp.swapaxes(x.reshape(batch, tokens, count * channels), 1, 2) for x in (q, k, v))
     parts = (jnp.split(x, count, axis=1) for x in rows)
     heads = [_head(*head) for head in zip(*parts, strict=True)]
     return jnp.moveaxis(jnp.stack(heads, 1), 3, 1)

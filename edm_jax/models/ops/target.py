@@ -12,12 +12,18 @@ from collections.abc import Iterator
 import jax
 
 _assumed: contextvars.ContextVar[str | None] = contextvars.ContextVar("assumed", default=None)
+_devices: contextvars.ContextVar[int | None] = contextvars.ContextVar("devices", default=None)
 _plain: contextvars.ContextVar[bool] = contextvars.ContextVar("plain", default=False)
 
 
 def platform() -> str:
     """``cpu``, ``gpu`` or ``tpu``: that of `assumed`, else JAX's default."""
     return _assumed.get() or jax.default_backend()
+
+
+def devices() -> int:
+    """Over how many a batch may be split: those of `assumed`, else all that JAX knows."""
+    return _devices.get() or jax.device_count()
 
 
 def takes_forms_of(name: str) -> bool:
@@ -39,13 +45,18 @@ def plain_forms() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def assumed(name: str) -> Iterator[None]:
+def assumed(name: str, count: int | None = None) -> Iterator[None]:
     """Trace for another platform: programs that are compiled ahead of time for a described one.
 
     As in `plain_forms`, what was jitted and traced before stays as it is.
+
+    Args:
+      name: of the platform.
+      count: of its devices.
     """
-    token = _assumed.set(name)
+    platform_token, devices_token = _assumed.set(name), _devices.set(count)
     try:
         yield
     finally:
-        _assumed.reset(token)
+        _assumed.reset(platform_token)
+        _devices.reset(devices_token)

@@ -56,6 +56,50 @@ def test_a_head_at_a_time(monkeypatch):
         np.testing.assert_allclose(np.float64(one), other, atol=atol)
 
 
+@pytest.mark.parametrize(
+    ("batch", "devices", "groups"),
+    # At most 16 images of a device at once, else groups of 8 of them, no more than 8 groups.
+    [(16, 1, 1), (256, 16, 1), (24, 1, 3), (32, 1, 4), (64, 1, 8), (64, 2, 4), (64, 4, 1)]
+    + [(17, 1, 1), (34, 1, 2), (40, 2, 4), (1024, 1, 8), (1, 1, 1), (1, 4, 1), (0, 1, 1)]
+    + [(66, 4, 1)],  # not the same for every device
+)
+def test_groups_of_images_whose_logits_stay_on_the_chip(batch, devices, groups):
+    q, k, v = (jax.ShapeDtypeStruct((batch, 4, 1, 2), jnp.bfloat16) for _ in range(3))
+    with target.assumed("tpu", devices):
+        program = str(jax.make_jaxpr(lambda *qkv: attention_lib.by_head(*qkv))(q, k, v))
+    assert program.count("dot_general") == 2 * groups  # a head has two
+
+
+def test_groups_are_taken_where_their_images_are():
+    """Each device attends to its own images: nothing is sent, and the result is that of all."""
+    devices = jax.devices()
+    if len(devices) < 2:
+        pytest.skip("needs two devices")
+    mesh = jax.sharding.Mesh(np.array(devices[:2]), ("data",))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    rng = np.random.default_rng(0)
+    qkv = [jnp.asarray(rng.standard_normal((64, 5, 2, 4)), jnp.bfloat16) for _ in range(3)]
+
+    def of_two(devices):
+        def run(q, k, v):
+            out, pullback = jax.vjp(attention_lib.by_head, q, k, v)
+            return [out, *pullback(out)]
+
+        placed = jax.device_put(qkv, split) if devices == 2 else qkv
+        with target.assumed("tpu", devices):
+            return jax.jit(run).lower(*placed).compile(), placed
+
+    program, placed = of_two(2)
+    sent = ("all-gather", "all-to-all", "collective-permute", "all-reduce")
+    assert not any(kind in program.as_text() for kind in sent)
+    whole, _ = of_two(64)  # an image of each: no groups
+    for one, other in zip(program(*placed), whole(*qkv), strict=True):
+        assert one.sharding.is_equivalent_to(split, one.ndim)
+        # The same products of the same numbers; sums may be taken in another order.
+        atol = 2 * float(jnp.finfo(jnp.bfloat16).eps) * max(1, float(jnp.abs(other).max()))
+        np.testing.assert_allclose(np.float64(one), np.float64(other), rtol=0, atol=atol)
+
+
 def test_directional_derivatives_a_head_at_a_time():
     # Exact divergences and curvatures go forwards.
     qkv, directions = _qkv("bfloat16"), _qkv("bfloat16", 1)

@@ -13,11 +13,14 @@ from edm_jax.models.variables import abstract_variables
 
 
 def test_the_default_is_that_of_jax_and_comes_back():
-    assert target.platform() == jax.default_backend()
-    with pytest.raises(KeyError), target.assumed("tpu"):
-        assert target.platform() == "tpu"
+    here = (jax.default_backend(), jax.device_count())
+    assert (target.platform(), target.devices()) == here
+    with pytest.raises(KeyError), target.assumed("tpu", 256):
+        assert (target.platform(), target.devices()) == ("tpu", 256)
+        with target.assumed("gpu"):
+            assert (target.platform(), target.devices()) == ("gpu", here[1])
         raise KeyError
-    assert target.platform() == jax.default_backend()
+    assert (target.platform(), target.devices()) == here
 
 
 def test_what_is_for_cpus_alone_stays_out():
