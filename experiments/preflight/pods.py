@@ -23,7 +23,7 @@ MOST_REMEDIES = 3
 def describe(topology: Topology) -> str:
     """Chips, memory and peak in one line."""
     chip = topology.chip
-    hosts = max(1, topology.chips // math.prod(chip.host))
+    hosts = topology.slices * max(1, math.prod(topology.shape) // math.prod(chip.host))
     slices = f"{topology.slices} slices of " if topology.slices > 1 else ""
     parts = f" ({chip.devices} devices each)" if chip.devices > 1 else ""
     return (

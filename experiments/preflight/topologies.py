@@ -10,6 +10,7 @@ import dataclasses
 import importlib.util
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 INSTALL = "python -m pip install -e '.[tpu]'"
@@ -23,13 +24,16 @@ class Chip:
       tflops: dense bfloat16 products, in 1e12 operations per second.
       memory_gib: of the chip.
       memory_gbps: bandwidth of that, in 1e9 bytes per second.
-      link_gbps: of all its links to other chips together, in 1e9 bytes per second.
+      link_gbps: of a link to the next chip, in one direction, in 1e9 bytes per second.
       products: multiplications that its matrix units begin in a cycle.
       devices: how many devices of a program it is; each has its part of all of the above.
       sides: 2 for a grid of chips, 3 for a cube.
+      ring: the ends of a side of so many chips, or of a multiple, are joined; in a cube only if
+        all its sides are of such lengths.
       host: chips of one host, as the sides of a box.
       accelerator: a type that the library accepts for the family.
       counts: what the number in a name such as v5p-8 counts, per chip.
+      options: of the compiler's library, as machines with such chips have them.
     """
 
     tflops: float
@@ -39,9 +43,11 @@ class Chip:
     products: int
     devices: int = 1
     sides: int = 2
+    ring: int = 16
     host: tuple[int, ...] = (2, 2, 1)
     accelerator: str = ""
     counts: int = 1
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def hertz(self) -> float:
@@ -51,12 +57,14 @@ class Chip:
 
 _SQUARE, _LARGE = 128**2, 256**2
 CHIPS = {
-    "v4": Chip(275, 32, 1228, 300, 8 * _SQUARE, 2, 3, accelerator="v4-8", counts=2),
-    "v5e": Chip(197, 16, 819, 200, 4 * _SQUARE, accelerator="v5litepod-16"),
-    "v5p": Chip(459, 95, 2765, 600, 8 * _SQUARE, 1, 3, accelerator="v5p-8", counts=2),
-    "v6e": Chip(918, 32, 1640, 448, 4 * _LARGE, accelerator="v6e-16"),
-    "tpu7x": Chip(2307, 192, 7380, 1200, 8 * _LARGE, 2, 3, accelerator="tpu7x-8", counts=2),
-}
+    # The two cores of a v4 chip are one device, which the library does not assume by itself.
+    "v4": Chip(275, 32, 1228, 50, 8 * _SQUARE, 1, 3, 4, accelerator="v4-8", counts=2,
+               options={"chip_config_name": "megacore"}),
+    "v5e": Chip(197, 16, 819, 50, 4 * _SQUARE, accelerator="v5litepod-16"),
+    "v5p": Chip(459, 95, 2765, 100, 8 * _SQUARE, 1, 3, 4, accelerator="v5p-8", counts=2),
+    "v6e": Chip(918, 32, 1640, 100, 4 * _LARGE, accelerator="v6e-16"),
+    "tpu7x": Chip(2307, 192, 7380, 100, 8 * _LARGE, 2, 3, 4, accelerator="tpu7x-8", counts=2),
+}  # fmt: skip
 # Shapes of the sizes that clouds rent out, by number of chips.
 _GRIDS = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 _CUBES = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8",
@@ -98,12 +106,30 @@ class Topology:
         """Devices of a program on all slices."""
         return self.chips * self.chip.devices
 
+    @property
+    def links_gbps(self) -> float:
+        """Rate at which a chip takes in what all others send, in 1e9 bytes per second.
+
+        Chips at the end of a side are the slowest: they have one neighbour along it, but two
+        where the ends are joined.
+        """
+        chip = self.chip
+        if math.prod(self.shape) == 1:
+            return 2 * chip.sides * chip.link_gbps  # between cores of a chip, which are faster
+        rings = [n % chip.ring == 0 for n in self.shape]
+        if chip.sides == 3:
+            rings = [all(rings)] * 3
+        neighbours = sum(1 + ring for n, ring in zip(self.shape, rings, strict=True) if n > 1)
+        return neighbours * chip.link_gbps
+
     def options(self) -> dict[str, Any]:
         """Further arguments of ``jax.experimental.topologies.get_topology_desc``."""
         box = self.shape + (1,) * (3 - len(self.shape))
         host = tuple(min(side, most) for side, most in zip(box, self.chip.host, strict=True))
         given = {} if host == self.chip.host else {"chips_per_host_bounds": host}
-        return given | ({"num_slices": self.slices} if self.slices > 1 else {})
+        if self.slices > 1:
+            given["num_slices"] = self.slices
+        return {**self.chip.options, **given}
 
     def environment(self) -> dict[str, str]:
         """Variables without which the library looks for chips of this machine."""
@@ -120,17 +146,20 @@ def parse(text: str, slices: int = 1) -> Topology:
     """The topology of a name.
 
     Args:
-      text: ``v5e:4x4``, chips along each side; or ``v5e-16``, ``v5p-8``, as clouds call them
-        (of v4, v5p and tpu7x the number counts cores, two a chip).
+      text: ``v5e:4x4``, chips along each side; or ``v5e-16`` (``v5litepod-16``), ``v5p-8``, as
+        clouds call them (of v4, v5p and tpu7x the number counts cores, two a chip).
       slices: how many such slices.
 
     Raises:
       ValueError: for another name.
     """
-    found = re.fullmatch(r"(\w+)(?::(\d+(?:x\d+)*)|-(\d+))", text.strip().lower())
-    chip = CHIPS.get(found[1]) if found else None
-    if chip is None:
+    name = text.strip().lower().replace("v5litepod", "v5e")
+    if (family := re.match(r"\w*", name)[0]) not in CHIPS:
         raise ValueError(_unknown(text, f"the chips are {', '.join(CHIPS)}"))
+    chip = CHIPS[family]
+    found = re.fullmatch(r"(\w+)(?::(\d+(?:x\d+)*)|-(\d+))", name)
+    if found is None:
+        raise ValueError(_unknown(text, "after the chip comes :AxB, or - and how many"))
     side = found[2]
     if side is None:
         sizes = _GRIDS if chip.sides == 2 else _CUBES

@@ -77,16 +77,16 @@ class Program:
     def link_seconds(self, topology: Topology) -> float:
         """Of its collectives within a slice, if nothing else happens meanwhile.
 
-        In a ring each of n devices sends 2 (n - 1) / n of the bytes of a sum, and (n - 1) / n
-        of those of a gathering, over half of its links: the others receive.
+        Each of n devices takes in 2 (n - 1) / n of the bytes of a sum, and (n - 1) / n of those
+        of a gathering, over all its links at once.
         """
         n = topology.devices // topology.slices
-        sent = sum(
+        received = sum(
             nbytes * (2 if kind == "all-reduce" else 1) * (n - 1) / n
             for kind, (_, nbytes) in self.collectives.items()
             if kind != program.BETWEEN_SLICES
         )
-        return sent / (topology.chip.link_gbps * 1e9 / 2 / topology.chip.devices)
+        return received / (topology.links_gbps * 1e9 / topology.chip.devices)
 
 
 def too_much(message: str) -> tuple[int, int] | None:

@@ -38,7 +38,7 @@ def test_times_in_closed_form():
     v5e = parse("v5e:4x4")
     one = made()
     assert one.compute_seconds(v5e) == pytest.approx(1.5e-3, rel=1e-6)  # whole cycles
-    # A ring of 16: each sends 15/16 of the bytes twice, at half of 200 GB/s.
+    # Each of 16 takes in 15/16 of the bytes twice, a corner over two links of 50 GB/s.
     assert one.link_seconds(v5e) == pytest.approx(2 * 15 / 16 * 1e8 / 100e9)
     gathered = made(collectives={"all-gather": [1, 10**8], program.BETWEEN_SLICES: [1, 10**9]})
     assert gathered.link_seconds(v5e) == pytest.approx(15 / 16 * 1e8 / 100e9)
