@@ -3,7 +3,7 @@ r"""Check a run before it starts: what is wrong with it, and what it costs.
     python experiments/main.py --mode=preflight --config=configs/imagenet64.py --devices=8
 
 Needs no accelerator: parameters, arithmetic, memory and disk of the run, its data and its
-directory.  Exit code 2 if the run would not work.
+directory.  Exit code 1 if the run would not work, 2 if the request was wrong.
 
 With --topology the training step and the sampler are compiled for TPUs, which need not be there
 either (python -m pip install -e '.[tpu]'): memory against that of the chips, the compiler's

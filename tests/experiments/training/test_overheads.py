@@ -5,6 +5,7 @@ import threading
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import monitoring
 
@@ -68,13 +69,22 @@ def witness(monkeypatch):
     monkeypatch.setattr(
         array, "_value", property(lambda self: (seen.saw_wait("value"), value.fget(self))[1])
     )
-    for name in ("block_until_ready", "__array__"):
+    for name in ("block_until_ready", "__array__", "item"):
 
         def watched(self, *args, original=getattr(array, name), name=name, **kwargs):
             seen.saw_wait(name)
             return original(self, *args, **kwargs)
 
         monkeypatch.setattr(array, name, watched)
+    # These read the memory of arrays by themselves; of several arrays none is asked.
+    for module, name in ((np, "asarray"), (np, "array"), (jax, "block_until_ready")):
+
+        def watched_function(x, *args, original=getattr(module, name), name=name, **kwargs):
+            if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(x)):
+                seen.saw_wait(name)
+            return original(x, *args, **kwargs)
+
+        monkeypatch.setattr(module, name, watched_function)
 
     def excused(function):
         def call(*args, **kwargs):
@@ -107,15 +117,35 @@ def witness(monkeypatch):
     monitoring.unregister_event_duration_listener(seen.saw_compilation)
 
 
-def test_the_watch_itself(witness):
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: float(x[0]),
+        lambda x: int(x[0]),
+        lambda x: bool(x.sum() > 0),
+        lambda x: x[0].item(),
+        lambda x: x.tolist(),
+        lambda x: f"{x}",
+        lambda x: x.block_until_ready(),
+        lambda x: jax.block_until_ready(x),
+        lambda x: jax.block_until_ready({"a": x, "b": -x}),
+        lambda x: jax.device_get([x]),
+        lambda x: np.asarray(x),
+        lambda x: np.array([x, x]),
+        lambda x: np.asarray(x.addressable_data(0)),
+    ],
+)
+def test_the_watch_sees_every_way_to_wait(wait, witness):
     witness.steps, witness.in_loop = FIRST + 1, True
-    x = jnp.arange(3.0) + 1
-    float(x[0]), x.tolist(), jax.block_until_ready(x), bool(x.sum() > 0)
-    assert [what for _, what in witness.waits].count("value") >= 3
-    assert "block_until_ready" in {what for _, what in witness.waits}
+    wait(jnp.arange(3.0) + 1)
+    assert witness.waits and not witness.excused_waits
     with witness.excused():
-        float(x[0])
-    assert witness.excused_waits >= 1
+        wait(jnp.arange(3.0) + 1)
+    assert witness.excused_waits
+
+
+def test_the_watch_forbids_transfers():
+    x = jnp.arange(3.0)
     with pytest.raises(Exception, match="Disallowed"), jax.transfer_guard("disallow"):
         x + 1.5
 
