@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -56,7 +55,7 @@ def report(
     if step.fits:
         _speed_of_training(findings, experiment, step, topology, flops_per_image)
     else:
-        _remedies(findings, experiment, shape, topology, step, state_bytes)
+        _remedies(findings, experiment, shape, topology, step, state_bytes, flops_per_image)
     if experiment.draws_images:
         sampler = tpu.compiled(experiment, shape, topology, tpu.SAMPLER)
         _memory(findings, "sampler", sampler, topology)
@@ -194,15 +193,15 @@ def remedies(
                     yield {**layout, **remat, **smaller}
 
 
-def all_remedies(experiment: Experiment, topology: Topology) -> dict[str, Any]:
-    """All of them at once, an image per device and round: the least that a step can need."""
+def all_remedies(experiment: Experiment, topology: Topology, images: int) -> dict[str, Any]:
+    """All of them at once, with so many images per device and round."""
     training, devices = experiment.training, topology.devices
     options: dict[str, Any] = {}
     if training.sharding == "data" and devices > 1:
         options["config.train.sharding"] = "fsdp"
     options.update(_remats(experiment)[-1])
-    if training.together > devices:
-        options["config.train.micro_batch"] = devices
+    if training.together > images * devices:
+        options["config.train.micro_batch"] = images * devices
     return options
 
 
@@ -232,22 +231,26 @@ def _remedies(
     topology: Topology,
     step: tpu.Program,
     state_bytes: int,
+    flops_per_image: int,
 ) -> None:
-    """Compile what may help, and say what does."""
+    """Compile what may help, and say what does, and at what rate."""
     tried: list[str] = []
     # What the compiler asks for is what it would need besides the arguments.
     needed = step.temporary + state_bytes
-    likely = remedies(experiment, topology, needed, step.available, state_bytes)
-    options = [*itertools.islice(likely, MOST_REMEDIES)]
-    least = all_remedies(experiment, topology)  # estimates may have been too high
-    if least and least not in options:
-        options.append(least)
+    likely = list(remedies(experiment, topology, needed, step.available, state_bytes))
+    options = likely[:MOST_REMEDIES]
+    for images in _last_resorts(experiment, topology, likely):
+        least = all_remedies(experiment, topology, images)
+        if least and least not in options:
+            options.append(least)
     for change in options:
         words = " ".join(f"--{key}={value}" for key, value in change.items())
         findings.fact("", f"compiling with {words} ...")
         other = tpu.compiled(changed(experiment, change), shape, topology)
         _memory(findings, "", other, topology)
         if other.fits:
+            _speed_of_training(findings, changed(experiment, change), other, topology,
+                               flops_per_image)  # fmt: skip
             findings.errors.append(
                 f"the training step does not fit on {topology.name}; with {words} it does"
             )
@@ -257,6 +260,17 @@ def _remedies(
     findings.errors.append(
         f"the training step does not fit on {topology.name}{said}; take more or larger chips"
     )
+
+
+def _last_resorts(
+    experiment: Experiment, topology: Topology, likely: list[dict[str, Any]]
+) -> Iterator[int]:
+    """Images per device and round to try with all remedies: estimates may have been too high."""
+    devices, together = topology.devices, experiment.training.together
+    if likely:
+        estimate = likely[-1].get("config.train.micro_batch", together) // devices
+        yield max(1, _largest_part(together // devices, estimate / 2))
+    yield 1
 
 
 def _fewer_images(

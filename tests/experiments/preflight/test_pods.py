@@ -137,6 +137,17 @@ def test_estimates_that_were_too_high_are_not_the_last_word(compiled):
     assert step.network.shared["remat"] == "blocks"
 
 
+def test_a_remedy_is_no_smaller_than_it_has_to_be_and_has_its_price(compiled):
+    asked, programs = compiled
+    # 32 images a chip take 100 GiB: with all remedies 8 of them should need 8, and 15 would fit.
+    programs += [misfit(100)] * 4 + [made()]
+    lines, line = refusal()
+    rest = "--config.train.sharding=fsdp --config.model.remat=blocks"
+    assert line.endswith(f"with {rest} --config.train.micro_batch=16 it does")
+    assert [call[0].training.together for call in asked[1:5]] == [16, 32, 16, 16]
+    assert "3 ms a step: 4.267e+04 images per second" in "\n".join(lines)
+
+
 @pytest.mark.parametrize(("misfits", "fewer"), [(1, 12), (2, 6), (3, 1), (4, 0)])
 def test_a_sampler_that_does_not_fit_is_compiled_for_fewer_images(misfits, fewer, compiled):
     asked, programs = compiled
