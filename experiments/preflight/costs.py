@@ -279,12 +279,21 @@ def compiled_memory(experiment: Experiment, shape: DataShape, num_devices: int) 
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith(RESULT)]
     if done.returncode or not lines:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise ValueError(
-            f"the training step does not compile for {num_devices} devices "
-            f"(exit code {done.returncode}): {last}"
+            f"the training step does not compile for {num_devices} devices ({last_words(done)})"
         )
     return CompiledMemory(**json.loads(lines[-1].removeprefix(RESULT)))
+
+
+def last_words(done: subprocess.CompletedProcess[str]) -> str:
+    """Why a compiling process ended."""
+    if done.returncode == -9:
+        return (
+            "it was killed, as it is where the memory of the computer runs out: compiling a large "
+            "network for TPUs takes up to 16 GiB"
+        )
+    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    return f"exit code {done.returncode}: {last}"
 
 
 def _main() -> None:

@@ -129,10 +129,8 @@ def compiled(
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith(RESULT)]
     if done.returncode or not lines:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise ValueError(
-            f"the {which} does not compile for {topology.name} (exit code {done.returncode}): "
-            f"{last}"
+            f"the {which} does not compile for {topology.name} ({costs.last_words(done)})"
         )
     return Program(**json.loads(lines[-1].removeprefix(RESULT)))
 

@@ -220,8 +220,14 @@ def test_a_compilation_that_fails_is_one_line(network, monkeypatch):
 
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
     monkeypatch.setattr(costs.subprocess, "run", run)
-    with pytest.raises(ValueError, match=r"for 3 devices \(exit code 1\): ValueError: no luck"):
+    with pytest.raises(ValueError, match=r"for 3 devices \(exit code 1: ValueError: no luck\)"):
         costs.compiled_memory(network[0], DIGITS, 3)
+
+
+def test_a_compilation_that_took_all_memory_says_so():
+    killed = subprocess.CompletedProcess(["python"], -9, "", "")
+    words = costs.last_words(killed)
+    assert "killed" in words and "memory of the computer" in words and "\n" not in words
 
 
 def test_what_travels_to_the_compilation(network, monkeypatch):
