@@ -14,7 +14,6 @@ estimate of the rate, collectives, and what to change where it does not fit:
 
 from __future__ import annotations
 
-import os
 import types
 
 from experiments import compilation_cache, cores, flags
@@ -52,8 +51,7 @@ def run(values: types.SimpleNamespace) -> int:
             topologies.require_compiler()
         except ValueError as error:
             raise UsageError(f"--topology={values.topology}: {error}") from None
-        # With its library installed JAX would look for chips of this machine, at length.
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        topologies.leave_chips_alone()
     elif "slices" in values.given:
         raise UsageError("--slices is of a --topology; give that too")
 

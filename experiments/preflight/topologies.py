@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -185,3 +186,15 @@ def require_compiler() -> None:
     """Raise ValueError with the command that installs it unless TPU's compiler is there."""
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(f"needs the compiler for TPUs, which is not installed: {INSTALL}")
+
+
+def leave_chips_alone() -> None:
+    """Keep JAX in this process on the CPU unless JAX_PLATFORMS names something.
+
+    With the library installed it would look for TPUs of this machine, at length and aloud.  In a
+    process that has imported JAX already the variable comes too late.
+    """
+    import jax
+
+    if not os.environ.get("JAX_PLATFORMS"):
+        jax.config.update("jax_platforms", "cpu")

@@ -23,7 +23,7 @@ from typing import Any
 from experiments.config import build
 from experiments.config.experiment import Experiment
 from experiments.preflight import costs, pods, tpu
-from experiments.preflight.topologies import parse, require_compiler
+from experiments.preflight.topologies import leave_chips_alone, parse, require_compiler
 from experiments.words import size
 from experiments.workdir import write_atomically
 
@@ -165,6 +165,7 @@ def _read(record: pathlib.Path) -> dict[str, Any]:
 def run(workdir: pathlib.Path) -> None:
     """Compile what is missing, and write the page after each."""
     require_compiler()
+    leave_chips_alone()
     record = workdir / "topologies.json"
     found = _read(record)
     for name, where in rows():

@@ -2,6 +2,7 @@
 
 import importlib.util
 
+import jax
 import pytest
 
 from experiments.preflight import topologies
@@ -54,6 +55,20 @@ def test_without_the_compiler_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install"):
         topologies.require_compiler()
+
+
+def test_jax_does_not_look_for_tpus_of_this_machine(monkeypatch):
+    before = jax.config.jax_platforms
+    try:
+        monkeypatch.setenv("JAX_PLATFORMS", "cpu,tpu")
+        topologies.leave_chips_alone()
+        assert jax.config.jax_platforms == before  # whoever set it wants it
+        monkeypatch.delenv("JAX_PLATFORMS")
+        jax.config.update("jax_platforms", None)
+        topologies.leave_chips_alone()
+        assert jax.config.jax_platforms == "cpu"
+    finally:
+        jax.config.update("jax_platforms", before)
 
 
 def test_clocks_that_peak_and_matrix_units_imply():
