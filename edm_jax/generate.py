@@ -32,6 +32,7 @@ from edm_jax.arguments import (
 from edm_jax.guidance.base import Evaluated
 from edm_jax.guidance.compose import label_dim, mean_shift
 from edm_jax.model import Labels, Model, check_labels
+from edm_jax.models.ops import target
 from edm_jax.reflected import sampling as reflected
 from edm_jax.requests import check_request, checked, completed, learns_variance
 from edm_jax.samplers import Churn, Trajectory
@@ -159,7 +160,8 @@ def _draw(
     for start in range(0, len(seeds), part * processes):
         stop = min(start + part * processes, len(seeds))
         index = np.minimum(start + mine + np.arange(part), stop - 1)  # padded with the last
-        result = program(model, place(seeds_lib.seed_bits(seeds[index])), place(rows_of(index)))
+        with target.batch_over(devices):
+            result = program(model, place(seeds_lib.seed_bits(seeds[index])), place(rows_of(index)))
         yield seeds[start:stop], _collect(result, stop - start, processes)
 
 
@@ -203,15 +205,16 @@ def lower_batch(
         shape = (batch_size, model.num_classes)
         rows = jax.ShapeDtypeStruct(shape, np.float32, sharding=sharding)
     seeds = seeds_lib.seed_bits(np.arange(batch_size))
-    return sample_batch.lower(
-        model,
-        jax.ShapeDtypeStruct(seeds.shape, seeds.dtype, sharding=sharding),
-        rows,
-        sigmas=sampling.grid(model.preconditioning).astype(np.float32),
-        asked=sampling.request(model.preconditioning),
-        guidance=None,
-        trajectory=False,
-    )
+    with target.batch_over(sharding.mesh.size):
+        return sample_batch.lower(
+            model,
+            jax.ShapeDtypeStruct(seeds.shape, seeds.dtype, sharding=sharding),
+            rows,
+            sigmas=sampling.grid(model.preconditioning).astype(np.float32),
+            asked=sampling.request(model.preconditioning),
+            guidance=None,
+            trajectory=False,
+        )
 
 
 @functools.partial(jax.jit, static_argnames="trajectory")

@@ -11,6 +11,7 @@ import edm_jax
 from edm_jax import grids, models, seeds
 from edm_jax.generate import lower_batch
 from edm_jax.model import describe, from_description
+from edm_jax.models.ops import target
 from edm_jax.samplers import Churn, sample_heun
 from edm_jax.sampling import Sampling
 from edm_jax.train import sharding
@@ -59,6 +60,24 @@ def test_image_depends_on_its_seed_alone(churn):
     np.testing.assert_allclose(shuffled, images[[4, 0, 5, 2]], **PIXELS)
     np.testing.assert_allclose(draw([3], 1, churn=churn, batch_size=3), images[[3]], **PIXELS)
     assert not np.allclose(images[0], images[1], atol=0.1)
+
+
+def test_operations_know_over_how_many_devices_a_batch_is_split():
+    """Those that take a batch in parts would else move images between devices, or take none."""
+    seen = []
+
+    def denoise(x, sigma):
+        seen.append(target.devices())
+        return x / (1 + sigma[:, None, None, None] ** 2)
+
+    model = edm_jax.from_denoiser(denoise, (2, 2, 1), sigma_min=0.01, sigma_max=2.0)
+    seen.clear()
+    draw([0], model=model)
+    assert set(seen) == {1}
+    seen.clear()
+    four = sharding.batch_sharding(sharding.make_mesh(jax.devices()[:4]))
+    draw(range(8), model=model, batch_size=8, sharding=four)
+    assert set(seen) == {4} and jax.device_count() > 4
 
 
 def test_noise_is_bit_for_bit_the_same_in_any_batch():

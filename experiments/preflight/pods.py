@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,19 +14,17 @@ from experiments.words import format_duration, size
 
 # The compiler gives a program all but a little of the memory of a chip.
 USABLE = 0.98
-# Remedies that are compiled before the rest is left to the reader.
-MOST_REMEDIES = 3
 
 
 def describe(topology: Topology) -> str:
     """Chips, memory and peak in one line."""
     chip = topology.chip
-    hosts = topology.slices * max(1, math.prod(topology.shape) // math.prod(chip.host))
     slices = f"{topology.slices} slices of " if topology.slices > 1 else ""
     parts = f" ({chip.devices} devices each)" if chip.devices > 1 else ""
     return (
-        f"{slices}{topology.name}: {topology.chips} chip(s){parts}, {hosts} host(s); a chip has "
-        f"{chip.memory_gib:g} GiB, {chip.memory_gbps:g} GB/s, {chip.tflops:g} TFLOP/s in bfloat16"
+        f"{slices}{topology.name}: {topology.chips} chip(s){parts}, {topology.hosts} host(s); "
+        f"a chip has {chip.memory_gib:g} GiB, {chip.memory_gbps:g} GB/s, "
+        f"{chip.tflops:g} TFLOP/s in bfloat16"
     )
 
 
@@ -141,13 +138,15 @@ def _speed_of_training(
 def _speed_of_sampling(
     findings: Findings, experiment: Experiment, sampler: tpu.Program, topology: Topology
 ) -> None:
-    images = tpu.sample_batch(experiment, topology.devices)
+    images = tpu.sample_batch(experiment, topology.devices // topology.hosts)
     once = seconds(sampler, topology)
+    rate = images * topology.hosts / once
     _time(findings, sampler, topology)
+    each = " of each host" if topology.hosts > 1 else ""
     findings.fact(
         "",
-        f"{images} images at a time in {once:.3g} s: {images / once:,.4g} images per second, "
-        f"{images / once / topology.chips:,.4g} per chip",
+        f"{images} images at a time{each} in {once:.3g} s: {rate:,.4g} images per second, "
+        f"{rate / topology.chips:,.4g} per chip",
     )
 
 
@@ -238,7 +237,7 @@ def _remedies(
     # What the compiler asks for is what it would need besides the arguments.
     needed = step.temporary + state_bytes
     likely = list(remedies(experiment, topology, needed, step.available, state_bytes))
-    options = likely[:MOST_REMEDIES]
+    options = [*likely]
     for images in _last_resorts(experiment, topology, likely):
         least = all_remedies(experiment, topology, images)
         if least and least not in options:
@@ -257,8 +256,10 @@ def _remedies(
             return
         tried.append(words)
     said = f"; nor with {', nor with '.join(tried)}" if tried else ""
+    # Each device has an image of the batch at least.
+    more = "more or " if experiment.training.batch_size > topology.devices else ""
     findings.errors.append(
-        f"the training step does not fit on {topology.name}{said}; take more or larger chips"
+        f"the training step does not fit on {topology.name}{said}; take {more}larger chips"
     )
 
 
@@ -281,15 +282,16 @@ def _fewer_images(
     sampler: tpu.Program,
 ) -> None:
     """Compile the sampler for fewer images at a time, and say how many fit."""
-    images = tpu.sample_batch(experiment, topology.devices) // topology.devices
+    devices = topology.devices // topology.hosts
+    images = tpu.sample_batch(experiment, devices) // devices
     # Activations grow with the images; what else there is makes the estimate too high.
     estimate = int(images * sampler.available / sampler.temporary)
     error = f"the sampler does not fit on {topology.name}"
     for fewer in dict.fromkeys((estimate, estimate // 2, 1)):
         if not 0 < fewer < images:
             continue
-        change = {"config.sampler.batch_size": fewer * topology.devices}
-        words = f"--config.sampler.batch_size={fewer * topology.devices}"
+        change = {"config.sampler.batch_size": fewer * devices}
+        words = f"--config.sampler.batch_size={fewer * devices}"
         findings.fact("", f"compiling with {words} ...")
         other = tpu.compiled(changed(experiment, change), shape, topology, tpu.SAMPLER)
         _memory(findings, "", other, topology)

@@ -108,6 +108,11 @@ class Topology:
         return self.chips * self.chip.devices
 
     @property
+    def hosts(self) -> int:
+        """Of all slices; each runs a process."""
+        return self.slices * max(1, math.prod(self.shape) // math.prod(self.chip.host))
+
+    @property
     def links_gbps(self) -> float:
         """Rate at which a chip takes in what all others send, in 1e9 bytes per second.
 

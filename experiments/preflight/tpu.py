@@ -142,15 +142,21 @@ def lowered(
     with target.assumed("tpu", len(devices)):
         if which == STEP:
             return costs.lower_step(experiment, shape, devices)
-        mesh = sharding.make_mesh(devices)
+        mesh = sharding.make_mesh(of_first_host(devices))
         size = sample_batch(experiment, mesh.size)
         batch = sharding.batch_sharding(mesh)
         return generate.lower_batch(abstract_model(experiment, shape), experiment.sampling, size,
                                     batch)  # fmt: skip
 
 
+def of_first_host(devices: list[jax.Device]) -> list[jax.Device]:
+    """Those of one process: each draws images of its own, by a program of its own."""
+    hosts = [(getattr(d, "slice_index", 0), d.process_index) for d in devices]
+    return [device for device, host in zip(devices, hosts, strict=True) if host == hosts[0]]
+
+
 def sample_batch(experiment: Experiment, devices: int) -> int:
-    """Images that a sampler draws at a time on so many devices: those asked for, padded."""
+    """Images that a process draws at a time on its devices: those asked for, padded."""
     return -(-experiment.sample_batch // devices) * devices
 
 

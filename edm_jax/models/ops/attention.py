@@ -19,8 +19,8 @@ from edm_jax.typing import Array
 CUDNN_HEAD_MULTIPLE, CUDNN_HEAD_MOST = 8, 256
 # From so many tokens TPUs take each head alone: the logits of all do not fit on the chip.
 TPU_TOKENS_BY_HEAD = 1024
-# Images of a device whose logits of one head fit on the chip with all that gradients keep there;
-# of more, groups of so many are taken, which then are fastest, in at most so many groups.
+# Images of a device whose logits of one head of 1024 tokens fit on the chip (v5e) with all that
+# gradients keep there; of more, groups of so many are fastest, in at most so many groups.
 TPU_IMAGES, TPU_IMAGES_OF_GROUP, TPU_GROUPS = 16, 8, 8
 
 

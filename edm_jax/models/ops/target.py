@@ -22,7 +22,7 @@ def platform() -> str:
 
 
 def devices() -> int:
-    """Over how many a batch may be split: those of `assumed`, else all that JAX knows."""
+    """Over how many a batch is split: what `batch_over` or `assumed` say, else all there are."""
     return _devices.get() or jax.device_count()
 
 
@@ -45,6 +45,16 @@ def plain_forms() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def batch_over(count: int) -> Iterator[None]:
+    """Trace for batches that are split over so many devices."""
+    token = _devices.set(count)
+    try:
+        yield
+    finally:
+        _devices.reset(token)
+
+
+@contextlib.contextmanager
 def assumed(name: str, count: int | None = None) -> Iterator[None]:
     """Trace for another platform: programs that are compiled ahead of time for a described one.
 
@@ -52,11 +62,11 @@ def assumed(name: str, count: int | None = None) -> Iterator[None]:
 
     Args:
       name: of the platform.
-      count: of its devices.
+      count: of its devices that share a batch; those of this machine by default.
     """
-    platform_token, devices_token = _assumed.set(name), _devices.set(count)
+    token = _assumed.set(name)
     try:
-        yield
+        with batch_over(count or jax.device_count()):
+            yield
     finally:
-        _assumed.reset(platform_token)
-        _devices.reset(devices_token)
+        _assumed.reset(token)

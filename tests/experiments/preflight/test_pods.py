@@ -1,5 +1,6 @@
 """The report on a run on TPUs, of programs that are not compiled but stated."""
 
+import collections
 import dataclasses
 
 import pytest
@@ -117,7 +118,7 @@ def test_what_does_not_fit_is_told_what_helps(compiled):
 
 def test_what_nothing_helps_says_so(compiled):
     _, programs = compiled
-    programs += [misfit(400)] * 5
+    programs += [misfit(400)] * 6
     _, line = refusal()
     assert line.endswith("take more or larger chips")
     # 400 GiB for 32 images: one image needs 12.5, a third when it is recomputed.
@@ -129,22 +130,23 @@ def test_what_nothing_helps_says_so(compiled):
 
 def test_estimates_that_were_too_high_are_not_the_last_word(compiled):
     asked, programs = compiled
-    programs += [misfit(400)] * 4
+    programs += [misfit(400)] * 5
     _, line = refusal()
     assert line.endswith("--config.train.micro_batch=4 it does")
-    step = asked[4][0]
+    step = asked[5][0]
     assert step.training.sharding == "fsdp" and step.training.together == 4
     assert step.network.shared["remat"] == "blocks"
 
 
 def test_a_remedy_is_no_smaller_than_it_has_to_be_and_has_its_price(compiled):
     asked, programs = compiled
-    # 32 images a chip take 100 GiB: with all remedies 8 of them should need 8, and 15 would fit.
-    programs += [misfit(100)] * 4 + [made()]
+    # 32 images a chip take 100 GiB, 4 of them 12.5; recomputed 8 take 8.3 and 16 would be too many.
+    programs += [misfit(100)] * 5 + [made()]
     lines, line = refusal()
     rest = "--config.train.sharding=fsdp --config.model.remat=blocks"
     assert line.endswith(f"with {rest} --config.train.micro_batch=16 it does")
-    assert [call[0].training.together for call in asked[1:5]] == [16, 32, 16, 16]
+    # Where that is not true either, half of it, before a single image.
+    assert [call[0].training.together for call in asked[1:6]] == [16, 32, 16, 32, 16]
     assert "3 ms a step: 4.267e+04 images per second" in "\n".join(lines)
 
 
@@ -162,6 +164,32 @@ def test_a_sampler_that_does_not_fit_is_compiled_for_fewer_images(misfits, fewer
     )
     tried = [call[0].sample_batch for call in asked if call[3] == tpu.SAMPLER]
     assert tried == [128, 48, 24, 4][: misfits + 1]
+
+
+def test_each_host_draws_images_of_its_own(compiled):
+    _, programs = compiled
+    config = config_with(train__batch_size=128, sampler__batch_size=130)
+    # 33 images of a chip, of four on each of four hosts, take 40 GiB: 13 take 15.8 of 16.
+    programs += [made(), misfit(40), made()]
+    pods_of = {"quick": False, "mesh_devices": None, "topology": parse("v5e:4x4")}
+    code, lines = run(config, Pictures(), **pods_of)
+    assert code == 1
+    (line,) = [line for line in lines if line.startswith("error")]
+    assert line.endswith("with --config.sampler.batch_size=52 it does")
+    programs += [made(), made()]
+    _, lines = run(config, Pictures(), **pods_of)
+    once = 1.5e-3 + 2 * 15 / 16 * 1e8 / 100e9  # as stated by `made`
+    assert f"132 images at a time of each host in {once:.3g} s: {4 * 132 / once:,.4g}" in "\n".join(
+        lines
+    )
+
+
+def test_a_host_is_a_process_of_a_slice():
+    Device = collections.namedtuple("Device", "id process_index slice_index", defaults=(0,))
+    two = [Device(0, 1), Device(1, 0), Device(2, 1), Device(3, 0)]
+    assert [d.id for d in tpu.of_first_host(two)] == [0, 2]
+    slices = [Device(i, i // 2 % 2, i // 4) for i in range(8)]
+    assert [d.id for d in tpu.of_first_host(slices)] == [0, 1]
 
 
 def options(needed, state, topology, **changes):

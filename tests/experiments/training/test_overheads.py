@@ -15,6 +15,9 @@ from experiments.training import loop
 
 # Where the loop may wait: a line, a checkpoint, a grid or an evaluation.
 MAY_WAIT = ("_log", "_save", "_require_healthy", "show")
+# Functions of NumPy that somebody may call with an array of JAX.
+READERS = ("array", "asarray", "asanyarray", "ascontiguousarray", "stack", "concatenate", "copyto",
+           "save", "mean", "sum", "max", "min", "isfinite", "isnan", "all", "any")  # fmt: skip
 # The first two steps are waited for, to tell of compilation and pace.
 FIRST = 2
 
@@ -76,15 +79,15 @@ def witness(monkeypatch):
             return original(self, *args, **kwargs)
 
         monkeypatch.setattr(array, name, watched)
-    # These read the memory of arrays by themselves; of several arrays none is asked.
-    for module, name in ((np, "asarray"), (np, "array"), (jax, "block_until_ready")):
+    # NumPy reads the memory of arrays on CPUs by itself; of several arrays none is asked.
+    for module, name in (*((np, name) for name in READERS), (jax, "block_until_ready")):
 
-        def watched_function(x, *args, original=getattr(module, name), name=name, **kwargs):
-            if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(x)):
+        def reader(*args, original=getattr(module, name), name=name, **kwargs):
+            if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves((args, kwargs))):
                 seen.saw_wait(name)
-            return original(x, *args, **kwargs)
+            return original(*args, **kwargs)
 
-        monkeypatch.setattr(module, name, watched_function)
+        monkeypatch.setattr(module, name, reader)
 
     def excused(function):
         def call(*args, **kwargs):
@@ -132,10 +135,14 @@ def witness(monkeypatch):
         lambda x: jax.device_get([x]),
         lambda x: np.asarray(x),
         lambda x: np.array([x, x]),
+        lambda x: np.array(object=x),
+        lambda x: np.stack([x, x]),
+        lambda x: np.mean(x),
+        lambda x: np.isfinite(x),
         lambda x: np.asarray(x.addressable_data(0)),
     ],
 )
-def test_the_watch_sees_every_way_to_wait(wait, witness):
+def test_the_watch_sees_the_usual_ways_to_wait(wait, witness):
     witness.steps, witness.in_loop = FIRST + 1, True
     wait(jnp.arange(3.0) + 1)
     assert witness.waits and not witness.excused_waits

@@ -17,6 +17,8 @@ def test_the_default_is_that_of_jax_and_comes_back():
     assert (target.platform(), target.devices()) == here
     with pytest.raises(KeyError), target.assumed("tpu", 256):
         assert (target.platform(), target.devices()) == ("tpu", 256)
+        with target.batch_over(8):
+            assert (target.platform(), target.devices()) == ("tpu", 8)
         with target.assumed("gpu"):
             assert (target.platform(), target.devices()) == ("gpu", here[1])
         raise KeyError
