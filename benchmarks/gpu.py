@@ -131,7 +131,7 @@ def _peak() -> float:
 def _memory(before: float = 0.0) -> str:
     """The peak of the last program, of which only a bound is known if one before took more."""
     peak = _peak()
-    if peak != peak:
+    if np.isnan(peak):
         return "-"
     return f"{peak:.2f}" if peak > before else f"at most {peak:.2f}"
 

@@ -290,7 +290,7 @@ def last_words(done: subprocess.CompletedProcess[str]) -> str:
     if done.returncode == -9:
         return (
             "it was killed, as it is where the memory of the computer runs out: compiling a large "
-            "network for TPUs takes up to 16 GiB"
+            "network takes up to 16 GiB"
         )
     last = (done.stderr.strip().splitlines() or ["no message"])[-1]
     return f"exit code {done.returncode}: {last}"

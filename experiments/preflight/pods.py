@@ -237,19 +237,16 @@ def _remedies(
     # What the compiler asks for is what it would need besides the arguments.
     needed = step.temporary + state_bytes
     likely = list(remedies(experiment, topology, needed, step.available, state_bytes))
-    options = [*likely]
-    for images in _last_resorts(experiment, topology, likely):
-        least = all_remedies(experiment, topology, images)
-        if least and least not in options:
-            options.append(least)
-    for change in options:
-        words = " ".join(f"--{key}={value}" for key, value in change.items())
+    for options in (*likely, *_last_resorts(experiment, topology, likely)):
+        words = " ".join(f"--{key}={value}" for key, value in options.items())
+        if not options or words in tried:
+            continue
         findings.fact("", f"compiling with {words} ...")
-        other = tpu.compiled(changed(experiment, change), shape, topology)
-        _memory(findings, "", other, topology)
-        if other.fits:
-            _speed_of_training(findings, changed(experiment, change), other, topology,
-                               flops_per_image)  # fmt: skip
+        other = changed(experiment, options)
+        made = tpu.compiled(other, shape, topology)
+        _memory(findings, "", made, topology)
+        if made.fits:
+            _speed_of_training(findings, other, made, topology, flops_per_image)
             findings.errors.append(
                 f"the training step does not fit on {topology.name}; with {words} it does"
             )
@@ -265,13 +262,14 @@ def _remedies(
 
 def _last_resorts(
     experiment: Experiment, topology: Topology, likely: list[dict[str, Any]]
-) -> Iterator[int]:
-    """Images per device and round to try with all remedies: estimates may have been too high."""
+) -> Iterator[dict[str, Any]]:
+    """All remedies with fewer images than estimated, and with one: estimates may be too high."""
     devices, together = topology.devices, experiment.training.together
     if likely:
         estimate = likely[-1].get("config.train.micro_batch", together) // devices
-        yield max(1, _largest_part(together // devices, estimate / 2))
-    yield 1
+        images = max(1, _largest_part(together // devices, estimate / 2))
+        yield all_remedies(experiment, topology, images)
+    yield all_remedies(experiment, topology, 1)
 
 
 def _fewer_images(
@@ -293,9 +291,9 @@ def _fewer_images(
         change = {"config.sampler.batch_size": fewer * devices}
         words = f"--config.sampler.batch_size={fewer * devices}"
         findings.fact("", f"compiling with {words} ...")
-        other = tpu.compiled(changed(experiment, change), shape, topology, tpu.SAMPLER)
-        _memory(findings, "", other, topology)
-        if other.fits:
+        made = tpu.compiled(changed(experiment, change), shape, topology, tpu.SAMPLER)
+        _memory(findings, "", made, topology)
+        if made.fits:
             findings.errors.append(f"{error}; with {words} it does")
             return
     findings.errors.append(f"{error}, not with an image per device; take larger chips")

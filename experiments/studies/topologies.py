@@ -163,11 +163,13 @@ def _read(record: pathlib.Path) -> dict[str, Any]:
 
 
 def run(workdir: pathlib.Path) -> None:
-    """Compile what is missing, and write the page after each."""
+    """Compile what is missing, and write the page, after each program anew."""
     require_compiler()
     leave_chips_alone()
-    record = workdir / "topologies.json"
+    record, to = workdir / "topologies.json", workdir / "topologies.md"
     found = _read(record)
+    if found:  # rates follow from what is kept by formulas that may have changed
+        write_atomically(to, page(found))
     for name, where in rows():
         key = key_of(name, where)
         if key in found:
@@ -175,5 +177,5 @@ def run(workdir: pathlib.Path) -> None:
         print(f"compiling {name} for {where} ...", flush=True)
         found[key] = measure(name, where)
         write_atomically(record, json.dumps(found, indent=1) + "\n")
-        write_atomically(workdir / "topologies.md", page(found))
+        write_atomically(to, page(found))
         print(*table({key: found[key]}).splitlines()[2:], sep="\n", flush=True)

@@ -47,6 +47,14 @@ def test_a_line_in_closed_form():
     assert topologies.table({"ffhq64 gpu": gpu}).count("| 256 | 3.0 |") == 2  # AFHQv2 as well
 
 
+@pytest.fixture
+def installed(monkeypatch):
+    """As if TPU's compiler were there; JAX's platforms stay those of the tests."""
+    monkeypatch.setattr(topologies, "require_compiler", lambda: None)
+    monkeypatch.setattr(topologies, "leave_chips_alone", lambda: None)
+
+
+@pytest.mark.usefixtures("installed")
 def test_what_is_there_is_not_compiled_again(monkeypatch, tmp_path):
     asked = []
 
@@ -57,7 +65,6 @@ def test_what_is_there_is_not_compiled_again(monkeypatch, tmp_path):
         return {"seconds": 1.0, "cycles": {"norms": 10**9}, "flops_per_image": 1}
 
     monkeypatch.setattr(topologies, "measure", measure)
-    monkeypatch.setattr(topologies, "require_compiler", lambda: None)
     with pytest.raises(KeyboardInterrupt):
         topologies.run(tmp_path)
     record = json.loads((tmp_path / "topologies.json").read_text())
@@ -72,9 +79,21 @@ def test_what_is_there_is_not_compiled_again(monkeypatch, tmp_path):
     assert "Not compiled yet: imagenet64 on v5e-16, " in page
 
 
+@pytest.mark.usefixtures("installed")
+def test_a_record_that_is_whole_is_written_as_a_page(monkeypatch, tmp_path):
+    monkeypatch.setattr(topologies, "rows", lambda: iter([("cifar10", "v5e-16")]))
+    row = {"seconds": 1.0, "cycles": {"norms": 10**9}, "flops_per_image": 1}
+    text = json.dumps({"cifar10 v5e-16": row})
+    (tmp_path / "topologies.json").write_text(text)
+    (tmp_path / "topologies.md").write_text("an older form")
+    topologies.run(tmp_path)
+    assert (tmp_path / "topologies.md").read_text().count("| cifar10 | v5e-16 |") == 1
+    assert (tmp_path / "topologies.json").read_text() == text
+
+
+@pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("text", ["{", "[]", '{"cifar10 v5e-16": {"seconds": 1.0}}'])
-def test_a_record_of_something_else(text, monkeypatch, tmp_path):
-    monkeypatch.setattr(topologies, "require_compiler", lambda: None)
+def test_a_record_of_something_else(text, tmp_path):
     (tmp_path / "topologies.json").write_text(text)
     with pytest.raises(ValueError, match=r"topologies\.json is not what this study writes"):
         topologies.run(tmp_path)
