@@ -179,3 +179,4 @@ def run(workdir: pathlib.Path) -> None:
         write_atomically(record, json.dumps(found, indent=1) + "\n")
         write_atomically(to, page(found))
         print(*table({key: found[key]}).splitlines()[2:], sep="\n", flush=True)
+    print(f"  {to}")

@@ -80,13 +80,14 @@ def test_what_is_there_is_not_compiled_again(monkeypatch, tmp_path):
 
 
 @pytest.mark.usefixtures("installed")
-def test_a_record_that_is_whole_is_written_as_a_page(monkeypatch, tmp_path):
+def test_a_record_that_is_whole_is_written_as_a_page(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(topologies, "rows", lambda: iter([("cifar10", "v5e-16")]))
     row = {"seconds": 1.0, "cycles": {"norms": 10**9}, "flops_per_image": 1}
     text = json.dumps({"cifar10 v5e-16": row})
     (tmp_path / "topologies.json").write_text(text)
     (tmp_path / "topologies.md").write_text("an older form")
     topologies.run(tmp_path)
+    assert capsys.readouterr().out == f"  {tmp_path / 'topologies.md'}\n"
     assert (tmp_path / "topologies.md").read_text().count("| cifar10 | v5e-16 |") == 1
     assert (tmp_path / "topologies.json").read_text() == text
 
