@@ -77,7 +77,7 @@ def network_program(name: str, part: str, devices: Sequence, batch: int) -> tupl
     with target.plain_forms():  # operations of the definition, not of its form for TPUs
         flops = costs.flops(jax.make_jaxpr(function)(*given))
     jax.clear_caches()  # what was traced for this machine
-    with target.assumed("tpu", len(devices)):
+    with target.assumed("tpu", mesh):
         return jax.jit(function).lower(*given), flops, type(net).__name__
 
 
@@ -100,7 +100,7 @@ def training_program(name: str, devices: Sequence, batch: int) -> tuple[Any, int
     net = experiment.build_network(shape)
     flops = costs.training_costs(experiment, net, shape).flops * batch
     jax.clear_caches()
-    with target.assumed("tpu", len(devices)):
+    with target.assumed("tpu"):
         return costs.lower_step(experiment, shape, list(devices)), flops, type(net).__name__
 
 
@@ -108,7 +108,7 @@ def measure(name: str, part: str, topology: Any, batch: int, text: str = "") -> 
     """One row of the table."""
     from jax.experimental import topologies
 
-    from experiments.preflight import costs, program
+    from experiments.preflight import costs, kernels, program
 
     described = topologies.get_topology_desc(
         platform="tpu", topology_name=topology.name, **topology.options()
@@ -123,7 +123,8 @@ def measure(name: str, part: str, topology: Any, batch: int, text: str = "") -> 
     seconds = time.perf_counter() - start
     if text:
         pathlib.Path(text, f"{name}_{part}.txt").write_text(compiled.as_text())
-    found = program.read(compiled.as_text(), network)
+    counted = kernels.count(program.kernels(compiled.as_text()), topology)
+    found = program.read(compiled.as_text(), network, counted)
     chip = topology.chip
     estimate = found.total / chip.hertz
     share = flops / estimate / (chip.tflops / chip.devices * 1e12)

@@ -160,7 +160,7 @@ def _draw(
     for start in range(0, len(seeds), part * processes):
         stop = min(start + part * processes, len(seeds))
         index = np.minimum(start + mine + np.arange(part), stop - 1)  # padded with the last
-        with target.batch_over(devices):
+        with target.batch_over(1 if sharding is None else sharding.mesh):
             result = program(model, place(seeds_lib.seed_bits(seeds[index])), place(rows_of(index)))
         yield seeds[start:stop], _collect(result, stop - start, processes)
 
@@ -205,7 +205,7 @@ def lower_batch(
         shape = (batch_size, model.num_classes)
         rows = jax.ShapeDtypeStruct(shape, np.float32, sharding=sharding)
     seeds = seeds_lib.seed_bits(np.arange(batch_size))
-    with target.batch_over(sharding.mesh.size):
+    with target.batch_over(sharding.mesh):
         return sample_batch.lower(
             model,
             jax.ShapeDtypeStruct(seeds.shape, seeds.dtype, sharding=sharding),

@@ -245,10 +245,10 @@ class ArdmUNet(nn.Module):
         skips = [h]
         for name in names:
             down, up = name.startswith("down"), name.startswith("up")
-            h = jnp.concatenate([h, skips.pop()], axis=-1) if up else h
-            h = self._block(name)(h, emb, seed_of[name])
+            given = (h, skips.pop()) if up else h
+            h = self._block(name)(given, emb, seed_of[name])
             skips += [h] if down else []
-        h = GroupNorm(_EPS, silu=True, name="out_norm")(h)
+        h = GroupNorm(_EPS, silu=True, name="out_norm")(h.x, shift=h.bias[None])
         # Zero at the start: a uniform distribution, or nearly so.
         out = Conv2d(self.out_channels, 3, initial=Init(weight=0.0), name="out_conv")
         return out(h).astype(jnp.float32)
@@ -271,6 +271,7 @@ class ArdmUNet(nn.Module):
             dropout=self.dropout,
             eps=_EPS,
             adaptive_scale=False,
+            biases_apart=True,
             name=name,
         )
 

@@ -9,9 +9,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from edm_jax.models.ops.attention import attention, heads_alone
+from edm_jax.models.ops import attention_kernel
+from edm_jax.models.ops.attention import attention, heads_alone, in_one_kernel
 from edm_jax.models.ops.initializers import Init
-from edm_jax.models.ops.layers import Conv2d, GroupNorm, Linear, conv_parameters, matmul
+from edm_jax.models.ops.layers import (
+    Biased,
+    Conv2d,
+    GroupNorm,
+    Linear,
+    biased,
+    conv_parameters,
+    joined,
+    matmul,
+)
 from edm_jax.typing import Array, Key
 
 
@@ -68,27 +78,59 @@ class QKV(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array, Array]:
         """``(B, T, C)`` -> q, k, v, each ``(B, T, heads, C / heads)``."""
-        channels = x.shape[-1]
-        if channels % self.heads:
-            raise ValueError(f"num_heads must divide {channels} channels, got {self.heads}")
-        axes = ("channels_in", "qkv")
-        kernel, bias = conv_parameters(self, 1, channels, 3 * channels, self.initial, axes)
+        return _project(x, *_qkv_parameters(self, x.shape[-1], self.heads, self.initial))
 
-        def thirds(v: Array) -> Array:
-            # Outputs are stored as (head, channel of the head, q/k/v), the last fastest.
-            # Sorting the kernel is cheaper than picking every third channel of the image.
-            return jnp.moveaxis(v.reshape(*v.shape[:-1], channels, 3), -1, -2).reshape(v.shape)
 
-        kernel, bias = (thirds(v).astype(x.dtype) for v in (kernel[0, 0], bias))
-        batch, tokens = x.shape[:2]
-        if heads_alone(x.dtype, tokens):
-            qkv = jnp.einsum("btc,cd->bdt", x, kernel) + bias[None, :, None]
-            parts = (p.reshape(batch, self.heads, -1, tokens) for p in jnp.split(qkv, 3, axis=1))
-            return tuple(jnp.moveaxis(part, 3, 1) for part in parts)
-        qkv = matmul(x, kernel) + bias.reshape(1, 1, -1)
-        shape = (batch, tokens, self.heads, channels // self.heads)
-        q, k, v = (part.reshape(shape) for part in jnp.split(qkv, 3, axis=-1))
-        return q, k, v
+class SelfAttention(nn.Module):
+    """`QKV` and what the queries find, in one kernel, where `in_one_kernel` says so.
+
+    Attributes:
+      heads: attention heads.
+      initial: distribution of the initial values.
+    """
+
+    heads: int
+    initial: Init
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """``(B, T, C)`` to the same; the parameters are those of `QKV`."""
+        kernel, bias = _qkv_parameters(self, x.shape[-1], self.heads, self.initial)
+        return attention_kernel.attend(x, kernel, bias)
+
+
+def _qkv_parameters(
+    module: nn.Module, channels: int, heads: int, initial: Init
+) -> tuple[Array, Array]:
+    """Kernel ``(channels, heads, 3, c)`` and bias ``(heads, 3, c)`` of queries, keys, values."""
+    if channels % heads:
+        raise ValueError(f"num_heads must divide {channels} channels, got {heads}")
+    axes = ("channels_in", "qkv")
+    kernel, bias = conv_parameters(module, 1, channels, 3 * channels, initial, axes)
+
+    def sort(v: Array) -> Array:
+        # Outputs are stored as (head, channel of the head, q/k/v), the last fastest.
+        # Sorting the kernel is cheaper than picking every third channel of the image.
+        return jnp.moveaxis(v.reshape(*v.shape[:-1], heads, channels // heads, 3), -1, -2)
+
+    return sort(kernel[0, 0]), sort(bias)
+
+
+def _project(x: Array, kernel: Array, bias: Array) -> tuple[Array, Array, Array]:
+    """q, k, v, each ``(B, T, heads, c)``, of x ``(B, T, C)``."""
+    batch, tokens, channels = x.shape
+    heads = bias.shape[0]
+    # All queries, then all keys, then all values: whole blocks of channels.
+    kernel = jnp.moveaxis(kernel, 2, 1).reshape(channels, 3 * channels).astype(x.dtype)
+    bias = jnp.moveaxis(bias, 1, 0).reshape(3 * channels).astype(x.dtype)
+    if heads_alone(x.dtype, tokens):
+        qkv = jnp.einsum("btc,cd->bdt", x, kernel) + bias[None, :, None]
+        parts = (p.reshape(batch, heads, -1, tokens) for p in jnp.split(qkv, 3, axis=1))
+        return tuple(jnp.moveaxis(part, 3, 1) for part in parts)
+    qkv = matmul(x, kernel) + bias.reshape(1, 1, -1)
+    shape = (batch, tokens, heads, channels // heads)
+    q, k, v = (part.reshape(shape) for part in jnp.split(qkv, 3, axis=-1))
+    return q, k, v
 
 
 class UNetBlock(nn.Module):
@@ -116,6 +158,7 @@ class UNetBlock(nn.Module):
       resample_filter: one-dimensional filter, see `resample`.
       resample_proj: whether a resampling skip has a 1x1 kernel even if channels agree.
       adaptive_scale: see above.
+      biases_apart: return `Biased`, and leave all biases of the block to its norms.
       initial, initial_zero, initial_attn: initial values of the layers, of conv1 and proj, and
         of qkv (None: as initial).
     """
@@ -133,6 +176,7 @@ class UNetBlock(nn.Module):
     resample_filter: Sequence[float] = (1, 1)
     resample_proj: bool = False
     adaptive_scale: bool = True
+    biases_apart: bool = False
     initial: Init = Init()
     initial_zero: Init = Init(weight=0.0)
     initial_attn: Init | None = None
@@ -148,12 +192,12 @@ class UNetBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array | tuple[Array, ...], emb: Array, seeds: Array | None = None
-    ) -> Array:
+        self, x: Array | Biased | tuple[Array | Biased, ...], emb: Array, seeds: Array | None = None
+    ) -> Array | Biased:
         """Apply the block.
 
         Args:
-          x: ``(B, H, W, in)``, or arrays to be joined along their channels.
+          x: ``(B, H, W, in)``, or several to be joined along their channels.
           emb: ``(B or 1, emb_channels)`` float32.
           seeds: ``(B, 2)`` uint32 seeds of the dropout; None: no dropout.
 
@@ -162,40 +206,72 @@ class UNetBlock(nn.Module):
         """
         out = self.out_channels
         sampling = {"up": self.up, "down": self.down, "resample_filter": self.resample_filter}
-        conv = {"features": out, "initial": self.initial}
-        parts = x if isinstance(x, tuple) else (x,)
-        x = jnp.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
-        residual = x
+        apart = {"bias_apart": self.biases_apart}
+        conv = {"features": out, "initial": self.initial, **apart}
+        parts = [biased(part) for part in (x if type(x) is tuple else (x,))]
+        x = _side_by_side(parts)
 
         norm0 = GroupNorm(self.eps, silu=True, groups=self.norm_groups, name="norm0")
-        h = norm0(x, parts=parts)
-        h = Conv2d(kernel_size=3, **conv, **sampling, name="conv0")(h)
+        h = norm0(x.x, shift=_row(x.bias), parts=tuple(part.x for part in parts))
+        h = biased(Conv2d(kernel_size=3, **conv, **sampling, name="conv0")(h))
         width = 2 * out if self.adaptive_scale else out
         affine = Linear(width, initial=self.initial, axes=("embed", "channels_out"), name="affine")
         # The embedding takes the precision of the feature map only here.
-        p = affine(emb).astype(h.dtype)
+        p = affine(emb).astype(h.x.dtype)
         norm1 = GroupNorm(self.eps, silu=True, groups=self.norm_groups, name="norm1")
         if self.adaptive_scale:
-            h = norm1(h, modulation=(p[:, :out], p[:, out:]))
+            h = norm1(h.x, shift=_row(h.bias), modulation=(p[:, :out], p[:, out:]))
         else:
-            h = norm1(h, shift=p)
+            h = norm1(h.x, shift=_total(p, _row(h.bias)))
         if seeds is not None and self.dropout > 0:
             h = dropout(h, self.dropout, seeds)
-        h = Conv2d(out, 3, initial=self.initial_zero, name="conv1")(h)
+        h = biased(Conv2d(out, 3, **apart, initial=self.initial_zero, name="conv1")(h))
 
-        if x.shape[-1] != out or self.up or self.down:
-            project = self.resample_proj or x.shape[-1] != out
-            residual = Conv2d(kernel_size=int(project), **conv, **sampling, name="skip")(x)
-        x = (h + residual) * self.skip_scale
-        return self._attend(x) if self.heads else x
+        residual = x
+        if x.x.shape[-1] != out or self.up or self.down:
+            size = int(self.resample_proj or x.x.shape[-1] != out)
+            residual = biased(Conv2d(kernel_size=size, **conv, **sampling, name="skip")(x))
+        x = self._sum(h, residual)
+        x = self._attend(x) if self.heads else x
+        return x if self.biases_apart else joined(x)
 
-    def _attend(self, x: Array) -> Array:
-        b, height, width, channels = x.shape
+    def _attend(self, x: Biased) -> Biased:
+        b, height, width, channels = x.x.shape
         heads, tokens = self.heads, height * width
-        h = GroupNorm(self.eps, groups=self.norm_groups, name="norm2")(x)
-        h = h.reshape(b, tokens, channels)
+        norm2 = GroupNorm(self.eps, groups=self.norm_groups, name="norm2")
+        h = norm2(x.x, shift=_row(x.bias)).reshape(b, tokens, channels)
         initial = self.initial if self.initial_attn is None else self.initial_attn
-        a = attention(*QKV(heads, initial, name="qkv")(h))
-        a = a.reshape(b, height, width, channels)
-        a = Conv2d(channels, 1, initial=self.initial_zero, name="proj")(a)
-        return (a + x) * self.skip_scale
+        if in_one_kernel(h.dtype, b, tokens, heads, channels // heads):
+            a = SelfAttention(heads, initial, name="qkv")(h)
+        else:
+            a = attention(*QKV(heads, initial, name="qkv")(h)).reshape(x.x.shape)
+        apart = {"bias_apart": self.biases_apart, "initial": self.initial_zero}
+        a = biased(Conv2d(channels, 1, **apart, name="proj")(a))
+        return self._sum(Biased(a.x.reshape(x.x.shape), a.bias), x)
+
+    def _sum(self, h: Biased, x: Biased) -> Biased:
+        bias = _total(h.bias, x.bias)
+        return Biased(
+            (h.x + x.x) * self.skip_scale, None if bias is None else bias * self.skip_scale
+        )
+
+
+def _total(*terms: Array | None) -> Array | None:
+    """Their sum; None if there are none."""
+    there = [term for term in terms if term is not None]
+    return sum(there) if there else None
+
+
+def _row(bias: Array | None) -> Array | None:
+    return None if bias is None else bias[None]
+
+
+def _side_by_side(parts: list[Biased]) -> Biased:
+    """The parts joined along their channels."""
+    if len(parts) == 1:
+        return parts[0]
+    x = jnp.concatenate([part.x for part in parts], axis=-1)
+    if all(part.bias is None for part in parts):
+        return Biased(x, None)
+    none = (jnp.zeros(part.x.shape[-1]) if part.bias is None else part.bias for part in parts)
+    return Biased(x, jnp.concatenate(list(none)))

@@ -161,8 +161,8 @@ class NoisyClassifier(nn.Module):
                 x = Conv2d(entry.out_channels, 3, initial=_INIT, name=entry.module_name)(x)
             else:
                 x = self._block(entry)(x, emb)
-        x = x.astype(jnp.float32)
-        x = GroupNorm(silu=True, groups=GROUPS, name="out_norm")(x)
+        norm = GroupNorm(silu=True, groups=GROUPS, name="out_norm")
+        x = norm(x.x.astype(jnp.float32), shift=x.bias[None])
         heads = x.shape[-1] // self.channels_per_head
         return AttentionPool(self.num_classes, heads, name="pool")(x)
 
@@ -175,6 +175,7 @@ class NoisyClassifier(nn.Module):
             attention=entry.attention,
             channels_per_head=self.channels_per_head,
             norm_groups=GROUPS,
+            biases_apart=True,
             initial=_INIT,
             initial_zero=_INIT_ZERO,
             name=entry.module_name,

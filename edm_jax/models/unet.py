@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from edm_jax.models.blocks import UNetBlock, dropout_seeds
 from edm_jax.models.ops.initializers import Init
-from edm_jax.models.ops.layers import Conv2d, GroupNorm, num_groups
+from edm_jax.models.ops.layers import Conv2d, GroupNorm, joined, num_groups
 from edm_jax.models.ops.remat import remat
 from edm_jax.models.plan import Entry
 from edm_jax.typing import Array
@@ -121,10 +121,10 @@ class UNet(nn.Module):
                 block_seeds = None if seeds is None else seeds[block_number]
                 x = self._block(entry)(given, emb, block_seeds)
             elif entry.kind == "conv":
-                x = self._conv(entry, 3)(x)
+                x = self._conv(entry, 3, bias_apart=True)(x)
             elif entry.kind == "norm":
                 norm = GroupNorm(self.settings["eps"], silu=True, name=entry.module_name)
-                normed = norm(x)
+                normed = norm(x.x, shift=x.bias[None])
             elif entry.kind == "output":
                 y = self._conv(entry, 3, initial=self.settings["initial_zero"])(normed)
                 output = y if output is None else output + y
@@ -133,9 +133,9 @@ class UNet(nn.Module):
             elif entry.kind == "aux_down":
                 aux = self._conv(entry, 0)(aux)
             elif entry.kind == "aux_skip":
-                x = skips[-1] = x + self._conv(entry, 1)(aux)
+                x = skips[-1] = joined(x) + self._conv(entry, 1)(aux)
             elif entry.kind == "aux_residual":
-                x = skips[-1] = aux = (x + self._conv(entry, 3)(aux)) / math.sqrt(2)
+                x = skips[-1] = aux = (joined(x) + self._conv(entry, 3)(aux)) / math.sqrt(2)
             if entry.kind in ("conv", "block") and entry.name.startswith("enc."):
                 skips.append(x)
         return output.astype(jnp.float32)
@@ -149,11 +149,18 @@ class UNet(nn.Module):
             down=entry.down,
             attention=entry.attention,
             dropout=self.dropout,
+            biases_apart=True,
             **self.settings,
             name=entry.module_name,
         )
 
-    def _conv(self, entry: Entry, kernel_size: int, initial: Init | None = None) -> nn.Module:
+    def _conv(
+        self,
+        entry: Entry,
+        kernel_size: int,
+        initial: Init | None = None,
+        bias_apart: bool = False,
+    ) -> nn.Module:
         return Conv2d(
             entry.out_channels,
             kernel_size,
@@ -161,6 +168,7 @@ class UNet(nn.Module):
             down=entry.down,
             resample_filter=self.settings["resample_filter"],
             fused_resample=True,
+            bias_apart=bias_apart,
             initial=self.settings["initial"] if initial is None else initial,
             name=entry.module_name,
         )

@@ -232,7 +232,8 @@ def lower_step(
     placed = jax.tree.map(
         lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), state, layout
     )
-    step = jax.jit(experiment.build_train_step(net, shape), donate_argnums=0, out_shardings=layout)
+    train_step = target.over(mesh, experiment.build_train_step(net, shape))
+    step = jax.jit(train_step, donate_argnums=0, out_shardings=layout)
     batch = shape.batch(experiment.training.batch_size, sharding.batch_sharding(mesh))
     key = jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32"))
     return step.lower(placed, batch, key)

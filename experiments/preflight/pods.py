@@ -108,6 +108,8 @@ def _time(findings: Findings, made: tpu.Program, topology: Topology) -> None:
     findings.fact("", text)
     if made.open_loops:
         findings.fact("", f"{made.open_loops} loop(s) of unknown length are counted once")
+    if made.uncounted:
+        findings.fact("", f"{made.uncounted} kernel(s) are not counted: the library does not say")
 
 
 def _speed_of_training(

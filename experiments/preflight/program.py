@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 # Kinds of operation, as `Reading.cycles` has them.
 CONVOLUTIONS, ATTENTION, NORMS = "convolutions", "attention", "norms"
@@ -27,6 +27,8 @@ BETWEEN_SLICES = "between slices"
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\(")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_KERNEL = re.compile(r"/(\w+)/pallas_call$")
+_OPERANDS = re.compile(r"operand_layout_constraints=\{(.*?)\}, frontend")
 _NAME = re.compile(r'op_name="([^"]*)"')
 _CALLED = re.compile(r"(calls|body|condition|to_apply|branch_computations)=(\{[^}]*\}|%[\w.\-]+)")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
@@ -60,6 +62,18 @@ class Instruction:
         found = _CYCLES.search(self.text)
         return int(found[1]) if found else 0
 
+    @property
+    def kernel(self) -> Kernel | None:
+        """The kernel that it runs, if it does."""
+        name = _KERNEL.search(self.name)
+        if self.opcode != "custom-call" or '"tpu_custom_call"' not in self.text or not name:
+            return None
+        operands = _OPERANDS.search(self.text)
+        arrays = _ARRAY.findall(operands[1]) if operands else []
+        return Kernel(name[1], tuple(
+            (dtype, tuple(int(n) for n in shape.split(",") if n)) for dtype, shape in arrays
+        ))  # fmt: skip
+
     def called(self, role: str) -> list[str]:
         """Names of the computations that it calls as ``calls``, ``body`` and so on."""
         return [
@@ -68,6 +82,19 @@ class Instruction:
             if key == role
             for name in re.findall(r"[\w.\-]+", names)
         ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A program within a program, beside which the compiler writes no cycles unasked.
+
+    Attributes:
+      name: that it was given.
+      operands: ``(dtype, shape)`` of each, the dtype as XLA writes it.
+    """
+
+    name: str
+    operands: tuple[tuple[str, tuple[int, ...]], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,11 +118,13 @@ class Reading:
       cycles: by kind of operation, of KINDS, on one device.
       collectives: by kind, of COLLECTIVES and BETWEEN_SLICES.
       open_loops: loops whose number of turns is not known; they are counted once.
+      uncounted: kernels whose cycles are not known, and missing.
     """
 
     cycles: dict[str, int]
     collectives: dict[str, Collective]
     open_loops: int
+    uncounted: int = 0
 
     @property
     def total(self) -> int:
@@ -112,13 +141,25 @@ def array_bytes(result: str) -> int:
     return total // 8
 
 
-def read(text: str, network: str = "") -> Reading:
+def kernels(text: str) -> set[Kernel]:
+    """Those of a program that the compiler did not count."""
+    computations, _ = _computations(text)
+    return {
+        one.kernel
+        for lines in computations.values()
+        for one in lines
+        if one.kernel is not None and not one.cycles
+    }
+
+
+def read(text: str, network: str = "", counted: Mapping[Kernel, int] = {}) -> Reading:
     """Read the optimised text of a program.
 
     Args:
       text: of ``compiled.as_text()``.
       network: the part of an operation's path that all of the network have, such as the name
         of its class; where it is missing, an operation is "outside the network".
+      counted: cycles of its kernels (`kernels`).
 
     Raises:
       ValueError: if there is no program in the text.
@@ -128,17 +169,22 @@ def read(text: str, network: str = "") -> Reading:
         raise ValueError("text must be that of a compiled program: it has no ENTRY")
     cycles = collections.Counter[str]()
     sums = {name: [0, 0] for name in (*COLLECTIVES, BETWEEN_SLICES)}
-    open_loops = 0
+    open_loops, uncounted = 0, 0
+
+    def cycles_of(one: Instruction) -> int:
+        return one.cycles or counted.get(one.kernel, 0)
 
     @functools.cache
     def weight(name: str) -> int:
-        return sum(one.cycles * times for one, times, _ in _walk(computations, name, 1, weight))
+        return sum(cycles_of(one) * n for one, n, _ in _walk(computations, name, 1, weight))
 
     for one, times, turns_known in _walk(computations, entry, 1, weight):
         open_loops += not turns_known
         inner = [part for name in one.called("calls") for part in computations.get(name, [])]
-        if one.cycles:
-            cycles[kind_of(one, inner, network)] += one.cycles * times
+        if expected := cycles_of(one):
+            cycles[kind_of(one, inner, network)] += expected * times
+        elif one.kernel is not None:
+            uncounted += 1
         for part in (one, *(inner if one.opcode == "fusion" else ())):
             if kind := _collective_of(part):
                 sums[kind][0] += times
@@ -147,6 +193,7 @@ def read(text: str, network: str = "") -> Reading:
         cycles={kind: cycles[kind] for kind in KINDS if cycles[kind]},
         collectives={kind: Collective(*pair) for kind, pair in sums.items() if pair[0]},
         open_loops=open_loops,
+        uncounted=uncounted,
     )
 
 

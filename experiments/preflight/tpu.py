@@ -24,7 +24,7 @@ from edm_jax.models.variables import abstract_variables
 from edm_jax.train import sharding
 from experiments.config import build as configurations
 from experiments.config.experiment import Experiment
-from experiments.preflight import costs, program
+from experiments.preflight import costs, kernels, program
 from experiments.preflight.topologies import Topology
 
 RESULT = "compiled for TPUs: "
@@ -50,6 +50,7 @@ class Program:
       cycles: expected, by kind of operation (`program.KINDS`), on one device.
       collectives: ``{kind: [count, bytes]}`` of one execution.
       open_loops: loops that were counted once as their length is not known.
+      uncounted: kernels whose cycles are not known, and missing.
     """
 
     seconds: float
@@ -59,6 +60,7 @@ class Program:
     cycles: dict[str, int] = dataclasses.field(default_factory=dict)
     collectives: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     open_loops: int = 0
+    uncounted: int = 0
 
     @property
     def fits(self) -> bool:
@@ -139,7 +141,7 @@ def lowered(
     experiment: Experiment, shape: costs.DataShape, devices: list[jax.Device], which: str
 ) -> jax.stages.Lowered:
     """One program of a run, traced for these TPU devices."""
-    with target.assumed("tpu", len(devices)):
+    with target.assumed("tpu", sharding.make_mesh(devices)):
         if which == STEP:
             return costs.lower_step(experiment, shape, devices)
         mesh = sharding.make_mesh(of_first_host(devices))
@@ -196,11 +198,19 @@ def compile_here(
     seconds = time.perf_counter() - start
     memory = costs.memory_of(done, "tpu")
     text = done.as_text()
-    found = program.read(text, network)
+    counted = kernels.count(program.kernels(text), topology)
+    found = program.read(text, network, counted)
     collectives = {kind: [c.count, c.nbytes] for kind, c in found.collectives.items()}
-    return Program(
-        seconds, memory.state, memory.temporary, 0, found.cycles, collectives, found.open_loops
-    ), text
+    made = Program(
+        seconds=seconds,
+        arguments=memory.state,
+        temporary=memory.temporary,
+        cycles=found.cycles,
+        collectives=collectives,
+        open_loops=found.open_loops,
+        uncounted=found.uncounted,
+    )
+    return made, text
 
 
 def _from_request(request: dict[str, Any]) -> tuple[Any, ...]:

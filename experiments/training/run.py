@@ -13,6 +13,7 @@ import jax
 from edm_jax import models
 from edm_jax.data.sources.base import ImageSource
 from edm_jax.model import Model, from_description
+from edm_jax.models.ops import target
 from edm_jax.train import distributed, metrics, sharding
 from edm_jax.train.checkpoint import CheckpointStore
 from edm_jax.train.state import TrainState
@@ -155,7 +156,7 @@ def open_run(
     leads = jax.process_index() == 0
     make_state, shardings = state_maker(experiment, net, source, mesh)
     step_fn = jax.jit(
-        experiment.build_train_step(net, source),
+        target.over(mesh, experiment.build_train_step(net, source)),
         donate_argnums=0,
         out_shardings=shardings,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from edm_jax.models.ops import target
+from edm_jax.models.ops import attention_kernel, target
 from edm_jax.models.ops.stored import stored_gradient
 from edm_jax.typing import Array
 
@@ -19,6 +20,8 @@ from edm_jax.typing import Array
 CUDNN_HEAD_MULTIPLE, CUDNN_HEAD_MOST = 8, 256
 # From so many tokens TPUs take each head alone: the logits of all do not fit on the chip.
 TPU_TOKENS_BY_HEAD = 1024
+# From so many they go through a kernel of our own, on chips that it was made for.
+TPU_TOKENS_IN_KERNEL = 64
 # Images of a device whose logits of one head of 1024 tokens fit on the chip (v5e) with all that
 # gradients keep there; of more, groups of so many are fastest, in at most so many groups.
 TPU_IMAGES, TPU_IMAGES_OF_GROUP, TPU_GROUPS = 16, 8, 8
@@ -28,6 +31,25 @@ def heads_alone(dtype: Any, tokens: int) -> bool:
     """Whether `attention` goes `by_head`, which likes tokens to be the fastest axis of q, k, v."""
     half = jnp.dtype(dtype) == jnp.bfloat16
     return half and target.takes_forms_of("tpu") and tokens >= TPU_TOKENS_BY_HEAD
+
+
+def in_one_kernel(dtype: Any, batch: int, tokens: int, heads: int, channels: int) -> bool:
+    """Whether `attention_kernel.attend` takes heads of so many channels.
+
+    It does in bfloat16 on the chips that it was made for, if each device has an image and it is
+    known which (`target.batch_over`).  On a machine with such a chip it is tried first
+    (`tpu_kernel_works`).
+    """
+    half = jnp.dtype(dtype) == jnp.bfloat16
+    if not (half and target.takes_forms_of("tpu") and tokens >= TPU_TOKENS_IN_KERNEL):
+        return False
+    if not attention_kernel.takes(target.device_kind(), tokens, channels):
+        return False
+    if batch % target.devices() or (target.mesh() is None and target.devices() > 1):
+        return False
+    if jax.default_backend() != "tpu":
+        return True  # compiled here for a described one
+    return tpu_kernel_works((tokens, heads, channels))
 
 
 def attention(q: Array, k: Array, v: Array) -> Array:
@@ -193,40 +215,70 @@ def cudnn_works(shape: tuple[int, int, int], dtype: str) -> bool:
     """
     if shape[2] % CUDNN_HEAD_MULTIPLE or shape[2] > CUDNN_HEAD_MOST:
         return False
+    kernel = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+    return _works(kernel, shape, dtype, "gpu", "cuDNN's kernel")
+
+
+@functools.cache
+def tpu_kernel_works(shape: tuple[int, int, int]) -> bool:
+    """Whether `attention_kernel` runs on this machine and agrees with float32; as `cudnn_works`."""
+
+    tokens, heads, channels = shape
+
+    def kernel(q: Array, k: Array, v: Array) -> Array:
+        x = jnp.stack([q, k, v], 3)  # (1, T, heads, 3, c)
+        # A product that only puts the three where they belong.
+        same = jnp.eye(x[0, 0].size, dtype=x.dtype).reshape(-1, heads, 3, channels)
+        bias = jnp.zeros(x.shape[2:], jnp.float32)
+        with target.batch_over(1):
+            return attention_kernel.attend(x.reshape(1, tokens, -1), same, bias).reshape(q.shape)
+
+    return _works(kernel, shape, "bfloat16", "tpu", "the kernel for TPUs")
+
+
+def _works(
+    kernel: Callable[..., Array],
+    shape: tuple[int, int, int],
+    dtype: str,
+    platform: str,
+    name: str,
+) -> bool:
+    """Whether a kernel runs and agrees with float32; if not, a warning says why."""
     # The caller may be tracing, or guard transfers; this runs at once, on numbers.
     with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"):
         try:
-            error = _relative_error(shape, dtype, "cudnn")
-        except Exception as reason:  # no cuDNN, an old one, or a GPU without the kernel
+            error = _relative_error(kernel, shape, dtype, platform)
+        except Exception as reason:  # a library that is missing or old, another chip
             text = " ".join(str(reason).split())[:200]
-            warnings.warn(f"attention without cuDNN's kernel: {text}", stacklevel=2)
+            warnings.warn(f"attention without {name}: {text}", stacklevel=3)
             return False
     limit = 4 * float(jnp.finfo(dtype).eps)
     if not error < limit:
         warnings.warn(
-            f"attention without cuDNN's kernel: for {shape} in {dtype} it is off by "
+            f"attention without {name}: for {shape} in {dtype} it is off by "
             f"{error:.2g} relative, more than {limit:.2g}",
-            stacklevel=2,
+            stacklevel=3,
         )
     return error < limit
 
 
-def _relative_error(shape: tuple[int, int, int], dtype: str, implementation: str | None) -> float:
+def _relative_error(
+    kernel: Callable[..., Array], shape: tuple[int, int, int], dtype: str, platform: str
+) -> float:
     """Largest relative deviation from float32 of the output and the gradients."""
     rng = np.random.default_rng(0)
     arrays = [jnp.asarray(rng.standard_normal((1, *shape)), dtype) for _ in range(4)]
 
     @functools.partial(jax.jit, static_argnums=1)
-    def run(arrays: list[Array], implementation: str | None) -> list[Array]:
+    def run(arrays: list[Array], attend: Callable[..., Array]) -> list[Array]:
         q, k, v, cotangent = arrays
-        attend = functools.partial(jax.nn.dot_product_attention, implementation=implementation)
         out, pullback = jax.vjp(attend, q, k, v)
         return [out, *pullback(cotangent)]
 
-    if implementation == "cudnn":  # whatever the default device is
-        arrays = jax.device_put(arrays, jax.local_devices(backend="gpu")[0])
-    got = run(arrays, implementation)
-    expected = run([x.astype(jnp.float32) for x in arrays], None)
+    # Whatever the default device is.
+    placed = jax.device_put(arrays, jax.local_devices(backend=platform)[0])
+    got = run(placed, kernel)
+    expected = run([x.astype(jnp.float32) for x in arrays], jax.nn.dot_product_attention)
     errors = []
     for one, other in zip(got, expected, strict=True):
         one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)

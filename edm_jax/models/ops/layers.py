@@ -10,14 +10,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from edm_jax.models.ops import kernel_gradient, resample, winograd
+from edm_jax.models.ops import kernel_gradient, resample, target, winograd
 from edm_jax.models.ops.initializers import Init
 from edm_jax.models.ops.stored import stored, stored_gradient
 from edm_jax.typing import Array
@@ -26,6 +26,33 @@ from edm_jax.typing import Array
 def _rank_like(v: Array, x: Array) -> Array:
     """``(C,)`` or ``(B, C)`` -> the rank of x, to broadcast over what lies between."""
     return v.reshape(v.shape[:-1] + (1,) * (x.ndim - v.ndim) + v.shape[-1:])
+
+
+class Biased(NamedTuple):
+    """Feature maps whose channels each lack a number, ``x + bias``.
+
+    The gradient of a bias is a sum over all images.  A norm has it from sums that it takes
+    anyway; who adds the bias reads the gradients of the images once more.
+
+    Attributes:
+      x: ``(B, H, W, C)``.
+      bias: ``(C,)`` float32; None: nothing.
+    """
+
+    x: Array
+    bias: Array | None
+
+
+def biased(x: Array | Biased) -> Biased:
+    """x, if need be without a bias."""
+    return x if isinstance(x, Biased) else Biased(x, None)
+
+
+def joined(x: Array | Biased) -> Array:
+    """``x + bias``, in the dtype of x."""
+    if not isinstance(x, Biased):
+        return x
+    return x.x if x.bias is None else x.x + _rank_like(x.bias.astype(x.x.dtype), x.x)
 
 
 class Linear(nn.Module):
@@ -62,8 +89,11 @@ def matmul(x: Array, kernel: Array) -> Array:
 
     XLA for CPU computes the weight gradient of a 1x1 convolution several times slower
     than that of a matrix product, and transposes whole images for that of a product with
-    more than two axes; so the leading axes are merged first.
+    more than two axes; so the leading axes are merged first, but for TPUs, where merging them
+    would keep the compiler from reading x in another order of axes.
     """
+    if target.takes_forms_of("tpu"):
+        return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
     y = lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())))
     return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
@@ -121,6 +151,7 @@ class Conv2d(nn.Module):
       up, down: resample by two; not both.
       resample_filter: one-dimensional filter, see `resample`.
       fused_resample: the fused order; without a kernel there is nothing to fuse.
+      bias_apart: return `Biased`, for a norm to take the bias as its ``shift``.
       initial: distribution of the initial values.
       axes: logical names of the channel axes of the kernel.
     """
@@ -131,12 +162,30 @@ class Conv2d(nn.Module):
     down: bool = False
     resample_filter: Sequence[float] = (1, 1)
     fused_resample: bool = False
+    bias_apart: bool = False
     initial: Init = Init()
     axes: tuple[str, str] = ("channels_in", "channels_out")
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """``(B, H, W, in) -> (B, H', W', features)``, in the dtype of x."""
+    def __call__(self, x: Array | Biased) -> Array | Biased:
+        """``(B, H, W, in) -> (B, H', W', features)``, in the dtype of x.
+
+        Of a `Biased` x the bias takes a way of its own, if it is the same for every pixel of
+        the result.
+        """
+        if isinstance(x, Biased) and self.bias_apart and self._keeps_constants():
+            return self._apply(*x)
+        y = self._apply(joined(x), None)
+        return y if self.bias_apart else joined(y)
+
+    @nn.nowrap
+    def _keeps_constants(self) -> bool:
+        """Whether it makes an image of one colour of another: repeats or averages pixels alone."""
+        whole = tuple(self.resample_filter) == (1, 1) or not (self.up or self.down)
+        return self.kernel_size <= 1 and whole
+
+    @nn.nowrap
+    def _apply(self, x: Array, given: Array | None) -> Biased:
         if self.up and self.down:
             raise ValueError("a convolution resamples up or down, not both")
         taps = self.resample_filter
@@ -146,11 +195,14 @@ class Conv2d(nn.Module):
                     f"kernel_size 0 keeps the {x.shape[-1]} channels, got features={self.features}"
                 )
             x = resample.upsample(x, taps) if self.up else x
-            return resample.downsample(x, taps) if self.down else x
+            x = resample.downsample(x, taps) if self.down else x
+            return Biased(x, given)
 
         kernel, bias = conv_parameters(
             self, self.kernel_size, x.shape[-1], self.features, self.initial, self.axes
         )
+        if given is not None:
+            bias = bias + jnp.matmul(given, kernel[0, 0], precision="highest")
         kernel = kernel.astype(x.dtype)
         f_pad, w_pad = (len(taps) - 1) // 2, self.kernel_size // 2
         if self.fused_resample and self.down:
@@ -164,7 +216,7 @@ class Conv2d(nn.Module):
             x = resample.upsample(x, taps) if self.up else x
             x = resample.downsample(x, taps) if self.down else x
             y = conv2d(x, kernel, w_pad)
-        return y + _rank_like(bias.astype(x.dtype), y)
+        return Biased(y, bias)
 
 
 def num_groups(channels: int) -> int:

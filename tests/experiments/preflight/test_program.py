@@ -118,3 +118,27 @@ def test_bytes_of_a_tuple_and_of_a_started_collective():
 def test_what_is_no_program_is_refused():
     with pytest.raises(ValueError, match="ENTRY"):
         program.read("nothing")
+
+
+def kernel_line(name, dtype="bf16", cycles=0):
+    shapes = f"{dtype}[16,6,3,64,1024]{{4,3,2,1,0}}, f32[16,6,1,1024]{{3,2,1,0}}"
+    more = (
+        ', custom_call_target="tpu_custom_call", '
+        f"operand_layout_constraints={{{shapes}}}, frontend_attributes={{kernel_metadata={{}}}}"
+    )
+    path = f"jit(f)/Net/enc_32x32_block0/qkv/cond/{name}/pallas_call"
+    return line(name, "custom-call", path, cycles, more=more)
+
+
+def test_kernels_have_the_cycles_that_they_are_said_to_have():
+    operands = (("bf16", (16, 6, 3, 64, 1024)), ("f32", (16, 6, 1, 1024)))
+    known, other = program.Kernel("known", operands), program.Kernel("other", operands)
+    given = text(
+        kernel_line("known"), kernel_line("other"), kernel_line("told", cycles=7),
+        line("sort", "custom-call", "jit(f)/Net/sort", more=', custom_call_target="Sort"'),
+    )  # fmt: skip
+    assert program.kernels(given) == {known, other}  # one has them already
+    alone = program.read(given)
+    assert alone.cycles == {program.ATTENTION: 7} and alone.uncounted == 2
+    found = program.read(given, "Net", {known: 100, program.Kernel("more", operands): 1})
+    assert found.cycles == {program.ATTENTION: 107} and found.uncounted == 1

@@ -13,7 +13,7 @@ import pytest
 from configs import digits
 from edm_jax.models.variables import abstract_variables
 from experiments.config import build
-from experiments.preflight import costs, program, tpu
+from experiments.preflight import costs, kernels, program, tpu
 from experiments.preflight.topologies import INSTALL, parse
 
 DIGITS = costs.DataShape((8, 8, 1), 10)
@@ -63,3 +63,30 @@ def test_the_sampler(name, experiment):
     flops = costs.forward_flops(net, DIGITS) * 35 * 25
     least = flops / (topology.chip.tflops * 1e12)
     assert least < made.compute_seconds(topology) < 1000 * least
+
+
+@pytest.mark.parametrize("name", ["v5e:1x1", "v5p:1x1x1", "v6e:1x1"])
+def test_attention_in_one_kernel(name):
+    """It compiles, and the library counts what its products take at least."""
+    topology = parse(name)
+    images, heads, channels, tokens = 20, 3, 64, 256
+    x = ("bf16", (images, heads, 3, channels, tokens))
+    o, z = ("bf16", (images, heads, channels, tokens)), ("f32", (images, heads, 1, tokens))
+    forward = program.Kernel("attention_forward", (x,))
+    backward = program.Kernel("attention_backward", (x, o, z, o))
+    found = kernels.count([forward, backward, program.Kernel("unknown", (x,))], topology)
+    assert found.keys() == {forward, backward}
+    per_cycle = topology.chip.tflops * 1e12 / topology.chip.devices / topology.chip.hertz
+    product = 2 * images * heads * channels * tokens**2 / per_cycle
+    # 64 channels fill half of the units of v5e, a quarter of those of v6e; programs are short.
+    assert 2 * product < found[forward] < 50 * product
+    assert 5 * product < found[backward] < 125 * product
+
+
+def test_attention_of_several_chips_stays_on_each():
+    config = digits.get_config()
+    config.model.dtype = "bfloat16"
+    config.model.SongUNet.attn_resolutions = (8,)  # 64 tokens go through the kernel
+    made = tpu.compiled(build.experiment(config), DIGITS, parse("v5e:2x2"))
+    assert made.fits and made.uncounted == 0
+    assert made.collectives.keys() <= {"all-reduce"}  # of gradients alone

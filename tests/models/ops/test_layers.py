@@ -481,3 +481,48 @@ def test_derivatives_of_silu_and_moments():
     ours, theirs = of_moments(x + 3, v, w)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+BIASED_BLOCKS = {
+    "plain": {},
+    "skip": {"out_channels": 16},
+    "down": {"down": True},
+    "up": {"up": True, "resample_proj": True},
+    "padded": {"up": True, "resample_filter": (1, 3, 3, 1)},  # constants do not stay constant
+    "attention": {"attention": True, "num_heads": 2, "adaptive_scale": False, "skip_scale": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", BIASED_BLOCKS)
+def test_biases_apart_make_the_same_block(name, x64):
+    """Value and gradients in double precision, of parts that lack a bias of their own."""
+    settings = {"out_channels": 8} | BIASED_BLOCKS[name]
+    whole = blocks.UNetBlock(**settings)
+    apart = blocks.UNetBlock(**settings, biases_apart=True)
+    rng = np.random.default_rng(0)
+    x, skip = (jnp.asarray(rng.standard_normal((2, 6, 6, 4))) for _ in range(2))
+    bias = jnp.asarray(rng.standard_normal(4))
+    emb = jnp.asarray(rng.standard_normal((1, 5)))
+    variables = whole.init(jax.random.key(0), (x, skip), emb)
+    leaves, structure = jax.tree.flatten(variables)
+    leaves = [jnp.asarray(rng.standard_normal(leaf.shape)) for leaf in leaves]  # no zeros
+    variables = jax.tree.unflatten(structure, leaves)
+
+    def of_whole(variables, x, bias):
+        return whole.apply(variables, (x + bias.reshape(1, 1, 1, -1), skip), emb)
+
+    def of_apart(variables, x, bias):
+        out = apart.apply(variables, (layers.Biased(x, bias), skip), emb)
+        assert isinstance(out, layers.Biased) and out.bias.shape == out.x.shape[-1:]
+        return layers.joined(out)
+
+    got, pullback = jax.vjp(of_apart, variables, x, bias)
+    expected, other = jax.vjp(of_whole, variables, x, bias)
+    cotangent = jnp.asarray(rng.standard_normal(got.shape))
+    # Norms take statistics in float32, so the two differ by its rounding.
+    np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+    for one, two in zip(
+        jax.tree.leaves(pullback(cotangent)), jax.tree.leaves(other(cotangent)), strict=True
+    ):
+        size = max(np.abs(two).max(), 1.0)
+        np.testing.assert_allclose(one, two, rtol=0, atol=1e-4 * size)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from edm_jax import models
@@ -23,6 +24,25 @@ def test_the_default_is_that_of_jax_and_comes_back():
             assert (target.platform(), target.devices()) == ("gpu", here[1])
         raise KeyError
     assert (target.platform(), target.devices()) == here
+
+
+def test_a_mesh_says_where_the_parts_of_a_batch_are():
+    here = jax.devices()
+    mesh = jax.sharding.Mesh(np.array(here[:2]), ("data",))
+    assert target.mesh() is None and target.device_kind() == here[0].device_kind
+    with target.batch_over(mesh):
+        assert target.mesh() is mesh and target.devices() == len(mesh.devices)
+        assert target.device_kind() == here[0].device_kind
+        with target.batch_over(1):
+            assert target.mesh() is None and target.devices() == 1
+    with target.assumed("tpu", 2):
+        assert target.mesh() is None and target.device_kind() == ""  # described, but not how
+    with target.assumed("tpu", jax.sharding.Mesh(np.array(here[:1]), ("data",))):
+        assert target.mesh() is None and target.devices() == 1  # nothing is split
+        assert target.device_kind() == here[0].device_kind
+
+    seen = jax.jit(target.over(mesh, lambda x: x * target.devices()))(jnp.ones(()))
+    assert seen == len(mesh.devices)
 
 
 def test_what_is_for_cpus_alone_stays_out():
