@@ -105,7 +105,8 @@ def _line(name: str, where: str, values: Mapping[str, Any]) -> str:
     experiment = experiment_of(name, where)
     together = experiment.training.together
     place = f"{GPUS} GPUs (memory as for CPUs)" if where == "gpu" else where
-    begin = f"| {name} | {place} | {together} |"
+    mark = " *" if _is_earlier(where, values) else ""
+    begin = f"| {name}{mark} | {place} | {together} |"
     if where == "gpu":
         total = values["arguments"] + values["temporary"]
         return f"{begin} {total / 2**30:.1f} | | | | |"
@@ -140,11 +141,23 @@ makes this page, a program at a time.
 """
 
 
+EARLIER = """
+`*`: compiled before attention became one kernel and biases were left to the norms, which is
+faster. A row that is taken out of `topologies.json` is compiled again.
+"""
+
+
 def page(found: Mapping[str, Mapping[str, Any]]) -> str:
     """The table as a page of the documentation, with what is missing in it."""
     missing = [f"{name} on {where}" for name, where in rows() if key_of(name, where) not in found]
     note = f"\nNot compiled yet: {', '.join(missing)}.\n" if missing else ""
-    return PAGE + table(found) + note
+    earlier = any(_is_earlier(where, found.get(key_of(name, where), {})) for name, where in rows())
+    return PAGE + table(found) + (EARLIER if earlier else "") + note
+
+
+def _is_earlier(where: str, values: Mapping[str, Any]) -> bool:
+    """Whether a row is of the time before kernels were counted, and attention was one."""
+    return where != "gpu" and bool(values) and "uncounted" not in values
 
 
 def _read(record: pathlib.Path) -> dict[str, Any]:

@@ -27,7 +27,8 @@ from edm_jax.typing import Array
 MEMORY = 32 * 2**20
 # Logits of a block of queries, in float32 and several times over in that memory.
 LOGITS = 2**20
-MANY = 1024  # tokens
+# Tokens that the heads of one program have together, if these are several.
+MANY = 1024
 # v5e, v5p and v6e, as they call themselves: those that the compiler counts its cycles for.
 CHIPS = ("TPU v5", "TPU v6")
 LANES, ROWS = 128, 16  # of a register, in bfloat16

@@ -36,6 +36,7 @@ def test_a_line_in_closed_form():
     values = {
         "seconds": 1.0, "arguments": 2**30, "temporary": 2**30,
         "cycles": {"convolutions": round(topology.chip.hertz)}, "flops_per_image": 10**11,
+        "uncounted": 0,
     }  # fmt: skip
     line = topologies.table({"cifar10 v5e-16": values}).splitlines()[-1]
     days = 200e6 / 512 / 86400
@@ -45,6 +46,16 @@ def test_a_line_in_closed_form():
     assert "does not fit: 32 GiB" in topologies.table({"cifar10 v5e-16": small})
     gpu = {"arguments": 2**30, "temporary": 2**31}
     assert topologies.table({"ffhq64 gpu": gpu}).count("| 256 | 3.0 |") == 2  # AFHQv2 as well
+
+
+def test_rows_of_slower_programs_are_marked():
+    old = {"seconds": 1.0, "cycles": {"norms": 10**9}, "flops_per_image": 1}
+    now = old | {"uncounted": 0}
+    gpu = {"arguments": 2**30, "temporary": 2**31}
+    page = topologies.page({"cifar10 v5e-16": old, "imagenet64 v5e-16": now, "cifar10 gpu": gpu})
+    assert "| cifar10 * | v5e-16 |" in page and "| imagenet64 | v5e-16 |" in page
+    assert "`*`: compiled before" in page and "| cifar10 | 8 GPUs" in page
+    assert "`*`" not in topologies.page({"imagenet64 v5e-16": now, "cifar10 gpu": gpu})
 
 
 @pytest.fixture
@@ -82,7 +93,7 @@ def test_what_is_there_is_not_compiled_again(monkeypatch, tmp_path):
 @pytest.mark.usefixtures("installed")
 def test_a_record_that_is_whole_is_written_as_a_page(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(topologies, "rows", lambda: iter([("cifar10", "v5e-16")]))
-    row = {"seconds": 1.0, "cycles": {"norms": 10**9}, "flops_per_image": 1}
+    row = {"seconds": 1.0, "cycles": {"norms": 10**9}, "flops_per_image": 1, "uncounted": 0}
     text = json.dumps({"cifar10 v5e-16": row})
     (tmp_path / "topologies.json").write_text(text)
     (tmp_path / "topologies.md").write_text("an older form")
