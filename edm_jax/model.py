@@ -265,7 +265,9 @@ class Model:
           augment_labels: ``(B, augment_dim)``, or None for "not augmented".
 
         Returns:
-          ``(B, H, W, C)``.  Pure: may be jitted, vmapped and differentiated.
+          ``(B, H, W, C)``.  Pure: may be jitted, vmapped and differentiated; in half precision,
+          where attention is a kernel (TPUs, NVIDIA GPUs), once and backwards
+          (`edm_jax.models.ops.target.plain_forms` of TPUs: as often as one likes).
 
         Raises:
           ValueError: for labels that do not fit (`label_rows`), or known noisy images of a

@@ -22,7 +22,7 @@ TraceFn = Callable[[Callable[[Array], Array], Array], tuple[Array, Array]]
 # Up to here the exact trace is the default: as many Jacobian products as elements.
 EXACT_LIMIT = 256
 BLOCK = 32  # products at a time, which bounds the memory of the exact trace
-# Networks that recompute activations on CPU, and cuDNN's attention, have no forward mode.
+# Networks that recompute activations on CPU, and kernels of attention, have no forward mode.
 _NO_FORWARD_MODE = (TypeError, NotImplementedError)
 
 

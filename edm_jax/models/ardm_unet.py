@@ -14,7 +14,15 @@ import jax.numpy as jnp
 
 from edm_jax.models.blocks import UNetBlock, dropout_seeds
 from edm_jax.models.ops.initializers import Init
-from edm_jax.models.ops.layers import Conv2d, GroupNorm, Linear, num_groups, silu
+from edm_jax.models.ops.layers import (
+    Conv2d,
+    GroupNorm,
+    Linear,
+    biases_apart,
+    norm_of,
+    num_groups,
+    silu,
+)
 from edm_jax.models.ops.remat import remat
 from edm_jax.models.unet import DTYPES, REMAT, require
 from edm_jax.typing import Array
@@ -248,7 +256,7 @@ class ArdmUNet(nn.Module):
             given = (h, skips.pop()) if up else h
             h = self._block(name)(given, emb, seed_of[name])
             skips += [h] if down else []
-        h = GroupNorm(_EPS, silu=True, name="out_norm")(h.x, shift=h.bias[None])
+        h = norm_of(GroupNorm(_EPS, silu=True, name="out_norm"), h)
         # Zero at the start: a uniform distribution, or nearly so.
         out = Conv2d(self.out_channels, 3, initial=Init(weight=0.0), name="out_conv")
         return out(h).astype(jnp.float32)
@@ -271,7 +279,7 @@ class ArdmUNet(nn.Module):
             dropout=self.dropout,
             eps=_EPS,
             adaptive_scale=False,
-            biases_apart=True,
+            biases_apart=biases_apart(),
             name=name,
         )
 

@@ -21,6 +21,7 @@ from edm_jax.models.ops.layers import (
     conv_parameters,
     joined,
     matmul,
+    norm_of,
 )
 from edm_jax.typing import Array, Key
 
@@ -239,7 +240,7 @@ class UNetBlock(nn.Module):
         b, height, width, channels = x.x.shape
         heads, tokens = self.heads, height * width
         norm2 = GroupNorm(self.eps, groups=self.norm_groups, name="norm2")
-        h = norm2(x.x, shift=_row(x.bias)).reshape(b, tokens, channels)
+        h = norm_of(norm2, x).reshape(b, tokens, channels)
         initial = self.initial if self.initial_attn is None else self.initial_attn
         if in_one_kernel(h.dtype, b, tokens, heads, channels // heads):
             a = SelfAttention(heads, initial, name="qkv")(h)

@@ -16,7 +16,17 @@ import jax.numpy as jnp
 from edm_jax.models.blocks import QKV, UNetBlock
 from edm_jax.models.ops.attention import attention
 from edm_jax.models.ops.initializers import Init
-from edm_jax.models.ops.layers import Conv2d, GroupNorm, Linear, PositionalEmbedding, silu
+from edm_jax.models.ops.layers import (
+    Biased,
+    Conv2d,
+    GroupNorm,
+    Linear,
+    PositionalEmbedding,
+    biased,
+    biases_apart,
+    norm_of,
+    silu,
+)
 from edm_jax.models.ops.remat import remat
 from edm_jax.models.plan import Entry, encoder_plan
 from edm_jax.models.unet import DTYPES, REMAT, require
@@ -161,8 +171,9 @@ class NoisyClassifier(nn.Module):
                 x = Conv2d(entry.out_channels, 3, initial=_INIT, name=entry.module_name)(x)
             else:
                 x = self._block(entry)(x, emb)
+        x, bias = biased(x)
         norm = GroupNorm(silu=True, groups=GROUPS, name="out_norm")
-        x = norm(x.x.astype(jnp.float32), shift=x.bias[None])
+        x = norm_of(norm, Biased(x.astype(jnp.float32), bias))
         heads = x.shape[-1] // self.channels_per_head
         return AttentionPool(self.num_classes, heads, name="pool")(x)
 
@@ -175,7 +186,7 @@ class NoisyClassifier(nn.Module):
             attention=entry.attention,
             channels_per_head=self.channels_per_head,
             norm_groups=GROUPS,
-            biases_apart=True,
+            biases_apart=biases_apart(),
             initial=_INIT,
             initial_zero=_INIT_ZERO,
             name=entry.module_name,

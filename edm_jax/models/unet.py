@@ -12,7 +12,14 @@ import jax.numpy as jnp
 
 from edm_jax.models.blocks import UNetBlock, dropout_seeds
 from edm_jax.models.ops.initializers import Init
-from edm_jax.models.ops.layers import Conv2d, GroupNorm, joined, num_groups
+from edm_jax.models.ops.layers import (
+    Conv2d,
+    GroupNorm,
+    biases_apart,
+    joined,
+    norm_of,
+    num_groups,
+)
 from edm_jax.models.ops.remat import remat
 from edm_jax.models.plan import Entry
 from edm_jax.typing import Array
@@ -121,10 +128,10 @@ class UNet(nn.Module):
                 block_seeds = None if seeds is None else seeds[block_number]
                 x = self._block(entry)(given, emb, block_seeds)
             elif entry.kind == "conv":
-                x = self._conv(entry, 3, bias_apart=True)(x)
+                x = self._conv(entry, 3, bias_apart=biases_apart())(x)
             elif entry.kind == "norm":
                 norm = GroupNorm(self.settings["eps"], silu=True, name=entry.module_name)
-                normed = norm(x.x, shift=x.bias[None])
+                normed = norm_of(norm, x)
             elif entry.kind == "output":
                 y = self._conv(entry, 3, initial=self.settings["initial_zero"])(normed)
                 output = y if output is None else output + y
@@ -149,7 +156,7 @@ class UNet(nn.Module):
             down=entry.down,
             attention=entry.attention,
             dropout=self.dropout,
-            biases_apart=True,
+            biases_apart=biases_apart(),
             **self.settings,
             name=entry.module_name,
         )

@@ -36,7 +36,7 @@ DTYPES = {"bf16": "bfloat16", "f32": "float32"}
 def count(kernels: Iterable[Kernel], topology: Topology) -> dict[Kernel, int]:
     """Cycles of one execution of each on a device.
 
-    One that the library cannot count, as on v4 and tpu7x, is missing.
+    One that the library cannot count, as on v4 and tpu7x, or not compile, is missing.
     """
     kernels = sorted(kernels, key=repr)
     if not kernels:
@@ -99,8 +99,13 @@ def _main() -> None:
     ).devices[0]
     for index, one in enumerate(request["kernels"]):
         kernel = Kernel(one["name"], tuple((d, tuple(s)) for d, s in one["operands"]))
-        if kernel.name in KERNELS and {d for d, _ in kernel.operands} <= DTYPES.keys():
+        known = kernel.operands and {d for d, _ in kernel.operands} <= DTYPES.keys()
+        if kernel.name not in KERNELS or not known:
+            continue
+        try:
             print(RESULT + json.dumps([index, cycles_of(kernel, device)]), flush=True)
+        except Exception as error:  # the others may be counted
+            print(f"{kernel.name}: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def _time(findings: Findings, made: tpu.Program, topology: Topology) -> None:
     if made.open_loops:
         findings.fact("", f"{made.open_loops} loop(s) of unknown length are counted once")
     if made.uncounted:
-        findings.fact("", f"{made.uncounted} kernel(s) are not counted: the library does not say")
+        findings.fact("", f"{made.uncounted} kernel(s) could not be counted and are missing")
 
 
 def _speed_of_training(

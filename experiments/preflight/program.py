@@ -152,7 +152,7 @@ def kernels(text: str) -> set[Kernel]:
     }
 
 
-def read(text: str, network: str = "", counted: Mapping[Kernel, int] = {}) -> Reading:
+def read(text: str, network: str = "", counted: Mapping[Kernel, int] | None = None) -> Reading:
     """Read the optimised text of a program.
 
     Args:
@@ -172,7 +172,7 @@ def read(text: str, network: str = "", counted: Mapping[Kernel, int] = {}) -> Re
     open_loops, uncounted = 0, 0
 
     def cycles_of(one: Instruction) -> int:
-        return one.cycles or counted.get(one.kernel, 0)
+        return one.cycles or (counted or {}).get(one.kernel, 0)
 
     @functools.cache
     def weight(name: str) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from edm_jax import models, precond
+from edm_jax.models.ops import target
 from tests.support.models_golden import (
     ATOL,
     GRAD_RTOL,
@@ -150,3 +151,25 @@ def test_iddpm_uses_the_first_half_of_twice_the_channels():
     denoised = denoise(x, sigma, **labels(archive))
     # The output is multiplied by sigma, up to 80.
     assert_close(denoised, nhwc(archive["precond/D_iddpm"]), atol=5e-4)
+
+
+def test_tpus_keep_biases_apart_and_compute_the_same(case):
+    """Outputs and gradients of weights that are not those of a fresh network, in float32."""
+    archive, net, variables, _ = case
+    given = nhwc(archive["x"]), archive["noise_labels"], labels(archive)
+
+    def run(variables, x, c_noise, labels):
+        out, pullback = jax.vjp(lambda v: net.apply(v, x, c_noise, **labels), variables)
+        return out, pullback(jnp.cos(out))[0]["params"]
+
+    expected, gradient = jax.jit(run)(variables, *given)
+    with target.assumed("tpu", 1):
+        program = jax.jit(lambda *given: run(*given))
+        got, other = program(variables, *given)
+    assert_close(got, expected)
+    for (path, one), two in zip(
+        jax.tree_util.tree_leaves_with_path(gradient), jax.tree.leaves(other), strict=True
+    ):
+        # Float32: sums of thousands of terms in another order.
+        atol = 1e-4 * max(float(np.abs(one).max()), 1e-2)
+        np.testing.assert_allclose(two, one, rtol=0, atol=atol, err_msg=str(path))

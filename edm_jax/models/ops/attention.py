@@ -36,9 +36,9 @@ def heads_alone(dtype: Any, tokens: int) -> bool:
 def in_one_kernel(dtype: Any, batch: int, tokens: int, heads: int, channels: int) -> bool:
     """Whether `attention_kernel.attend` takes heads of so many channels.
 
-    It does in bfloat16 on the chips that it was made for, if each device has an image and it is
-    known which (`target.batch_over`).  On a machine with such a chip it is tried first
-    (`tpu_kernel_works`).
+    It does in bfloat16 on the chips that it was made for; of several devices, if it is known
+    which images are where (`target.batch_over` of a mesh).  On a machine with such a chip it is
+    tried first (`tpu_kernel_works`).
     """
     half = jnp.dtype(dtype) == jnp.bfloat16
     if not (half and target.takes_forms_of("tpu") and tokens >= TPU_TOKENS_IN_KERNEL):
@@ -62,6 +62,7 @@ def attention(q: Array, k: Array, v: Array) -> Array:
     gradient is the same bit for bit in every run only with
     ``XLA_FLAGS=--xla_gpu_deterministic_ops=true``, as that of a convolution.  On TPUs bfloat16
     goes through `by_head` if there are many tokens, on CPUs float32 through `divided_last`.
+    Networks ask `in_one_kernel` first.
 
     Args:
       q, k, v: each ``(B, T, heads, c)``.
@@ -230,8 +231,7 @@ def tpu_kernel_works(shape: tuple[int, int, int]) -> bool:
         # A product that only puts the three where they belong.
         same = jnp.eye(x[0, 0].size, dtype=x.dtype).reshape(-1, heads, 3, channels)
         bias = jnp.zeros(x.shape[2:], jnp.float32)
-        with target.batch_over(1):
-            return attention_kernel.attend(x.reshape(1, tokens, -1), same, bias).reshape(q.shape)
+        return attention_kernel.attend(x.reshape(1, tokens, -1), same, bias).reshape(q.shape)
 
     return _works(kernel, shape, "bfloat16", "tpu", "the kernel for TPUs")
 
@@ -244,8 +244,10 @@ def _works(
     name: str,
 ) -> bool:
     """Whether a kernel runs and agrees with float32; if not, a warning says why."""
-    # The caller may be tracing, or guard transfers; this runs at once, on numbers.
-    with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"):
+    # The caller may be tracing for many devices, or guard transfers; this runs at once, on
+    # numbers, on one.
+    here = (jax.ensure_compile_time_eval(), jax.transfer_guard("allow"), target.batch_over(1))
+    with here[0], here[1], here[2]:
         try:
             error = _relative_error(kernel, shape, dtype, platform)
         except Exception as reason:  # a library that is missing or old, another chip
@@ -278,7 +280,8 @@ def _relative_error(
     # Whatever the default device is.
     placed = jax.device_put(arrays, jax.local_devices(backend=platform)[0])
     got = run(placed, kernel)
-    expected = run([x.astype(jnp.float32) for x in arrays], jax.nn.dot_product_attention)
+    with jax.default_matmul_precision("highest"):  # else TPUs round factors to half precision
+        expected = run([x.astype(jnp.float32) for x in arrays], jax.nn.dot_product_attention)
     errors = []
     for one, other in zip(got, expected, strict=True):
         one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import AbstractMesh, Mesh
 
 from edm_jax.models.ops import target
 from edm_jax.typing import Array
@@ -36,10 +37,13 @@ MOST_TOKENS, MOST_CHANNELS = 4096, 256
 
 
 def takes(chip: str, tokens: int, channels: int) -> bool:
-    """Whether the kernel is made for this kind of chip and for heads of this size."""
+    """Whether the kernel is made for this kind of chip and for heads of this size.
+
+    That is 64 tokens, or a multiple of 128 to 4096.
+    """
     if not chip.startswith(CHIPS):
         return False
-    fits = tokens <= MOST_TOKENS and channels <= MOST_CHANNELS
+    fits = 0 < tokens <= MOST_TOKENS and channels <= MOST_CHANNELS
     return fits and tokens % lanes(tokens) == 0 and channels % ROWS == 0
 
 
@@ -60,35 +64,49 @@ def heads_of_program(heads: int, tokens: int) -> int:
     return max(n for n in range(1, heads + 1) if heads % n == 0 and (n == 1 or n * tokens <= MANY))
 
 
-@jax.custom_vjp
 def attend(x: Array, kernel: Array, bias: Array) -> Array:
     """softmax(q k / sqrt(c)) v of each head, where q, k, v are ``x kernel + bias``.
 
     The product is here because its gradients need arrays in an order that the compiler does not
     find, the bias because its gradient is a sum over all tokens, which the kernel has for
-    nothing.  There is no forward-mode derivative.
+    nothing.  It can be differentiated once, and backwards: not by `jax.jvp`, and not twice.
 
     Args:
-      x: ``(B, T, C)``, of a size that `takes` accepts.
+      x: ``(B, T, C)``, of a size that `takes` accepts; of each device of `target.mesh` a part.
       kernel: ``(C, heads, 3, c)``: of each head that of q, of k and of v.
       bias: ``(heads, 3, c)``.
 
     Returns:
       ``(B, T, heads c)`` of the dtype of x; logits and softmax are float32.
     """
-    return _attend_forward(x, kernel, bias)[0]
+    mesh = target.mesh()
+    if mesh is not None and isinstance(x, jax.core.Tracer):
+        # Which devices they are is known by the arguments: a trace serves all meshes of a shape.
+        mesh = mesh.abstract_mesh
+    return _attend(mesh, x, kernel, bias)
 
 
-def _attend_forward(x: Array, kernel: Array, bias: Array) -> tuple[Array, tuple[Array, ...]]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(mesh: Mesh | AbstractMesh | None, x: Array, kernel: Array, bias: Array) -> Array:
+    return _attend_forward(mesh, x, kernel, bias)[0]
+
+
+def _attend_forward(
+    mesh: Mesh | AbstractMesh | None, x: Array, kernel: Array, bias: Array
+) -> tuple[Array, tuple[Array, ...]]:
     qkv = jnp.einsum("btc,chid->bhidt", x, kernel.astype(x.dtype))
     qkv = qkv + bias[None, ..., None].astype(x.dtype)
-    o, z = _forward(qkv)
+    o, z = _on_each_device(mesh, forward_kernel, plain_forward)(qkv)
     return _tokens_second(o), (x, kernel, bias, qkv, o, z)
 
 
-def _attend_backward(kept: tuple[Array, ...], do: Array) -> tuple[Array, Array, Array]:
+def _attend_backward(
+    mesh: Mesh | AbstractMesh | None, kept: tuple[Array, ...], do: Array
+) -> tuple[Array, Array, Array]:
     x, kernel, bias, qkv, o, z = kept
-    dqkv, sums = _backward(qkv, o, z, jnp.swapaxes(do, 1, 2).reshape(o.shape))
+    do = jnp.swapaxes(do, 1, 2).reshape(o.shape)
+    # Sums over the images of each device, (devices, heads, 3, c, lanes).
+    dqkv, sums = _on_each_device(mesh, backward_kernel, plain_backward)(qkv, o, z, do)
     flat = dqkv.reshape(x.shape[0], -1, x.shape[1])
     # With heads as axes of their own this product takes twice as long.
     dx = jnp.einsum("bdt,cd->btc", flat, kernel.reshape(x.shape[2], -1).astype(x.dtype))
@@ -96,31 +114,22 @@ def _attend_backward(kept: tuple[Array, ...], do: Array) -> tuple[Array, Array, 
     return dx, dkernel, sums.sum((0, -1)).astype(bias.dtype)
 
 
-attend.defvjp(_attend_forward, _attend_backward)
+_attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _tokens_second(o: Array) -> Array:
     return jnp.swapaxes(o.reshape(o.shape[0], -1, o.shape[-1]), 1, 2)
 
 
-def _forward(x: Array) -> tuple[Array, Array]:
-    """o ``(B, heads, c, T)``, and z ``(B, heads, 1, T)``, log2 sum exp of the logits of a query."""
-    return _on_each_device(forward_kernel, plain_forward, 2)(x)
-
-
-def _backward(x: Array, o: Array, z: Array, do: Array) -> tuple[Array, Array]:
-    """dx, and sums of dx over all tokens and images, ``(devices, heads, 3, c, lanes)``."""
-    return _on_each_device(backward_kernel, plain_backward, 2)(x, o, z, do)
-
-
-def _on_each_device(kernel: Callable, plain: Callable, results: int) -> Callable:
+def _on_each_device(
+    mesh: Mesh | AbstractMesh | None, kernel: Callable, plain: Callable
+) -> Callable:
     """The kernel on TPUs, its definition elsewhere, on the images of each device apart."""
     either = functools.partial(lax.platform_dependent, tpu=kernel, default=plain)
-    mesh = target.mesh()
     if mesh is None:
         return either
     split = jax.sharding.PartitionSpec(mesh.axis_names)
-    return jax.shard_map(either, mesh=mesh, in_specs=split, out_specs=(split,) * results,
+    return jax.shard_map(either, mesh=mesh, in_specs=split, out_specs=(split, split),
                          check_vma=False)  # fmt: skip
 
 

@@ -32,7 +32,8 @@ class Biased(NamedTuple):
     """Feature maps whose channels each lack a number, ``x + bias``.
 
     The gradient of a bias is a sum over all images.  A norm has it from sums that it takes
-    anyway; who adds the bias reads the gradients of the images once more.
+    anyway; who adds the bias reads the gradients of the images once more.  Networks keep biases
+    apart where that was found to be faster (`biases_apart`).
 
     Attributes:
       x: ``(B, H, W, C)``.
@@ -41,6 +42,14 @@ class Biased(NamedTuple):
 
     x: Array
     bias: Array | None
+
+    def __repr__(self) -> str:
+        return f"Biased(x {self.x.dtype}{list(self.x.shape)})"
+
+
+def biases_apart() -> bool:
+    """Whether the blocks of a network leave their biases to norms: on TPUs."""
+    return target.takes_forms_of("tpu")
 
 
 def biased(x: Array | Biased) -> Biased:
@@ -366,6 +375,12 @@ def _group_statistics(
     centre = per_channel(group_mean)
     centre = centre if shift is None else centre - shift
     return centre, per_channel(lax.rsqrt(group_var + eps))
+
+
+def norm_of(norm: GroupNorm, x: Array | Biased) -> Array:
+    """The norm of ``x + bias``, which takes the bias as its shift."""
+    x, bias = biased(x)
+    return norm(x, shift=None if bias is None else bias[None])
 
 
 class PositionalEmbedding(nn.Module):

@@ -140,6 +140,33 @@ def test_each_device_attends_to_its_images():
     assert not any(kind in program.as_text() for kind in sent)
     for one, other in zip(program(*placed), expected, strict=True):
         close(one, other)  # gradients are added up over devices, in another order
+    with target.batch_over(mesh):  # and without a program around it
+        close(attention_kernel.attend(*placed[:3]), expected[0])
+
+
+def test_a_trace_serves_meshes_of_the_same_shape():
+    if jax.device_count() < 4:
+        pytest.skip("needs four devices")
+    x, kernel, bias, _ = projection_draws()
+    attend = jax.jit(attention_kernel.attend)
+    results = []
+    for devices in (jax.devices()[:2], jax.devices()[2:4]):
+        mesh = jax.sharding.Mesh(np.array(devices), ("data",))
+        split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+        with target.batch_over(mesh):
+            results.append(attend(jax.device_put(x, split), kernel, bias))
+        assert results[-1].sharding.device_set == set(devices)
+    np.testing.assert_array_equal(*(np.float32(r) for r in results))
+
+
+def test_the_gradient_belongs_to_the_mesh_of_the_value():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
+    x, kernel, bias, do = projection_draws()
+    with target.batch_over(1):
+        _, pullback = jax.vjp(attention_kernel.attend, x[:1], kernel, bias)
+    with target.batch_over(mesh):
+        got = pullback(do[:1])  # an image, which two devices cannot share
+    assert got[0].shape == (1, *x.shape[1:])
 
 
 def one_chip(kind, monkeypatch):
@@ -211,6 +238,15 @@ def test_it_is_tried_before_it_is_trusted(monkeypatch):
             attention_lib, "_relative_error", lambda *given: real(*given[:3], "cpu")
         )
         assert attention_lib.in_one_kernel("bfloat16", 2, 64, 2, 16)
+        attention_lib.tpu_kernel_works.cache_clear()
+        # As in a step that many devices share, while it is traced.
+        mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
+        taken = []
+        with target.batch_over(mesh):
+            jax.eval_shape(
+                lambda: taken.append(attention_lib.in_one_kernel("bfloat16", 2, 64, 2, 16))
+            )
+        assert taken == [True]
         attention_lib.tpu_kernel_works.cache_clear()
         monkeypatch.setattr(attention_lib, "_relative_error", lambda *_: 0.1)
         with pytest.warns(UserWarning, match=r"kernel for TPUs: for \(64, 2, 16\) .* off by 0\.1"):
