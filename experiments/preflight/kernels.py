@@ -1,8 +1,8 @@
 """How long kernels take, which the compiler for TPUs counts only when it is asked to.
 
 A kernel (Pallas) is a program of its own within another.  Beside it the optimised text has no
-cycles, unless the library is told to keep a profile of what it compiles; of a whole network that
-takes it an hour.  So each kernel is compiled by itself, in a few seconds.  As a program (``-m``)
+cycles, unless the library is told to keep a profile of what it compiles; of a single block that
+takes it minutes.  So each kernel is compiled by itself, in a few seconds.  As a program (``-m``)
 this reads a JSON object from its input and prints one.
 """
 
