@@ -146,7 +146,7 @@ def _draw(
         devices = sharding.mesh.size
         replicated = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
         model, guidance = jax.device_put((model, program.keywords["guidance"]), replicated)
-        program = functools.partial(program, guidance=guidance)
+        program = functools.partial(program, guidance=guidance, mesh=sharding.mesh)
     else:
         devices = 1
     part = -(-batch_size // (processes * devices)) * devices
@@ -214,10 +214,11 @@ def lower_batch(
             asked=sampling.request(model.preconditioning),
             guidance=None,
             trajectory=False,
+            mesh=sharding.mesh,
         )
 
 
-@functools.partial(jax.jit, static_argnames="trajectory")
+@functools.partial(jax.jit, static_argnames=("trajectory", "mesh"))
 def sample_batch(
     model: Model,
     seeds: Array,
@@ -227,8 +228,9 @@ def sample_batch(
     asked: samplers.Request,
     guidance: PyTree | None,
     trajectory: bool,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Array | Trajectory:
-    """One batch; compiled once per (network, shape, sampler, N)."""
+    """One batch; compiled once per (network, shape, sampler, N), and mesh (`target.batch_over`)."""
     keys = seeds_lib.image_keys(seeds)
     learned = learns_variance(asked)
     denoiser = model.denoiser(model.variables, variance=learned)

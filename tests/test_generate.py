@@ -11,7 +11,7 @@ import edm_jax
 from edm_jax import grids, models, seeds
 from edm_jax.generate import lower_batch
 from edm_jax.model import describe, from_description
-from edm_jax.models.ops import target
+from edm_jax.models.ops import attention_kernel, target
 from edm_jax.samplers import Churn, sample_heun
 from edm_jax.sampling import Sampling
 from edm_jax.train import sharding
@@ -347,3 +347,26 @@ def test_a_program_made_ahead_of_time_draws_the_same():
     )  # fmt: skip
     expected = edm_jax.sample(model, range(8), labels, sampling=sampling)
     np.testing.assert_allclose(images, expected, **PIXELS)
+
+
+def test_devices_of_another_mesh_of_the_same_shape(monkeypatch):
+    """Operations that run on each device belong to theirs, as attention's kernel for TPUs."""
+    monkeypatch.setattr(target, "device_kind", lambda: "TPU v5 lite")
+    network = dict(
+        name="SongUNet", img_resolution=8, in_channels=1, out_channels=1, model_channels=16,
+        channel_mult=[1], num_blocks=1, attn_resolutions=[8], dtype="bfloat16",
+    )  # fmt: skip
+    description = describe(network=network, precond={"name": "edm", "sigma_data": 0.5},
+                           image_shape=(8, 8, 1), num_classes=0)  # fmt: skip
+    net = models.build(network.pop("name"), **network)
+    model = from_description(description, drawn_variables(net, seed=1))
+    called = []
+    attend = attention_kernel.attend
+    monkeypatch.setattr(attention_kernel, "attend", lambda *a: called.append(1) or attend(*a))
+    images = []
+    with target.assumed("tpu"):
+        for devices in (jax.devices()[:2], jax.devices()[2:4]):
+            split = sharding.batch_sharding(sharding.make_mesh(devices))
+            images.append(draw(range(4), model=model, batch_size=4, sharding=split))
+    np.testing.assert_array_equal(*images)
+    assert called

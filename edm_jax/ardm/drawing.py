@@ -19,7 +19,7 @@ def to_unit_range(x: Array, num_values: int) -> Array:
     return x.astype(jnp.float32) * (2 / (num_values - 1)) - 1
 
 
-@functools.partial(jax.jit, static_argnames="trajectory")
+@functools.partial(jax.jit, static_argnames=("trajectory", "mesh"))
 def draw_batch(
     model: Any,
     seeds: Array,
@@ -28,8 +28,9 @@ def draw_batch(
     policies: Array,
     guidance: None = None,
     trajectory: bool = False,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Array | Path:
-    """One batch; compiled once per (network, shape, calls).
+    """One batch; compiled once per (network, shape, calls), and mesh.
 
     Args:
       model: of kind "ardm".
@@ -37,6 +38,7 @@ def draw_batch(
       rows: ``(B, num_classes)``, or None.
       policies: ``(S, n + 1)``.
       guidance: there is none.
+      mesh: over which the batch is split (`edm_jax.models.ops.target.batch_over`).
       trajectory: return every state, in values 0..K-1.
 
     Returns:

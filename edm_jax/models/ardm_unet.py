@@ -253,7 +253,11 @@ class ArdmUNet(nn.Module):
         skips = [h]
         for name in names:
             down, up = name.startswith("down"), name.startswith("up")
-            given = (h, skips.pop()) if up else h
+            given = h
+            if up and biases_apart():
+                given = (h, skips.pop())
+            elif up:
+                given = jnp.concatenate([h, skips.pop()], axis=-1)
             h = self._block(name)(given, emb, seed_of[name])
             skips += [h] if down else []
         h = norm_of(GroupNorm(_EPS, silu=True, name="out_norm"), h)

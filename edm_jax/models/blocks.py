@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -260,7 +262,7 @@ class UNetBlock(nn.Module):
 def _total(*terms: Array | None) -> Array | None:
     """Their sum; None if there are none."""
     there = [term for term in terms if term is not None]
-    return sum(there) if there else None
+    return functools.reduce(operator.add, there) if there else None
 
 
 def _row(bias: Array | None) -> Array | None:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import Mesh
 
 from edm_jax.models.ops import target
 from edm_jax.typing import Array
@@ -79,20 +79,16 @@ def attend(x: Array, kernel: Array, bias: Array) -> Array:
     Returns:
       ``(B, T, heads c)`` of the dtype of x; logits and softmax are float32.
     """
-    mesh = target.mesh()
-    if mesh is not None and isinstance(x, jax.core.Tracer):
-        # Which devices they are is known by the arguments: a trace serves all meshes of a shape.
-        mesh = mesh.abstract_mesh
-    return _attend(mesh, x, kernel, bias)
+    return _attend(target.mesh(), x, kernel, bias)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(mesh: Mesh | AbstractMesh | None, x: Array, kernel: Array, bias: Array) -> Array:
+def _attend(mesh: Mesh | None, x: Array, kernel: Array, bias: Array) -> Array:
     return _attend_forward(mesh, x, kernel, bias)[0]
 
 
 def _attend_forward(
-    mesh: Mesh | AbstractMesh | None, x: Array, kernel: Array, bias: Array
+    mesh: Mesh | None, x: Array, kernel: Array, bias: Array
 ) -> tuple[Array, tuple[Array, ...]]:
     qkv = jnp.einsum("btc,chid->bhidt", x, kernel.astype(x.dtype))
     qkv = qkv + bias[None, ..., None].astype(x.dtype)
@@ -101,7 +97,7 @@ def _attend_forward(
 
 
 def _attend_backward(
-    mesh: Mesh | AbstractMesh | None, kept: tuple[Array, ...], do: Array
+    mesh: Mesh | None, kept: tuple[Array, ...], do: Array
 ) -> tuple[Array, Array, Array]:
     x, kernel, bias, qkv, o, z = kept
     do = jnp.swapaxes(do, 1, 2).reshape(o.shape)
@@ -121,9 +117,7 @@ def _tokens_second(o: Array) -> Array:
     return jnp.swapaxes(o.reshape(o.shape[0], -1, o.shape[-1]), 1, 2)
 
 
-def _on_each_device(
-    mesh: Mesh | AbstractMesh | None, kernel: Callable, plain: Callable
-) -> Callable:
+def _on_each_device(mesh: Mesh | None, kernel: Callable, plain: Callable) -> Callable:
     """The kernel on TPUs, its definition elsewhere, on the images of each device apart."""
     either = functools.partial(lax.platform_dependent, tpu=kernel, default=plain)
     if mesh is None:

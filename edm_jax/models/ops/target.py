@@ -80,7 +80,8 @@ def batch_over(devices: int | Mesh) -> Iterator[None]:
     """Trace for batches that are split over so many devices, or over all axes of a mesh.
 
     Of a mesh operations know where the parts are, so that a kernel that the compiler cannot
-    split may be run on each.
+    split may be run on each.  What is traced then belongs to its devices: a jitted function that
+    several meshes call needs the mesh as a static argument, or is made of `over`.
     """
     token = _devices.set(devices)
     try:
