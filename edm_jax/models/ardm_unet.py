@@ -19,7 +19,6 @@ from edm_jax.models.ops.layers import (
     GroupNorm,
     Linear,
     biases_apart,
-    norm_of,
     num_groups,
     silu,
 )
@@ -253,14 +252,10 @@ class ArdmUNet(nn.Module):
         skips = [h]
         for name in names:
             down, up = name.startswith("down"), name.startswith("up")
-            given = h
-            if up and biases_apart():
-                given = (h, skips.pop())
-            elif up:
-                given = jnp.concatenate([h, skips.pop()], axis=-1)
+            given = (h, skips.pop()) if up else h
             h = self._block(name)(given, emb, seed_of[name])
             skips += [h] if down else []
-        h = norm_of(GroupNorm(_EPS, silu=True, name="out_norm"), h)
+        h = GroupNorm(_EPS, silu=True, name="out_norm")(h)
         # Zero at the start: a uniform distribution, or nearly so.
         out = Conv2d(self.out_channels, 3, initial=Init(weight=0.0), name="out_conv")
         return out(h).astype(jnp.float32)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import math
-import operator
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -23,7 +21,6 @@ from edm_jax.models.ops.layers import (
     conv_parameters,
     joined,
     matmul,
-    norm_of,
 )
 from edm_jax.typing import Array, Key
 
@@ -84,16 +81,8 @@ class QKV(nn.Module):
         return _project(x, *_qkv_parameters(self, x.shape[-1], self.heads, self.initial))
 
 
-class SelfAttention(nn.Module):
-    """`QKV` and what the queries find, in one kernel, where `in_one_kernel` says so.
-
-    Attributes:
-      heads: attention heads.
-      initial: distribution of the initial values.
-    """
-
-    heads: int
-    initial: Init
+class SelfAttention(QKV):
+    """`QKV` and what the queries find, in one kernel, where `in_one_kernel` says so."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -211,11 +200,12 @@ class UNetBlock(nn.Module):
         sampling = {"up": self.up, "down": self.down, "resample_filter": self.resample_filter}
         apart = {"bias_apart": self.biases_apart}
         conv = {"features": out, "initial": self.initial, **apart}
-        parts = [biased(part) for part in (x if type(x) is tuple else (x,))]
+        several = isinstance(x, tuple) and not isinstance(x, Biased)  # which is a tuple too
+        parts = [biased(part) for part in (x if several else (x,))]
         x = _side_by_side(parts)
 
         norm0 = GroupNorm(self.eps, silu=True, groups=self.norm_groups, name="norm0")
-        h = norm0(x.x, shift=_row(x.bias), parts=tuple(part.x for part in parts))
+        h = norm0(x, parts=tuple(part.x for part in parts))
         h = biased(Conv2d(kernel_size=3, **conv, **sampling, name="conv0")(h))
         width = 2 * out if self.adaptive_scale else out
         affine = Linear(width, initial=self.initial, axes=("embed", "channels_out"), name="affine")
@@ -223,9 +213,9 @@ class UNetBlock(nn.Module):
         p = affine(emb).astype(h.x.dtype)
         norm1 = GroupNorm(self.eps, silu=True, groups=self.norm_groups, name="norm1")
         if self.adaptive_scale:
-            h = norm1(h.x, shift=_row(h.bias), modulation=(p[:, :out], p[:, out:]))
+            h = norm1(h, modulation=(p[:, :out], p[:, out:]))
         else:
-            h = norm1(h.x, shift=_total(p, _row(h.bias)))
+            h = norm1(h, shift=p)
         if seeds is not None and self.dropout > 0:
             h = dropout(h, self.dropout, seeds)
         h = biased(Conv2d(out, 3, **apart, initial=self.initial_zero, name="conv1")(h))
@@ -242,7 +232,7 @@ class UNetBlock(nn.Module):
         b, height, width, channels = x.x.shape
         heads, tokens = self.heads, height * width
         norm2 = GroupNorm(self.eps, groups=self.norm_groups, name="norm2")
-        h = norm_of(norm2, x).reshape(b, tokens, channels)
+        h = norm2(x).reshape(b, tokens, channels)
         initial = self.initial if self.initial_attn is None else self.initial_attn
         if in_one_kernel(h.dtype, b, tokens, heads, channels // heads):
             a = SelfAttention(heads, initial, name="qkv")(h)
@@ -253,20 +243,11 @@ class UNetBlock(nn.Module):
         return self._sum(Biased(a.x.reshape(x.x.shape), a.bias), x)
 
     def _sum(self, h: Biased, x: Biased) -> Biased:
-        bias = _total(h.bias, x.bias)
-        return Biased(
-            (h.x + x.x) * self.skip_scale, None if bias is None else bias * self.skip_scale
-        )
-
-
-def _total(*terms: Array | None) -> Array | None:
-    """Their sum; None if there are none."""
-    there = [term for term in terms if term is not None]
-    return functools.reduce(operator.add, there) if there else None
-
-
-def _row(bias: Array | None) -> Array | None:
-    return None if bias is None else bias[None]
+        """``(h + x) skip_scale``, of which x may have no bias yet."""
+        bias = h.bias if x.bias is None else h.bias + x.bias
+        if bias is not None:
+            bias = bias * self.skip_scale
+        return Biased((h.x + x.x) * self.skip_scale, bias)
 
 
 def _side_by_side(parts: list[Biased]) -> Biased:

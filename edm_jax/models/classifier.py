@@ -24,7 +24,6 @@ from edm_jax.models.ops.layers import (
     PositionalEmbedding,
     biased,
     biases_apart,
-    norm_of,
     silu,
 )
 from edm_jax.models.ops.remat import remat
@@ -172,8 +171,8 @@ class NoisyClassifier(nn.Module):
             else:
                 x = self._block(entry)(x, emb)
         x, bias = biased(x)
-        norm = GroupNorm(silu=True, groups=GROUPS, name="out_norm")
-        x = norm_of(norm, Biased(x.astype(jnp.float32), bias))
+        x = Biased(x.astype(jnp.float32), bias)
+        x = GroupNorm(silu=True, groups=GROUPS, name="out_norm")(x)
         heads = x.shape[-1] // self.channels_per_head
         return AttentionPool(self.num_classes, heads, name="pool")(x)
 

@@ -17,7 +17,6 @@ from edm_jax.models.ops.layers import (
     GroupNorm,
     biases_apart,
     joined,
-    norm_of,
     num_groups,
 )
 from edm_jax.models.ops.remat import remat
@@ -131,7 +130,7 @@ class UNet(nn.Module):
                 x = self._conv(entry, 3, bias_apart=biases_apart())(x)
             elif entry.kind == "norm":
                 norm = GroupNorm(self.settings["eps"], silu=True, name=entry.module_name)
-                normed = norm_of(norm, x)
+                normed = norm(x)
             elif entry.kind == "output":
                 y = self._conv(entry, 3, initial=self.settings["initial_zero"])(normed)
                 output = y if output is None else output + y

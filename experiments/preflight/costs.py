@@ -10,7 +10,6 @@ import dataclasses
 import json
 import math
 import os
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -28,8 +27,8 @@ from edm_jax.train.state import TrainState
 from edm_jax.train.step import init_state
 from experiments.config import build
 from experiments.config.experiment import Experiment
+from experiments.preflight import children
 
-RESULT = "bytes per device: "
 # A process has no more CPU devices: those with higher numbers count as another one's.
 MAX_DEVICES = 2048
 # How well the code of an operation is optimised does not change which buffers there are.
@@ -267,34 +266,14 @@ def compiled_memory(experiment: Experiment, shape: DataShape, num_devices: int) 
         return compile_step(experiment, shape, jax.devices()[:num_devices])
     flags = f"--xla_force_host_platform_device_count={num_devices} {FAST_COMPILATION}"
     request = {"config": experiment.config, "shape": dataclasses.asdict(shape)}
-    path = os.pathsep.join(entry for entry in sys.path if entry)
     # This one would count for more than the flag.
     environment = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
-    done = subprocess.run(
-        [sys.executable, "-m", __spec__.name],
-        input=json.dumps(request),
-        env=environment | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith(RESULT)]
-    if done.returncode or not lines:
-        raise ValueError(
-            f"the training step does not compile for {num_devices} devices ({last_words(done)})"
-        )
-    return CompiledMemory(**json.loads(lines[-1].removeprefix(RESULT)))
-
-
-def last_words(done: subprocess.CompletedProcess[str]) -> str:
-    """Why a compiling process ended."""
-    if done.returncode == -9:
-        return (
-            "it was killed, as it is where the memory of the computer runs out: compiling a large "
-            "network takes up to 16 GiB"
-        )
-    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    return f"exit code {done.returncode}: {last}"
+    environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    answers, done = children.ask(__spec__.name, request, environment)
+    if done.returncode or not answers:
+        why = children.last_words(done)
+        raise ValueError(f"the training step does not compile for {num_devices} devices ({why})")
+    return CompiledMemory(**answers[-1])
 
 
 def _main() -> None:
@@ -303,7 +282,7 @@ def _main() -> None:
     shape = DataShape(**request["shape"])
     with target.plain_forms():  # the CPU stands in for another device
         memory = compile_step(experiment, shape, jax.devices())
-    print(RESULT + json.dumps(dataclasses.asdict(memory)), flush=True)
+    children.answer(dataclasses.asdict(memory))
 
 
 if __name__ == "__main__":

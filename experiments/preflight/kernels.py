@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -19,11 +18,10 @@ from collections.abc import Iterable
 import jax
 
 from edm_jax.models.ops import attention_kernel
-from experiments.preflight import program
+from experiments.preflight import children, program
 from experiments.preflight.program import Kernel
 from experiments.preflight.topologies import Topology
 
-RESULT = "cycles of kernels: "
 # By the names that the optimised text has for them.
 KERNELS = {
     "attention_forward": attention_kernel.forward_kernel,
@@ -48,19 +46,9 @@ def count(kernels: Iterable[Kernel], topology: Topology) -> dict[Kernel, int]:
     with tempfile.TemporaryDirectory() as folder:
         given = os.environ.get("LIBTPU_INIT_ARGS", "")
         flags = f"{given} --xla_jf_dump_static_llo_profile_to={folder}".strip()
-        done = subprocess.run(
-            [sys.executable, "-m", __spec__.name],
-            input=json.dumps(request),
-            env=os.environ
-            | topology.environment()
-            | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "LIBTPU_INIT_ARGS": flags},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    lines = [line for line in done.stdout.splitlines() if line.startswith(RESULT)]
-    found = [json.loads(line.removeprefix(RESULT)) for line in lines]
-    return {kernels[index]: cycles for index, cycles in found if cycles}
+        environment = os.environ | topology.environment() | {"LIBTPU_INIT_ARGS": flags}
+        answers, _ = children.ask(__spec__.name, request, environment)
+    return {kernels[index]: cycles for index, cycles in answers if cycles}
 
 
 def cycles_of(kernel: Kernel, device: jax.Device) -> int:
@@ -92,8 +80,7 @@ def _main() -> None:
     from jax.experimental import topologies
 
     request = json.load(sys.stdin)
-    topology = request["topology"] | {"shape": tuple(request["topology"]["shape"])}
-    topology = Topology(**topology)
+    topology = Topology.of(request["topology"])
     device = topologies.get_topology_desc(
         platform="tpu", topology_name=topology.name, **topology.options()
     ).devices[0]
@@ -103,7 +90,7 @@ def _main() -> None:
         if kernel.name not in KERNELS or not known:
             continue
         try:
-            print(RESULT + json.dumps([index, cycles_of(kernel, device)]), flush=True)
+            children.answer([index, cycles_of(kernel, device)])
         except Exception as error:  # the others may be counted
             print(f"{kernel.name}: {error}", file=sys.stderr)
 

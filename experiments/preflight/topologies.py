@@ -87,6 +87,11 @@ class Topology:
     shape: tuple[int, ...]
     slices: int = 1
 
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Topology:
+        """That of `dataclasses.asdict`, which may have been JSON meanwhile."""
+        return cls(**{**fields, "shape": tuple(fields["shape"])})
+
     @property
     def chip(self) -> Chip:
         """What one chip can do."""

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 from typing import Any
@@ -24,10 +23,9 @@ from edm_jax.models.variables import abstract_variables
 from edm_jax.train import sharding
 from experiments.config import build as configurations
 from experiments.config.experiment import Experiment
-from experiments.preflight import costs, kernels, program
+from experiments.preflight import children, costs, kernels, program
 from experiments.preflight.topologies import Topology
 
-RESULT = "compiled for TPUs: "
 STEP, SAMPLER = "training step", "sampler"
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # "Ran out of memory on HBM, the total memory required for HLO temporaries (44.75G) exceeds
@@ -120,21 +118,12 @@ def compiled(
         "topology": dataclasses.asdict(topology),
         "which": which,
     }
-    path = os.pathsep.join(entry for entry in sys.path if entry)
-    done = subprocess.run(
-        [sys.executable, "-m", __spec__.name],
-        input=json.dumps(request),
-        env=os.environ | topology.environment() | {"PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith(RESULT)]
-    if done.returncode or not lines:
-        raise ValueError(
-            f"the {which} does not compile for {topology.name} ({costs.last_words(done)})"
-        )
-    return Program(**json.loads(lines[-1].removeprefix(RESULT)))
+    environment = os.environ | topology.environment()
+    answers, done = children.ask(__spec__.name, request, environment)
+    if done.returncode or not answers:
+        why = children.last_words(done)
+        raise ValueError(f"the {which} does not compile for {topology.name} ({why})")
+    return Program(**answers[-1])
 
 
 def lowered(
@@ -214,14 +203,18 @@ def compile_here(
 
 
 def _from_request(request: dict[str, Any]) -> tuple[Any, ...]:
-    topology = request["topology"] | {"shape": tuple(request["topology"]["shape"])}
     experiment, _ = configurations.experiment(request["config"]).on("tpu")
-    return experiment, costs.DataShape(**request["shape"]), Topology(**topology), request["which"]
+    return (
+        experiment,
+        costs.DataShape(**request["shape"]),
+        Topology.of(request["topology"]),
+        request["which"],
+    )
 
 
 def _main() -> None:
     done, _ = compile_here(*_from_request(json.load(sys.stdin)))
-    print(RESULT + json.dumps(dataclasses.asdict(done)), flush=True)
+    children.answer(dataclasses.asdict(done))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,13 @@ def in_one_kernel(dtype: Any, batch: int, tokens: int, heads: int, channels: int
     It does in bfloat16 on the chips that it was made for; of several devices, if it is known
     which images are where (`target.batch_over` of a mesh).  On a machine with such a chip it is
     tried first (`tpu_kernel_works`).
+
+    Args:
+      dtype: of q, k and v.
+      batch: images of all devices together.
+      tokens: T of each image.
+      heads: their number.
+      channels: c of a head.
     """
     half = jnp.dtype(dtype) == jnp.bfloat16
     if not (half and target.takes_forms_of("tpu") and tokens >= TPU_TOKENS_IN_KERNEL):
@@ -222,8 +229,11 @@ def cudnn_works(shape: tuple[int, int, int], dtype: str) -> bool:
 
 @functools.cache
 def tpu_kernel_works(shape: tuple[int, int, int]) -> bool:
-    """Whether `attention_kernel` runs on this machine and agrees with float32; as `cudnn_works`."""
+    """Whether `attention_kernel` runs on this machine and agrees with float32; as `cudnn_works`.
 
+    Args:
+      shape: ``(T, heads, c)``.
+    """
     tokens, heads, channels = shape
 
     def kernel(q: Array, k: Array, v: Array) -> Array:
@@ -246,8 +256,11 @@ def _works(
     """Whether a kernel runs and agrees with float32; if not, a warning says why."""
     # The caller may be tracing for many devices, or guard transfers; this runs at once, on
     # numbers, on one.
-    here = (jax.ensure_compile_time_eval(), jax.transfer_guard("allow"), target.batch_over(1))
-    with here[0], here[1], here[2]:
+    with (
+        jax.ensure_compile_time_eval(),
+        jax.transfer_guard("allow"),
+        target.batch_over(1),
+    ):
         try:
             error = _relative_error(kernel, shape, dtype, platform)
         except Exception as reason:  # a library that is missing or old, another chip

@@ -195,6 +195,7 @@ class Conv2d(nn.Module):
 
     @nn.nowrap
     def _apply(self, x: Array, given: Array | None) -> Biased:
+        """Of x ``(B, H, W, in)`` that lacks the bias ``given`` ``(in,)``."""
         if self.up and self.down:
             raise ValueError("a convolution resamples up or down, not both")
         taps = self.resample_filter
@@ -261,7 +262,7 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Array,
+        x: Array | Biased,
         shift: Array | None = None,
         modulation: tuple[Array, Array] | None = None,
         parts: tuple[Array, ...] | None = None,
@@ -269,7 +270,7 @@ class GroupNorm(nn.Module):
         """Normalise.
 
         Args:
-          x: ``(B, H, W, C)``.
+          x: ``(B, H, W, C)``; the bias of a `Biased` is part of the shift.
           shift: ``(B or 1, C)`` added to x beforehand.
           modulation: ``(a, b)``, each ``(B or 1, C)``.
           parts: the arrays that x is joined of along its channels, if it is.  Moments are those
@@ -279,6 +280,9 @@ class GroupNorm(nn.Module):
         Returns:
           The shape and dtype of x; statistics are float32.
         """
+        x, lacking = biased(x)
+        if lacking is not None:
+            shift = lacking[None] if shift is None else shift + lacking[None]
         channels = x.shape[-1]
         scale_init = nn.with_logical_partitioning(nn.initializers.ones, ("channels",))
         bias_init = nn.with_logical_partitioning(nn.initializers.zeros, ("channels",))
@@ -375,12 +379,6 @@ def _group_statistics(
     centre = per_channel(group_mean)
     centre = centre if shift is None else centre - shift
     return centre, per_channel(lax.rsqrt(group_var + eps))
-
-
-def norm_of(norm: GroupNorm, x: Array | Biased) -> Array:
-    """The norm of ``x + bias``, which takes the bias as its shift."""
-    x, bias = biased(x)
-    return norm(x, shift=None if bias is None else bias[None])
 
 
 class PositionalEmbedding(nn.Module):

@@ -1,6 +1,7 @@
 """Arithmetic and memory of a run, against closed forms, XLA's own count and a compilation."""
 
 import dataclasses
+import json
 import math
 import subprocess
 
@@ -14,7 +15,7 @@ from configs import cifar10, tiny
 from edm_jax.data.sources.base import ArraySource
 from edm_jax.models.variables import abstract_variables
 from experiments.config import build
-from experiments.preflight import costs
+from experiments.preflight import children, costs
 
 DIGITS = costs.DataShape((8, 8, 1), 10)
 
@@ -219,14 +220,14 @@ def test_a_compilation_that_fails_is_one_line(network, monkeypatch):
         return subprocess.CompletedProcess(command, 1, "", "Traceback\n ...\nValueError: no luck\n")
 
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
-    monkeypatch.setattr(costs.subprocess, "run", run)
+    monkeypatch.setattr(children.subprocess, "run", run)
     with pytest.raises(ValueError, match=r"for 3 devices \(exit code 1: ValueError: no luck\)"):
         costs.compiled_memory(network[0], DIGITS, 3)
 
 
 def test_a_compilation_that_took_all_memory_says_so():
     killed = subprocess.CompletedProcess(["python"], -9, "", "")
-    words = costs.last_words(killed)
+    words = children.last_words(killed)
     assert "killed" in words and "memory of the computer" in words and "\n" not in words
 
 
@@ -235,11 +236,11 @@ def test_what_travels_to_the_compilation(network, monkeypatch):
     sent = {}
 
     def run(command, **options):
-        sent.update(costs.json.loads(options["input"]))
-        answer = costs.RESULT + '{"state": 1, "temporary": 2, "platform": "cpu"}'
+        sent.update(json.loads(options["input"]))
+        answer = children.ANSWER + '{"state": 1, "temporary": 2, "platform": "cpu"}'
         return subprocess.CompletedProcess(command, 0, f"noise\n{answer}\n", "")
 
-    monkeypatch.setattr(costs.subprocess, "run", run)
+    monkeypatch.setattr(children.subprocess, "run", run)
     assert costs.compiled_memory(network[0], DIGITS, 2) == costs.CompiledMemory(1, 2, "cpu")
     assert costs.DataShape(**sent["shape"]).batch(2) == DIGITS.batch(2)
     assert sent["config"]["sampler"]["s_tmax"] == math.inf

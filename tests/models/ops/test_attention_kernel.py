@@ -148,6 +148,7 @@ def test_arrays_need_not_be_placed():
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
     x, kernel, bias, _ = projection_draws()
     got = jax.jit(target.over(mesh, attention_kernel.attend))(x, kernel, bias)
+    assert got.sharding.device_set == set(mesh.devices.flat)
     close(got, attention_kernel.attend(x, kernel, bias))
 
 
